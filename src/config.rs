@@ -1,0 +1,1 @@
+//! Settings: one table drives flags, environment and file.

@@ -1,0 +1,1 @@
+//! Peers and PeerHandler over gRPC.

@@ -1,0 +1,128 @@
+//! Every metric's name, kind, unit and help in one table.
+//!
+//! All are described and registered at zero when the recorder is installed, so that a dashboard never meets a metric
+//! that is absent because nothing happened yet. Labels are of small sets only, never a key. A layer that measures
+//! takes its handles once, when it is built, and not per request.
+
+use metrics::{Counter, Gauge, Histogram, Label};
+
+/// What a metric is; a histogram carries its buckets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram(&'static [f64]),
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub help: &'static str,
+    /// The label sets it is registered at zero with. Sets that only a running cluster knows (peers) come later.
+    pub zero: &'static [&'static [(&'static str, &'static str)]],
+}
+
+/// Seconds: from a tenth of a millisecond to ten seconds.
+const LATENCY: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// How many requests travel or commit together.
+const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+const PLAIN: &[&[(&str, &str)]] = &[&[]];
+
+macro_rules! metrics_table {
+    ($($konst:ident = $name:literal, $kind:expr, $help:literal, $zero:expr;)*) => {
+        $(pub const $konst: Metric = Metric { name: $name, kind: $kind, help: $help, zero: $zero };)*
+        /// The table, in the order of the docs.
+        pub const TABLE: &[Metric] = &[$($konst),*];
+    };
+}
+
+/// Operations of a client, by level.
+const OPERATIONS: &[&[(&str, &str)]] = &[
+    &[("operation", "get"), ("consistency", "one")],
+    &[("operation", "get"), ("consistency", "quorum")],
+    &[("operation", "get"), ("consistency", "all")],
+    &[("operation", "put"), ("consistency", "one")],
+    &[("operation", "put"), ("consistency", "quorum")],
+    &[("operation", "put"), ("consistency", "all")],
+    &[("operation", "delete"), ("consistency", "one")],
+    &[("operation", "delete"), ("consistency", "quorum")],
+    &[("operation", "delete"), ("consistency", "all")],
+];
+const MEMBER_STATES: &[&[(&str, &str)]] = &[&[("state", "alive")], &[("state", "suspect")], &[("state", "down")]];
+const SLOT_HEALTH: &[&[(&str, &str)]] = &[&[("health", "full")], &[("health", "quorum")], &[("health", "lost")]];
+const FAILURES: &[&[(&str, &str)]] =
+    &[&[("outcome", "applied")], &[("outcome", "not_applied")], &[("outcome", "unknown")]];
+const DIRECTIONS: &[&[(&str, &str)]] = &[&[("direction", "sent")], &[("direction", "received")]];
+
+metrics_table! {
+    HTTP_REQUESTS = "a3_http_requests_total", Kind::Counter, "HTTP requests answered, by method and status class.", &[];
+    HTTP_SECONDS = "a3_http_request_duration_seconds", Kind::Histogram(LATENCY), "Time from the end of the request's headers to the answer, in seconds.", PLAIN;
+    HTTP_IN_FLIGHT = "a3_http_requests_in_flight", Kind::Gauge, "HTTP requests being answered.", PLAIN;
+    HTTP_CONNECTIONS = "a3_http_connections", Kind::Gauge, "Open HTTP connections.", PLAIN;
+    HTTP_SHED = "a3_http_requests_shed_total", Kind::Counter, "Requests answered 503 because the node had too many under way.", PLAIN;
+    HTTP_CUT = "a3_http_connections_cut_total", Kind::Counter, "Connections cut at a deadline or refused at a limit.", PLAIN;
+    OPERATION_SECONDS = "a3_operation_duration_seconds", Kind::Histogram(LATENCY), "Time the coordinator took for an operation, by operation and consistency, in seconds.", OPERATIONS;
+    OPERATION_FAILURES = "a3_operation_failures_total", Kind::Counter, "Operations that failed at this coordinator, by operation and consistency.", OPERATIONS;
+    WRITE_FAILURES = "a3_write_failures_total", Kind::Counter, "Failed writes by what became of them.", FAILURES;
+    RESTAMPS = "a3_write_restamps_total", Kind::Counter, "Writes stamped a second time because this clock lagged.", PLAIN;
+    WEAK_WRITES = "a3_write_not_strict_total", Kind::Counter, "Acknowledged writes that fewer than a majority of home replicas held at that time.", PLAIN;
+    READ_REPAIRS = "a3_read_repair_total", Kind::Counter, "Reads that found disagreeing copies and wrote the newest back.", PLAIN;
+    STAND_INS = "a3_stand_ins_total", Kind::Counter, "Requests sent to a fallback in place of a home replica.", PLAIN;
+    HINTS_PENDING = "a3_hints_pending", Kind::Gauge, "Hints kept on this node, by target.", &[];
+    HINTS_BYTES = "a3_hints_bytes", Kind::Gauge, "Bytes of the hints kept on this node, by target.", &[];
+    HINTS_OLDEST = "a3_hints_oldest_age_seconds", Kind::Gauge, "Age of the oldest hint kept on this node, in seconds.", PLAIN;
+    HINTS_STORED = "a3_hints_stored_total", Kind::Counter, "Hints stored on this node.", PLAIN;
+    HINTS_DELIVERED = "a3_hints_delivered_total", Kind::Counter, "Hints delivered to their home replica.", PLAIN;
+    HINTS_DROPPED = "a3_hints_dropped_total", Kind::Counter, "Hints dropped undelivered.", PLAIN;
+    MESH_MESSAGES = "a3_mesh_messages_total", Kind::Counter, "Messages of the hot path, by direction.", DIRECTIONS;
+    MESH_BATCH = "a3_mesh_batch_requests", Kind::Histogram(BATCH), "Requests in one sent message of the hot path.", PLAIN;
+    MESH_BYTES = "a3_mesh_bytes_total", Kind::Counter, "Bytes of messages of the hot path before compression and framing, by direction.", DIRECTIONS;
+    MESH_ERRORS = "a3_mesh_errors_total", Kind::Counter, "Requests to peers without an answer, by reason.", &[
+        &[("reason", "unreachable")], &[("reason", "timed_out")], &[("reason", "lost")], &[("reason", "overloaded")],
+        &[("reason", "wrong_recipient")], &[("reason", "foreign_cluster")], &[("reason", "protocol")], &[("reason", "refused")],
+    ];
+    MESH_CONNECTED = "a3_mesh_peer_connected", Kind::Gauge, "Whether the stream to a peer is open (1) or not (0), by peer.", &[];
+    PEER_SECONDS = "a3_mesh_request_duration_seconds", Kind::Histogram(LATENCY), "Time from queueing a request to a peer to its answer, in seconds.", PLAIN;
+    GOSSIP_MEMBERS = "a3_gossip_members", Kind::Gauge, "Members by what gossip holds of them.", MEMBER_STATES;
+    GOSSIP_PACKETS = "a3_gossip_packets_total", Kind::Counter, "Gossip packets, by direction.", DIRECTIONS;
+    EPOCH = "a3_topology_epoch", Kind::Gauge, "Epoch of the topology this node holds; 0 before it has one.", PLAIN;
+    SLOTS = "a3_ring_slots", Kind::Gauge, "Slots by how many of their home replicas are reachable: all, a majority, fewer.", SLOT_HEALTH;
+    SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;
+    STORE_KEYS = "a3_store_keys", Kind::Gauge, "Live keys on this node.", PLAIN;
+    STORE_TOMBSTONES = "a3_store_tombstones", Kind::Gauge, "Tombstones on this node.", PLAIN;
+    STORE_BYTES = "a3_store_bytes", Kind::Gauge, "Bytes of keys and values on this node.", PLAIN;
+    STORE_FILE = "a3_store_file_bytes", Kind::Gauge, "Size of the database file, in bytes.", PLAIN;
+    STORE_WAL = "a3_store_wal_bytes", Kind::Gauge, "Size of the write-ahead log, in bytes.", PLAIN;
+    STORE_COMMIT_SECONDS = "a3_store_commit_duration_seconds", Kind::Histogram(LATENCY), "Time of one group commit, in seconds.", PLAIN;
+    STORE_COMMIT_BATCH = "a3_store_commit_batch_requests", Kind::Histogram(BATCH), "Requests in one group commit.", PLAIN;
+    STORE_CHECKPOINTS = "a3_store_checkpoints_total", Kind::Counter, "Checkpoints of the write-ahead log.", PLAIN;
+    STORE_DAMAGED = "a3_store_damaged_rows_total", Kind::Counter, "Rows that failed their checksum.", PLAIN;
+    STORE_CONFLICTS = "a3_store_version_conflicts_total", Kind::Counter, "Records of one version with different contents; must stay zero.", PLAIN;
+    STORE_WRITABLE = "a3_store_writable", Kind::Gauge, "Whether the store takes writes (1) or has stopped (0).", PLAIN;
+    CLOCK_SKEW = "a3_clock_skew_seconds", Kind::Gauge, "This node's wall clock minus the median of the clocks heard in the last 30 s.", PLAIN;
+    CLOCK_REFUSED = "a3_clock_stamps_refused_total", Kind::Counter, "Records refused because their stamp was too far ahead.", PLAIN;
+    READY = "a3_node_ready", Kind::Gauge, "Whether the node answers clients (1) or not (0).", PLAIN;
+    BUILD = "a3_build_info", Kind::Gauge, "Always 1; the label names the version.", &[&[("version", env!("CARGO_PKG_VERSION"))]];
+}
+
+fn labels(pairs: &[(&'static str, &str)]) -> Vec<Label> {
+    pairs.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect()
+}
+
+/// A handle of a counter in the table.
+pub fn counter(metric: Metric, pairs: &[(&'static str, &str)]) -> Counter {
+    metrics::counter!(metric.name, labels(pairs))
+}
+
+/// A handle of a gauge in the table.
+pub fn gauge(metric: Metric, pairs: &[(&'static str, &str)]) -> Gauge {
+    metrics::gauge!(metric.name, labels(pairs))
+}
+
+/// A handle of a histogram in the table.
+pub fn histogram(metric: Metric, pairs: &[(&'static str, &str)]) -> Histogram {
+    metrics::histogram!(metric.name, labels(pairs))
+}

@@ -1,0 +1,1 @@
+//! Stamps that are never issued twice.

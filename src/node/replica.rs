@@ -1,0 +1,1 @@
+//! The replica: requests of peers, handed to the store.

@@ -1,0 +1,124 @@
+//! What a client asks of a coordinator, and what it is told: honest about what really happened.
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::ports::Seen;
+use crate::types::{ContentType, Key, Level, NodeNum, Record, Version};
+
+/// A client's read.
+#[derive(Clone, Debug)]
+pub struct Get {
+    pub key: Key,
+    pub level: Level,
+    pub deadline: Instant,
+    /// Ask every home replica for its version, for showing them side by side.
+    pub every_copy: bool,
+}
+
+/// What a read found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The newest record among those that count; a tombstone or an expired value too.
+    pub record: Option<Record>,
+    /// Whether a reader finds a value, by the coordinator's hybrid clock.
+    pub live: bool,
+    /// False where a stand-in was counted: it may miss writes that were strict.
+    pub strict: bool,
+    /// The home replicas of the key.
+    pub replicas: Vec<NodeNum>,
+    /// What each node that answered holds: nothing, or which version.
+    pub copies: Vec<(NodeNum, Option<Seen>)>,
+}
+
+/// A client's write.
+#[derive(Clone, Debug)]
+pub struct Put {
+    pub key: Key,
+    pub content: NewContent,
+    pub level: Level,
+    pub deadline: Instant,
+}
+
+/// What a write leaves behind.
+#[derive(Clone, Debug)]
+pub enum NewContent {
+    Value { bytes: Bytes, content_type: Option<ContentType> },
+    Tombstone,
+}
+
+/// What a write really did, from the replies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    pub version: Version,
+    pub level: Level,
+    pub replicas: Vec<NodeNum>,
+    /// Home replicas that have it on disk.
+    pub acked: Vec<NodeNum>,
+    /// Home replica -> the node that keeps a hint for it.
+    pub hinted: Vec<(NodeNum, NodeNum)>,
+    /// False while fewer than a majority of home replicas hold it, or where fewer were heard before it was stamped
+    /// again.
+    pub strict: bool,
+    /// No answering replica had a live value before.
+    pub created: bool,
+}
+
+/// What became of a write that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A majority of home replicas has it on disk, though the level asked for more.
+    Applied,
+    /// Nothing was sent, or every replica refused.
+    NotApplied,
+    Unknown,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Applied => "applied",
+            Outcome::NotApplied => "not_applied",
+            Outcome::Unknown => "unknown",
+        }
+    }
+}
+
+/// Why an operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FailureKind {
+    /// Not enough replicas can be had now.
+    #[error("not enough replicas can be reached")]
+    Unavailable,
+    /// Not enough of them answered in time.
+    #[error("not enough replicas answered in time")]
+    TimedOut,
+    /// This cluster can never satisfy the level.
+    #[error("the cluster keeps fewer copies than the level asks for")]
+    Impossible,
+    /// This node's clock is off, so it does not coordinate writes.
+    #[error("this node's clock is {by_ms} ms off the median of its peers' clocks")]
+    ClockSkew { by_ms: i64 },
+    /// No topology yet, or draining.
+    #[error("the node is not ready")]
+    NotReady,
+    /// Replicas have no room.
+    #[error("the replicas' disks are full")]
+    DiskFull,
+    /// Fewer requests, please.
+    #[error("too many requests are under way")]
+    Overloaded,
+}
+
+/// A failed operation: who was needed, who answered, and why the others did not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// Of writes only.
+    pub outcome: Option<Outcome>,
+    pub level: Level,
+    /// Answers needed.
+    pub required: usize,
+    pub acked: Vec<NodeNum>,
+    pub failed: Vec<(NodeNum, String)>,
+}

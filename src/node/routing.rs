@@ -1,0 +1,1 @@
+//! The topology in force.

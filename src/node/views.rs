@@ -1,0 +1,117 @@
+//! What a node tells people about itself and its cluster: plain values, gathered from memory.
+
+use crate::ports::{HintTotals, NodeInfo};
+use crate::types::{ClusterId, Epoch, InstanceId, Key, NodeNum, Slot, Token, Topology};
+use std::sync::Arc;
+
+/// What gossip holds of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Liveness {
+    Alive,
+    Suspect,
+    Down,
+}
+
+impl Liveness {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Liveness::Alive => "alive",
+            Liveness::Suspect => "suspect",
+            Liveness::Down => "down",
+        }
+    }
+}
+
+/// One member as this node sees it.
+#[derive(Clone, Debug)]
+pub struct MemberView {
+    pub node: NodeNum,
+    pub instance: InstanceId,
+    pub liveness: Liveness,
+    /// Whether the coordinator here would ask it right now.
+    pub reachable: bool,
+    /// Slots it is a home replica of.
+    pub slots: usize,
+    /// Live addresses, else those of the topology.
+    pub mesh_address: String,
+    pub http_address: String,
+    pub zone: Option<String>,
+    pub weight: u32,
+    /// What it said of itself, once it did.
+    pub info: Option<NodeInfo>,
+    /// Hints owed to it by all nodes, as far as they told.
+    pub hints_owed: u64,
+}
+
+/// The cluster as this node sees it.
+#[derive(Clone, Debug)]
+pub struct ClusterView {
+    pub asked: NodeNum,
+    pub cluster_id: ClusterId,
+    pub epoch: Epoch,
+    pub rf: u8,
+    pub members: Vec<MemberView>,
+}
+
+/// Whether the cluster can do its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterHealth {
+    /// Every home replica of every slot is reachable.
+    Healthy,
+    /// Every slot can be read and written at quorum, stand-ins counted.
+    Degraded,
+    /// Some slot cannot.
+    Unavailable,
+}
+
+#[derive(Clone, Debug)]
+pub struct HealthView {
+    pub health: ClusterHealth,
+    /// Slots with all their home replicas reachable.
+    pub slots_full: usize,
+    /// Slots with a majority of home replicas reachable (those with all included).
+    pub slots_at_quorum: usize,
+    /// Slots that cannot be served at quorum even with stand-ins.
+    pub slots_unavailable: usize,
+    pub slots_total: usize,
+    pub members_down: Vec<NodeNum>,
+    pub hints_pending: u64,
+}
+
+/// Where a key lives.
+#[derive(Clone, Debug)]
+pub struct PlacementView {
+    pub key: Key,
+    pub token: Token,
+    pub slot: Slot,
+    pub home_replicas: Vec<NodeNum>,
+    pub fallbacks: Vec<NodeNum>,
+    /// Of both lists: who would be asked right now.
+    pub reachable: Vec<NodeNum>,
+}
+
+/// One condition of readiness.
+#[derive(Clone, Debug)]
+pub struct Check {
+    pub name: &'static str,
+    pub ok: bool,
+    /// What is missing, or a fact worth knowing.
+    pub detail: String,
+}
+
+/// Whether the node answers clients, and what it waits for.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    pub ready: bool,
+    pub checks: Vec<Check>,
+}
+
+/// The hints this node keeps, per target.
+#[derive(Clone, Debug)]
+pub struct HintsView {
+    pub asked: NodeNum,
+    pub targets: Vec<(NodeNum, HintTotals)>,
+}
+
+/// The ring, slot by slot.
+pub type RingView = Arc<Topology>;

@@ -1,0 +1,1 @@
+//! First start: who proposes epoch 1, and when it is committed.

@@ -1,0 +1,1 @@
+//! The planner: which member keeps which slot.

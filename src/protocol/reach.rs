@@ -1,0 +1,1 @@
+//! Which peers are worth asking, and for how long to wait.

@@ -1,0 +1,1 @@
+//! Whether this node's wall clock can be trusted.

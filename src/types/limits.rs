@@ -1,0 +1,25 @@
+//! Every limit that is not a setting, named with its unit. Settings (value size, hint bytes, deadlines) live in
+//! `config` and reach a module through its `Options`.
+
+/// Longest key, in bytes. The shortest is one byte.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Longest content type that is stored with a value, in bytes.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+/// The most a value may be configured to hold, in bytes (the setting `VALUE_BYTES_MAX` defaults to 1 MiB).
+pub const VALUE_BYTES_CEILING: usize = 64 * 1024 * 1024;
+/// Most members a topology may list.
+pub const MEMBERS_MAX: usize = 256;
+/// Most copies of a key.
+pub const REPLICATION_FACTOR_MAX: usize = 16;
+/// Longest zone name, in bytes.
+pub const ZONE_BYTES_MAX: usize = 64;
+/// Longest published address (`host:port`), in bytes.
+pub const ADDRESS_BYTES_MAX: usize = 255;
+/// Largest weight of a member.
+pub const WEIGHT_MAX: u32 = 1000;
+/// One message between two nodes holds this many bytes of requests, or one request, whichever is more.
+pub const MESH_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// A value longer than this, in bytes, travels on the second stream, so that it does not delay small ones.
+pub const SMALL_VALUE_BYTES_MAX: usize = 64 * 1024;
+/// A gossip packet, in bytes.
+pub const GOSSIP_PACKET_BYTES_MAX: usize = 64 * 1024;

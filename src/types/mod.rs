@@ -1,0 +1,21 @@
+//! The vocabulary: plain values that every layer shares. No I/O, no async, no clock, no randomness.
+//!
+//! Invariants are kept by construction: a [`Key`] is never empty or over its limit, a [`Version`] orders like the
+//! design says, a [`Record`] carries the checksum of all it is.
+
+mod id;
+mod identity;
+mod key;
+mod level;
+pub mod limits;
+mod record;
+mod topology;
+mod version;
+
+pub use id::{ClusterId, Epoch, InstanceId, NodeNum, Writer};
+pub use identity::Identity;
+pub use key::{Chunk, Key, KeyError, Leaf, Slot, Token, TokenSeed};
+pub use level::{Level, LevelParseError, majority};
+pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
+pub use topology::{Member, Topology, TopologyError};
+pub use version::{Hlc, HybridClock, Version, VersionParseError};
