@@ -1,1 +1,51 @@
-//! The topology in force.
+//! The topology in force: one ring at a time, replaced whole, read by every request.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::protocol::ring::Ring;
+use crate::types::{Epoch, Topology};
+
+/// Holds the ring. It only ever moves to a higher epoch.
+#[derive(Debug)]
+pub struct Routing {
+    ring: RwLock<Option<Arc<Ring>>>,
+    epoch: watch::Sender<Epoch>,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self { ring: RwLock::new(None), epoch: watch::Sender::new(Epoch::default()) }
+    }
+}
+
+impl Routing {
+    /// `None` before the node has found or founded its cluster.
+    pub fn ring(&self) -> Option<Arc<Ring>> {
+        self.ring.read().clone()
+    }
+
+    /// Epoch 0 before there is a topology.
+    pub fn epoch(&self) -> Epoch {
+        *self.epoch.borrow()
+    }
+
+    /// Puts a topology in force, which the caller has on disk. An epoch that is not higher changes nothing.
+    pub fn install(&self, topology: Arc<Topology>) {
+        let mut ring = self.ring.write();
+        if ring.as_ref().is_some_and(|r| r.epoch() >= topology.epoch) {
+            return;
+        }
+        let epoch = topology.epoch;
+        *ring = Some(Arc::new(Ring::new(topology)));
+        drop(ring);
+        self.epoch.send_replace(epoch);
+    }
+
+    /// Wakes at each new epoch.
+    pub fn subscribe(&self) -> watch::Receiver<Epoch> {
+        self.epoch.subscribe()
+    }
+}
