@@ -1,5 +1,6 @@
 //! The drivers: asynchronous, over `protocol` and the ports. They send and wait; decisions are made by folds.
 
+pub mod answers;
 pub mod clock;
 pub mod coordinator;
 pub mod founding;
