@@ -151,12 +151,24 @@ pub struct Seen {
     pub written: Hlc,
     /// Whether a reader finds a value there (no tombstone, not expired, by the replica's clock).
     pub live: bool,
+    pub tombstone: bool,
     pub checksum: u64,
 }
 
 impl Seen {
     pub fn of(record: &Record, now: Hlc) -> Self {
-        Self { version: record.version, written: record.written, live: record.is_live(now), checksum: record.checksum }
+        Self {
+            version: record.version,
+            written: record.written,
+            live: record.is_live(now),
+            tombstone: record.is_tombstone(),
+            checksum: record.checksum,
+        }
+    }
+
+    /// Whether it loses against the other: the order of [`Record::beats`].
+    pub fn is_older_than(&self, other: &Seen) -> bool {
+        (self.version, self.tombstone, self.checksum) < (other.version, other.tombstone, other.checksum)
     }
 }
 

@@ -2,7 +2,7 @@
 
 pub mod answers;
 pub mod clock;
-pub mod coordinator;
+//pub mod coordinator;
 pub mod founding;
 pub mod gossip;
 pub mod handoff;
