@@ -3,6 +3,8 @@
 pub mod answers;
 pub mod clock;
 pub mod coordinator;
+#[cfg(test)]
+mod fakes;
 pub mod founding;
 pub mod gossip;
 pub mod handoff;
