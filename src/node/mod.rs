@@ -2,7 +2,9 @@
 
 pub mod answers;
 pub mod clock;
-//pub mod coordinator;
+pub mod coordinator;
+#[cfg(test)]
+mod fakes;
 pub mod founding;
 pub mod gossip;
 pub mod handoff;
