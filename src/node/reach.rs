@@ -63,10 +63,19 @@ impl Reach {
 
     /// It answered, even if late or with a refusal.
     pub fn answered(&self, node: NodeNum, took: Duration) {
+        self.note(node, |reach| reach.answered(took.as_micros() as u64));
+    }
+
+    /// It answered, nobody noted after how long.
+    pub fn heard(&self, node: NodeNum) {
+        self.note(node, PeerReach::heard);
+    }
+
+    fn note(&self, node: NodeNum, what: impl FnOnce(&mut PeerReach) -> bool) {
         if node == self.me {
             return;
         }
-        let back = self.known.lock().entry(node).or_default().reach.answered(took.as_micros() as u64);
+        let back = what(&mut self.known.lock().entry(node).or_default().reach);
         if back {
             tracing::info!(%node, "answers again");
             self.returned.send_modify(|n| *n += 1);

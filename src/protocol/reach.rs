@@ -69,12 +69,18 @@ impl PeerReach {
 
     /// It answered, however late. True where that made it reachable again.
     pub fn answered(&mut self, took_us: u64) -> bool {
-        let was_hanging = self.hangs >= HANGS_MAX;
-        self.hangs = 0;
-        self.same_hang_until_us = 0;
+        let back = self.heard();
         let moved =
             if took_us > self.p99_us { self.p99_us + self.p99_us / 16 } else { self.p99_us - self.p99_us / 1600 };
         self.p99_us = moved.clamp(PATIENCE_MIN_US / PATIENCE_P99S, PATIENCE_MAX_US / PATIENCE_P99S);
+        back
+    }
+
+    /// It answered, nobody knows after how long. True where that made it reachable again.
+    pub fn heard(&mut self) -> bool {
+        let was_hanging = self.hangs >= HANGS_MAX;
+        self.hangs = 0;
+        self.same_hang_until_us = 0;
         was_hanging && !self.down
     }
 

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use crate::node::answers::Answers;
+use crate::node::reach::Reach;
+use crate::ports::Answer;
 use crate::types::NodeNum;
 
 /// What a request was, packed into the tag that its answer carries.
@@ -51,6 +54,14 @@ impl Tag {
     }
 }
 
+/// What ended a wait.
+pub(super) enum Arrival {
+    Answer(Tag, Answer),
+    /// These nodes have been silent for longer than is usual; each is told once.
+    Silence(SmallVec<[NodeNum; 4]>),
+    Deadline,
+}
+
 /// One node that was asked.
 #[derive(Clone, Copy, Debug)]
 struct Wait {
@@ -71,29 +82,54 @@ impl Flight {
         self.waits.push(Wait { node, sent: now, until: Some(now + patience) });
     }
 
+    /// Waits for what comes first, and tells `reach` what it says about the peers.
+    pub(super) async fn arrival(&mut self, answers: &Answers, deadline: Instant, reach: &Reach) -> Arrival {
+        let arrived = match answers.try_next() {
+            Some(arrived) => Some(arrived),
+            None => {
+                let wake = self.next_check().map_or(deadline, |t| t.min(deadline));
+                timeout_at(wake, answers.next()).await.ok()
+            }
+        };
+        let now = Instant::now();
+        match arrived {
+            Some((tag, answer)) => {
+                let tag = Tag::unpack(tag);
+                if let Some(took) = self.answered(tag.from(), now)
+                    && answer.is_ok()
+                {
+                    reach.answered(tag.from(), took);
+                }
+                Arrival::Answer(tag, answer)
+            }
+            None if now >= deadline => Arrival::Deadline,
+            None => {
+                let silent = self.silent(now);
+                silent.iter().for_each(|n| reach.hung(*n));
+                Arrival::Silence(silent)
+            }
+        }
+    }
+
     /// Notes an answer: how long it took.
-    pub(super) fn answered(&mut self, node: NodeNum, now: Instant) -> Option<Duration> {
+    fn answered(&mut self, node: NodeNum, now: Instant) -> Option<Duration> {
         let at = self.waits.iter().position(|w| w.node == node)?;
         Some(now - self.waits.swap_remove(at).sent)
     }
 
     /// When to look for silent nodes, if any is waited for.
-    pub(super) fn next_check(&self) -> Option<Instant> {
+    fn next_check(&self) -> Option<Instant> {
         self.waits.iter().filter_map(|w| w.until).min()
     }
 
     /// Nodes whose silence has just stopped being usual, each once.
-    pub(super) fn silent(&mut self, now: Instant) -> SmallVec<[NodeNum; 4]> {
+    fn silent(&mut self, now: Instant) -> SmallVec<[NodeNum; 4]> {
         let mut silent = SmallVec::new();
         for wait in self.waits.iter_mut().filter(|w| w.until.is_some_and(|u| u <= now)) {
             wait.until = None;
             silent.push(wait.node);
         }
         silent
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.waits.clear();
     }
 }
 

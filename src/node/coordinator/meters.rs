@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Histogram};
-
-use crate::metrics;
+use crate::metrics::{self, Counter, Histogram};
 use crate::node::request::Outcome;
 use crate::types::Level;
 

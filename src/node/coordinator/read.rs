@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::node::answers::Answers;
 use crate::node::request::{Failure, FailureKind, Found, Get};
@@ -13,7 +13,7 @@ use crate::protocol::ring::Ring;
 use crate::types::{Epoch, Key, Level, Topology};
 
 use super::Coordinator;
-use super::flight::{Flight, Tag};
+use super::flight::{Arrival, Flight, Tag};
 use super::meters::Operation;
 use super::write::Writing;
 
@@ -75,31 +75,11 @@ impl Coordinator {
                 ReadState::Waiting => {}
                 state => return End::State(state),
             }
-            let arrived = match reading.answers.try_next() {
-                Some(arrived) => Some(arrived),
-                None => {
-                    let wake = flight.next_check().map_or(reading.deadline, |t| t.min(reading.deadline));
-                    timeout_at(wake, reading.answers.next()).await.ok()
-                }
-            };
-            let now = Instant::now();
-            let asks = match arrived {
-                Some((tag, answer)) => {
-                    let from = Tag::unpack(tag).from();
-                    if let Some(took) = flight.answered(from, now) {
-                        self.reach.answered(from, took);
-                    }
-                    if let Ok(ReplicaReply::WrongEpoch { topology }) = answer {
-                        return End::Stale(topology);
-                    }
-                    reading.fold.on_answer(from, answer, &|n| self.reach.ask(n))
-                }
-                None if now >= reading.deadline => return End::TimedOut,
-                None => {
-                    let silent = flight.silent(now);
-                    silent.iter().for_each(|n| self.reach.hung(*n));
-                    reading.fold.on_silence(&silent, &|n| self.reach.ask(n))
-                }
+            let asks = match flight.arrival(&reading.answers, reading.deadline, &self.reach).await {
+                Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => return End::Stale(topology),
+                Arrival::Answer(tag, answer) => reading.fold.on_answer(tag.from(), answer, &|n| self.reach.ask(n)),
+                Arrival::Silence(silent) => reading.fold.on_silence(&silent, &|n| self.reach.ask(n)),
+                Arrival::Deadline => return End::TimedOut,
             };
             self.send_reads(reading, &mut flight, asks);
         }

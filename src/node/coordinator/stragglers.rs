@@ -99,7 +99,11 @@ impl Stragglers {
     /// Tells the fold what has come. Nobody is asked for a hint that counts any more: the level is met.
     fn drain(&self, writing: &mut Writing) {
         while let Some((tag, answer)) = writing.answers.try_next() {
-            writing.on_answer(Tag::unpack(tag), &answer, &|_| Ask::No);
+            let tag = Tag::unpack(tag);
+            if answer.is_ok() {
+                self.reach.heard(tag.from());
+            }
+            writing.on_answer(tag, &answer, &|_| Ask::No);
         }
     }
 

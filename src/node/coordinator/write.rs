@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::node::answers::Answers;
 use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
@@ -13,7 +13,7 @@ use crate::protocol::ring::Ring;
 use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Version};
 
 use super::Coordinator;
-use super::flight::{Flight, Tag};
+use super::flight::{Arrival, Flight, Tag};
 use super::meters::Operation;
 
 /// One write under way: the fold that decides, and what is needed to send what it asks for.
@@ -153,31 +153,11 @@ impl Coordinator {
                 WriteState::Waiting => {}
                 state => return End::State(state),
             }
-            let arrived = match writing.answers.try_next() {
-                Some(arrived) => Some(arrived),
-                None => {
-                    let wake = flight.next_check().map_or(writing.deadline, |t| t.min(writing.deadline));
-                    timeout_at(wake, writing.answers.next()).await.ok()
-                }
-            };
-            let now = Instant::now();
-            let asks = match arrived {
-                Some((tag, answer)) => {
-                    let tag = Tag::unpack(tag);
-                    if let Some(took) = flight.answered(tag.from(), now) {
-                        self.reach.answered(tag.from(), took);
-                    }
-                    if let Ok(ReplicaReply::WrongEpoch { topology }) = answer {
-                        return End::Stale(topology);
-                    }
-                    writing.on_answer(tag, &answer, &|n| self.reach.ask(n))
-                }
-                None if now >= writing.deadline => return End::TimedOut,
-                None => {
-                    let silent = flight.silent(now);
-                    silent.iter().for_each(|n| self.reach.hung(*n));
-                    writing.fold.on_silence(&silent, &|n| self.reach.ask(n))
-                }
+            let asks = match flight.arrival(&writing.answers, writing.deadline, &self.reach).await {
+                Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => return End::Stale(topology),
+                Arrival::Answer(tag, answer) => writing.on_answer(tag, &answer, &|n| self.reach.ask(n)),
+                Arrival::Silence(silent) => writing.fold.on_silence(&silent, &|n| self.reach.ask(n)),
+                Arrival::Deadline => return End::TimedOut,
             };
             self.send_write(writing, &mut flight, asks);
         }

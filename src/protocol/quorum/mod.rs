@@ -13,17 +13,8 @@ mod write;
 pub use read::{ReadAsk, ReadFold, ReadState};
 pub use write::{WriteAsk, WriteFold, WriteState};
 
+pub use crate::protocol::reach::Ask;
 use crate::types::NodeNum;
-
-/// Whether a node is worth asking now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    Yes,
-    /// It was silent lately: ask it, but somebody beside it at once.
-    Probe,
-    /// It cannot be reached.
-    No,
-}
 
 /// What is known of the nodes' reachability when a fold decides.
 pub type Asking<'a> = &'a dyn Fn(NodeNum) -> Ask;
