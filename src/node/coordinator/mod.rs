@@ -13,6 +13,8 @@ mod flight;
 mod meters;
 mod read;
 mod stragglers;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::sync::Arc;

@@ -391,12 +391,16 @@ impl WriteFold {
         holders.len()
     }
 
-    /// Copies that count or may still come to count.
+    /// Copies that count or may still come to count: what is newer than this stamp may acknowledge the next one.
     fn possible(&self, set: &[NodeNum]) -> usize {
-        let open = |h: &Home| matches!(h, Home::Acked | Home::Silent | Home::Hung);
-        let homes = set.iter().filter(|n| self.home(**n).is_some_and(open)).count();
+        let open = |h: &Home| match h {
+            Home::Acked | Home::Silent | Home::Hung => true,
+            Home::Above(_) => self.round == Round::First,
+            Home::Missing { .. } => false,
+        };
+        let homes = set.iter().filter(|n| self.home(**n).is_some_and(&open)).count();
         // A hint whose home replica may still acknowledge is that copy, not another one.
-        let closed = |h: &HintAt| h.counted && !self.home(h.target).is_some_and(open);
+        let closed = |h: &HintAt| h.counted && !self.home(h.target).is_some_and(&open);
         homes + self.holders(set, closed)
     }
 

@@ -94,6 +94,16 @@ fn a_lagging_clock_stamps_again_once_a_majority_was_heard() {
 }
 
 #[test]
+fn with_two_copies_both_are_heard_before_it_is_stamped_again() {
+    let mut fold = fold(&[1, 2], &[], Level::Quorum);
+    fold.start(&all_up);
+    fold.on_write(n(1), &dominated(version(20, 2)), &all_up);
+    assert_eq!(fold.state(), WriteState::Waiting);
+    fold.on_write(n(2), &dominated(version(30, 2)), &all_up);
+    assert_eq!(fold.state(), WriteState::Restamp { above: Hlc(30) });
+}
+
+#[test]
 fn a_majority_of_acks_needs_no_second_stamp() {
     let mut fold = fold(&[1, 2, 3], &[], Level::Quorum);
     fold.start(&all_up);
