@@ -212,6 +212,7 @@ fn seen(seen: Seen) -> proto::Seen {
         version: Some(version(seen.version)),
         written: seen.written.0,
         live: seen.live,
+        tombstone: seen.tombstone,
         checksum: seen.checksum,
     }
 }
@@ -221,6 +222,7 @@ fn read_seen(seen: proto::Seen) -> Result<Seen, Malformed> {
         version: read_version(seen.version)?,
         written: Hlc(seen.written),
         live: seen.live,
+        tombstone: seen.tombstone,
         checksum: seen.checksum,
     })
 }

@@ -121,10 +121,12 @@ fn floor() -> impl Strategy<Value = Floor> {
 }
 
 fn seen() -> impl Strategy<Value = Seen> {
-    (version(), any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(version, written, live, checksum)| Seen {
+    let parts = (version(), any::<u64>(), any::<bool>(), any::<bool>(), any::<u64>());
+    parts.prop_map(|(version, written, live, tombstone, checksum)| Seen {
         version,
         written: Hlc(written),
         live,
+        tombstone,
         checksum,
     })
 }
