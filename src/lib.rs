@@ -20,6 +20,8 @@
 //! A layer may use any layer below it, and nothing else: `storage`, `mesh` and `node` never use each other and meet only in
 //! `server`. `tests/architecture.rs` fails when that is broken.
 //!
+//! Beside the stairs: [`metrics`], one table of all that is measured, and [`system`], the real clock, chance and tasks.
+//!
 //! # In which order to read
 //!
 //! 1. [`types`]: a key, its token, a version, a record, a topology.

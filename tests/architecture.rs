@@ -52,8 +52,8 @@ const BANNED: &[(&[&str], &[&str], &str)] = &[
 
 const FILE_LINES_MAX: usize = 500;
 
-/// Files that were too long when the rule came. The numbers may only go down.
-const LONG_FILES: &[(&str, usize)] = &[("src/ports.rs", 563)];
+/// Files over the limit, each with the most lines it may have. The numbers may only go down.
+const LONG_FILES: &[(&str, usize)] = &[];
 
 /// Rust text without comments and without what is inside literals, so that only code is judged. Line ends stay.
 fn code_of(text: &str) -> String {
@@ -219,6 +219,10 @@ fn violations(path: &str, text: &str) -> Vec<String> {
     }
     if let Some(allowed) = allowed {
         for head in looked_at(path, &tokens) {
+            // Tests of a layer may run it on the real system.
+            if head == "system" && path.contains("/tests") {
+                continue;
+            }
             let is_layer = LAYERS.iter().any(|(name, _)| *name == head);
             if is_layer && head != layer && !allowed.contains(&head) {
                 found.push(format!("{path}: {layer} must not look at {head}; it may use {}", allowed.join(", ")));
@@ -245,12 +249,12 @@ fn violations(path: &str, text: &str) -> Vec<String> {
     if !text.starts_with("//!") {
         found.push(format!("{path}: a module opens with //! and says what it is for"));
     }
-    found.extend(too_long(path, text.lines().count()));
+    found.extend(too_long(path, text.lines().count(), LONG_FILES));
     found
 }
 
-fn too_long(path: &str, lines: usize) -> Option<String> {
-    let listed = LONG_FILES.iter().find(|(name, _)| *name == path).map(|(_, lines)| *lines);
+fn too_long(path: &str, lines: usize, long_files: &[(&str, usize)]) -> Option<String> {
+    let listed = long_files.iter().find(|(name, _)| *name == path).map(|(_, lines)| *lines);
     match listed {
         None if lines > FILE_LINES_MAX => Some(format!("{path}: {lines} lines, {FILE_LINES_MAX} allowed: split it")),
         Some(most) if lines > most => Some(format!("{path}: {lines} lines, it had {most}: it may only shrink")),
@@ -297,7 +301,7 @@ fn the_house_is_in_order() {
     let lib = all.iter().find(|(path, _)| path == "src/lib.rs").map(|(_, text)| text.as_str()).unwrap();
     found.extend(missing_in_map(lib));
     for (path, text) in sources(root, "tests") {
-        found.extend(too_long(&path, text.lines().count()));
+        found.extend(too_long(&path, text.lines().count(), LONG_FILES));
     }
     for (path, _) in LONG_FILES.iter().filter(|(path, _)| !root.join(path).exists()) {
         found.push(format!("{path}: is gone: take it out of LONG_FILES"));
@@ -329,8 +333,10 @@ fn each_rule_can_fail() {
     }
     assert_eq!(violations("src/node/a.rs", "fn f() {}\n").len(), 1, "no //!");
     assert_eq!(violations("src/node/a.rs", &"//! long\n".repeat(501)).len(), 1);
-    assert!(too_long("src/ports.rs", 10_000).is_some_and(|f| f.contains("only shrink")));
-    assert!(too_long("src/ports.rs", 100).is_some_and(|f| f.contains("take it out")));
+    let long_files = [("src/ports.rs", 600)];
+    assert!(too_long("src/ports.rs", 601, &long_files).is_some_and(|f| f.contains("only shrink")));
+    assert!(too_long("src/ports.rs", 100, &long_files).is_some_and(|f| f.contains("take it out")));
+    assert!(too_long("src/ports.rs", 600, &long_files).is_none());
     assert_eq!(missing_in_map("//! `types` only.\npub mod types;\npub mod attic;\n").len(), 1);
 }
 

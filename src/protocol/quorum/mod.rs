@@ -32,9 +32,8 @@ mod testing {
 
     use smallvec::SmallVec;
 
-    use crate::ports::{Answer, ReplicaReply, Seen};
     use crate::protocol::ring::Placement;
-    use crate::types::{Content, Hlc, Key, NodeNum, Record, Version, Writer};
+    use crate::types::{Answer, Content, Hlc, Key, NodeNum, Record, ReplicaReply, Seen, Version, Writer};
 
     pub(super) fn n(number: u16) -> NodeNum {
         NodeNum(number)

@@ -14,10 +14,9 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::ports::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, Seen};
 use crate::protocol::quorum::{Ask, Asking};
 use crate::protocol::ring::Placement;
-use crate::types::{Hlc, Level, NodeNum, Record, majority};
+use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, ReadPart, Record, Refusal, ReplicaReply, Seen, majority};
 
 /// A read to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,7 @@
 
 use super::testing::*;
 use super::{Ask, ReadAsk, ReadFold, ReadState};
-use crate::ports::{Answer, PeerError, ReadPart, Refusal, ReplicaReply};
-use crate::types::{Floor, Hlc, Level, NodeNum, Version};
+use crate::types::{Answer, Floor, Hlc, Level, NodeNum, PeerError, ReadPart, Refusal, ReplicaReply, Version};
 
 fn all_up(_: NodeNum) -> Ask {
     Ask::Yes

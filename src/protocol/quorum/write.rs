@@ -10,14 +10,13 @@
 //!
 //! Caveat: a write that was stamped twice may have been seen under its first stamp.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
-use crate::ports::{Answer, PeerError, Refusal, ReplicaReply, Seen};
 use crate::protocol::quorum::{Ask, Asking};
 use crate::protocol::ring::Placement;
-use crate::types::{Hlc, Level, NodeNum, Version, majority};
-
-use std::sync::Arc;
+use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, Refusal, ReplicaReply, Seen, Version, majority};
 
 /// Something to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

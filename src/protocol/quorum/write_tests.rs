@@ -6,8 +6,7 @@ use proptest::prelude::*;
 
 use super::testing::*;
 use super::{Ask, WriteAsk, WriteFold, WriteState};
-use crate::ports::{Answer, PeerError, Refusal, ReplicaReply};
-use crate::types::{Hlc, Level, NodeNum};
+use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, Refusal, ReplicaReply};
 
 fn all_up(_: NodeNum) -> Ask {
     Ask::Yes
