@@ -99,6 +99,8 @@ impl fmt::Debug for Answers {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::ports::{PeerError, ReplicaReply};
 
@@ -118,16 +120,15 @@ mod tests {
         assert!(answers.try_next().is_none());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_waiting_task_is_woken() {
         let answers = Answers::new();
-        let reply_to = answers.reply_to(7);
-        let waiter = async { answers.next().await };
-        let sender = async {
-            tokio::task::yield_now().await;
-            reply_to.send(Ok(ReplicaReply::Hinted));
-        };
-        let (answer, ()) = tokio::join!(waiter, sender);
+        let waiting = Arc::clone(&answers);
+        #[expect(clippy::disallowed_methods, reason = "a task of its own, woken by nothing else")]
+        let waiter = tokio::spawn(async move { waiting.next().await });
+        tokio::task::yield_now().await;
+        answers.reply_to(7).send(Ok(ReplicaReply::Hinted));
+        let answer = tokio::time::timeout(Duration::from_secs(1), waiter).await.unwrap().unwrap();
         assert_eq!(answer, (7, Ok(ReplicaReply::Hinted)));
     }
 }

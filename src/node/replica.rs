@@ -382,6 +382,7 @@ mod tests {
         assert_eq!(world.ask_one(hint(FROM, &elsewhere)), ReplicaReply::Hinted);
         assert_eq!(world.ask_one(hint(ME, &elsewhere)), refused(Refusal::NotMember));
         let mine = world.key(true, Some(FROM));
+        assert_eq!(world.ask_one(hint(ME, &mine)), refused(Refusal::NotMember), "a hint for oneself is a write");
         assert_eq!(world.ask_one(hint(NodeNum(3), &mine)), refused(Refusal::NotMember), "not a home replica of it");
         let read = |hints| ReplicaRequest::Read { key: elsewhere.clone(), part: ReadPart::Record, hints };
         assert_eq!(world.ask_one(read(false)), refused(Refusal::NotMember));
