@@ -1,0 +1,505 @@
+//! The JSON that clients see. These types stop at this layer: nothing behind it knows of them.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::node::request::{Found, Receipt};
+use crate::node::views::{ClusterHealth, ClusterView, HealthView, HintsView, MemberView, PlacementView, RingView};
+use crate::ports::{NodeState, Seen};
+use crate::types::{Content, Key, NodeNum, Record, Slot, Topology};
+
+/// A value: any bytes.
+#[derive(Debug, ToSchema)]
+#[schema(as = Value, value_type = String, format = Binary)]
+#[expect(dead_code, reason = "it only describes a body")]
+pub(super) struct ValueBytes(Vec<u8>);
+
+/// A node by its number: `n1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(value_type = String, example = "n1", pattern = "^n[0-9]+$")]
+pub(super) struct NodeName(pub(super) NodeNum);
+
+impl Serialize for NodeName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+fn names<'a>(nodes: impl IntoIterator<Item = &'a NodeNum>) -> Vec<NodeName> {
+    nodes.into_iter().copied().map(NodeName).collect()
+}
+
+/// A key in JSON: as text, and where it is no text in base64 too.
+fn key_texts(key: &Key) -> (std::borrow::Cow<'_, str>, Option<String>) {
+    match std::str::from_utf8(key.as_bytes()) {
+        Ok(text) => (text.into(), None),
+        Err(_) => (String::from_utf8_lossy(key.as_bytes()), Some(BASE64_STANDARD.encode(key.as_bytes()))),
+    }
+}
+
+/// What a write really did, from the replies of the replicas.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Receipt)]
+pub(super) struct ReceiptBody<'a> {
+    /// Always true: a write that failed is a problem.
+    ok: bool,
+    /// `stored` or `deleted`.
+    #[schema(example = "stored")]
+    message: &'static str,
+    /// The key as text; what is not UTF-8 in it shows as U+FFFD.
+    #[schema(value_type = String, example = "name")]
+    key: std::borrow::Cow<'a, str>,
+    /// The exact key, where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    key_base64: Option<String>,
+    /// The version written; the ETag without its quotes.
+    #[schema(example = "018f3c5a1b2c0000-1-0")]
+    version: String,
+    #[schema(example = "quorum")]
+    consistency: &'static str,
+    /// The key's home replicas.
+    replicas: Vec<NodeName>,
+    /// Home replicas that have it on disk.
+    acked: Vec<NodeName>,
+    /// Home replicas that were unreachable, each with the node that keeps the write for it.
+    #[schema(value_type = std::collections::BTreeMap<String, String>, example = json!({"n2": "n3"}))]
+    hinted: HintedBody<'a>,
+    /// False while fewer than a majority of the home replicas hold it.
+    strict: bool,
+}
+
+#[derive(Debug)]
+struct HintedBody<'a>(&'a [(NodeNum, NodeNum)]);
+
+impl Serialize for HintedBody<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (home, keeper) in self.0 {
+            map.serialize_entry(&NodeName(*home), &NodeName(*keeper))?;
+        }
+        map.end()
+    }
+}
+
+impl<'a> ReceiptBody<'a> {
+    pub(super) fn of(key: &'a Key, receipt: &'a Receipt, message: &'static str) -> Self {
+        let (key, key_base64) = key_texts(key);
+        Self {
+            ok: true,
+            message,
+            key,
+            key_base64,
+            version: receipt.version.to_string(),
+            consistency: receipt.level.as_str(),
+            replicas: names(&receipt.replicas),
+            acked: names(&receipt.acked),
+            hinted: HintedBody(&receipt.hinted),
+            strict: receipt.strict,
+        }
+    }
+}
+
+/// One node's copy of a key.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Copy)]
+pub(super) struct CopyBody {
+    node: NodeName,
+    /// The version it holds; null when it holds nothing.
+    version: Option<String>,
+    /// Whether a reader finds a value in it (it is no tombstone).
+    live: bool,
+}
+
+impl From<&(NodeNum, Option<Seen>)> for CopyBody {
+    fn from((node, seen): &(NodeNum, Option<Seen>)) -> Self {
+        Self { node: NodeName(*node), version: seen.map(|s| s.version.to_string()), live: seen.is_some_and(|s| s.live) }
+    }
+}
+
+/// A record and its copies, side by side.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Record)]
+pub(super) struct RecordBody<'a> {
+    /// The key as text; what is not UTF-8 in it shows as U+FFFD.
+    #[schema(value_type = String, example = "name")]
+    key: std::borrow::Cow<'a, str>,
+    /// The exact key, where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    key_base64: Option<String>,
+    /// The value, where it is UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    value: Option<&'a str>,
+    /// The value, where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    value_base64: Option<String>,
+    /// Length of the value, in bytes.
+    bytes: usize,
+    #[schema(example = "text/plain")]
+    content_type: &'a str,
+    #[schema(example = "018f3c5a1b2c0000-1-0")]
+    version: String,
+    /// When it was written, milliseconds since 1970.
+    written_ms: u64,
+    /// False where a stand-in was counted: the answer may miss strict writes.
+    strict: bool,
+    /// The key's home replicas.
+    replicas: Vec<NodeName>,
+    /// What each node that answered holds.
+    copies: Vec<CopyBody>,
+}
+
+impl<'a> RecordBody<'a> {
+    /// Nothing for a tombstone.
+    pub(super) fn of(key: &'a Key, record: &'a Record, found: &'a Found) -> Option<Self> {
+        let Content::Value { bytes, content_type, .. } = &record.content else { return None };
+        let text = std::str::from_utf8(bytes).ok();
+        let (key, key_base64) = key_texts(key);
+        Some(Self {
+            key,
+            key_base64,
+            value: text,
+            value_base64: text.is_none().then(|| BASE64_STANDARD.encode(bytes)),
+            bytes: bytes.len(),
+            content_type: content_type.as_ref().map_or("application/octet-stream", |c| c.as_str()),
+            version: record.version.to_string(),
+            written_ms: record.written.ms(),
+            strict: found.strict,
+            replicas: names(&found.replicas),
+            copies: found.copies.iter().map(CopyBody::from).collect(),
+        })
+    }
+}
+
+/// The cluster, as the asked node sees it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Cluster)]
+pub(super) struct ClusterBody {
+    /// The node that was asked.
+    node: NodeName,
+    #[schema(format = "uuid")]
+    cluster_id: String,
+    /// The number of the topology.
+    epoch: u64,
+    /// Copies of each key that the cluster keeps, members permitting.
+    rf: u8,
+    members: Vec<MemberBody>,
+}
+
+impl From<ClusterView> for ClusterBody {
+    fn from(view: ClusterView) -> Self {
+        Self {
+            node: NodeName(view.asked),
+            cluster_id: view.cluster_id.to_string(),
+            epoch: view.epoch.0,
+            rf: view.rf,
+            members: view.members.into_iter().map(MemberBody::from).collect(),
+        }
+    }
+}
+
+/// A member. What only it can know is null until it has told.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Member)]
+pub(super) struct MemberBody {
+    id: NodeName,
+    #[schema(format = "uuid")]
+    instance: String,
+    /// What gossip holds of it: `alive`, `suspect` or `down`.
+    #[schema(example = "alive")]
+    liveness: &'static str,
+    /// Whether the asked node would send it requests now.
+    reachable: bool,
+    /// Slots it is a home replica of, of 256.
+    slots: usize,
+    /// `host:port` of the mesh.
+    #[schema(example = "127.0.0.1:50051")]
+    mesh_address: String,
+    /// `host:port` of REST.
+    #[schema(example = "127.0.0.1:8001")]
+    http_address: String,
+    zone: Option<String>,
+    weight: u32,
+    /// Hints owed to it by all nodes, as far as they told.
+    hints_owed: u64,
+    /// `starting`, `serving`, `draining` or `failed`.
+    state: Option<&'static str>,
+    /// The version of the program.
+    program: Option<String>,
+    /// The topology it holds.
+    epoch: Option<u64>,
+    /// Live keys it keeps.
+    keys: Option<u64>,
+    /// Bytes of keys and values it keeps.
+    bytes: Option<u64>,
+    /// Requests answered in the last second.
+    requests_per_second: Option<u64>,
+}
+
+impl From<MemberView> for MemberBody {
+    fn from(view: MemberView) -> Self {
+        let info = view.info.as_ref();
+        Self {
+            id: NodeName(view.node),
+            instance: view.instance.to_string(),
+            liveness: view.liveness.as_str(),
+            reachable: view.reachable,
+            slots: view.slots,
+            hints_owed: view.hints_owed,
+            state: info.map(|i| state_name(i.state)),
+            program: info.map(|i| i.program.clone()),
+            epoch: info.map(|i| i.epoch.0),
+            keys: info.map(|i| i.keys),
+            bytes: info.map(|i| i.bytes),
+            requests_per_second: info.map(|i| i.requests_per_second),
+            mesh_address: view.mesh_address,
+            http_address: view.http_address,
+            zone: view.zone,
+            weight: view.weight,
+        }
+    }
+}
+
+fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Starting => "starting",
+        NodeState::Serving => "serving",
+        NodeState::Draining => "draining",
+        NodeState::Failed => "failed",
+    }
+}
+
+/// Whether the cluster can do its work.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Health)]
+pub(super) struct HealthBody {
+    /// `healthy` (every home replica of every slot is reachable), `degraded` (every slot can be read and written at
+    /// quorum, stand-ins counted) or `unavailable` (some slot cannot).
+    #[schema(example = "healthy")]
+    status: &'static str,
+    /// Slots with all their home replicas reachable.
+    slots_full: usize,
+    /// Slots with a majority of their home replicas reachable, those with all included.
+    slots_at_quorum: usize,
+    /// Slots that cannot be served at quorum even with stand-ins.
+    slots_unavailable: usize,
+    slots_total: usize,
+    members_down: Vec<NodeName>,
+    /// Hints that wait for delivery, on all nodes, as far as they told.
+    hints_pending: u64,
+}
+
+impl From<HealthView> for HealthBody {
+    fn from(view: HealthView) -> Self {
+        let status = match view.health {
+            ClusterHealth::Healthy => "healthy",
+            ClusterHealth::Degraded => "degraded",
+            ClusterHealth::Unavailable => "unavailable",
+        };
+        Self {
+            status,
+            slots_full: view.slots_full,
+            slots_at_quorum: view.slots_at_quorum,
+            slots_unavailable: view.slots_unavailable,
+            slots_total: view.slots_total,
+            members_down: names(&view.members_down),
+            hints_pending: view.hints_pending,
+        }
+    }
+}
+
+/// The ring: for each slot its home replicas.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Ring)]
+pub(super) struct RingBody {
+    #[schema(format = "uuid")]
+    cluster_id: String,
+    epoch: u64,
+    rf: u8,
+    /// In order of the slots.
+    slots: Vec<SlotBody>,
+}
+
+/// One of 256 pieces of the keyspace.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Slot)]
+pub(super) struct SlotBody {
+    /// The first byte of the tokens in it, in hexadecimal.
+    #[schema(example = "0c", pattern = "^[0-9a-f]{2}$")]
+    slot: String,
+    /// The home replicas; the first is asked first.
+    replicas: Vec<NodeName>,
+}
+
+impl From<RingView> for RingBody {
+    fn from(topology: RingView) -> Self {
+        let slot = |slot: Slot, topology: &Topology| SlotBody {
+            slot: slot.to_string(),
+            replicas: names(topology.home_replicas(slot)),
+        };
+        Self {
+            cluster_id: topology.cluster_id.to_string(),
+            epoch: topology.epoch.0,
+            rf: topology.rf,
+            slots: Slot::all().map(|s| slot(s, &topology)).collect(),
+        }
+    }
+}
+
+/// Where a key lives.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Placement)]
+pub(super) struct PlacementBody {
+    /// The key as text; what is not UTF-8 in it shows as U+FFFD.
+    key: String,
+    /// The exact key, where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    key_base64: Option<String>,
+    /// The key's hash, in hexadecimal.
+    #[schema(example = "0c9a55d1f00b41aa")]
+    token: String,
+    /// The token's first byte.
+    #[schema(example = "0c")]
+    slot: String,
+    home_replicas: Vec<NodeName>,
+    /// Who stands in for a home replica, in order.
+    fallbacks: Vec<NodeName>,
+    /// Of both: who would be asked now.
+    reachable: Vec<NodeName>,
+}
+
+impl From<PlacementView> for PlacementBody {
+    fn from(view: PlacementView) -> Self {
+        let (key, key_base64) = key_texts(&view.key);
+        Self {
+            key: key.into_owned(),
+            key_base64,
+            token: view.token.to_string(),
+            slot: view.slot.to_string(),
+            home_replicas: names(&view.home_replicas),
+            fallbacks: names(&view.fallbacks),
+            reachable: names(&view.reachable),
+        }
+    }
+}
+
+/// The hints that the asked node keeps.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Hints)]
+pub(super) struct HintsBody {
+    /// The node that was asked.
+    node: NodeName,
+    /// All of them together.
+    pending: u64,
+    targets: Vec<HintTargetBody>,
+}
+
+/// The hints kept for one node.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = HintTarget)]
+pub(super) struct HintTargetBody {
+    node: NodeName,
+    count: u64,
+    bytes: u64,
+    /// When the oldest was kept, milliseconds since 1970; null when there is none.
+    oldest_ms: Option<u64>,
+    /// Dropped undelivered since the node started: too old, or no longer wanted.
+    dropped: u64,
+}
+
+impl From<HintsView> for HintsBody {
+    fn from(view: HintsView) -> Self {
+        Self {
+            node: NodeName(view.asked),
+            pending: view.targets.iter().map(|(_, totals)| totals.count).sum(),
+            targets: view
+                .targets
+                .into_iter()
+                .map(|(node, totals)| HintTargetBody {
+                    node: NodeName(node),
+                    count: totals.count,
+                    bytes: totals.bytes,
+                    oldest_ms: (totals.oldest_ms > 0).then_some(totals.oldest_ms),
+                    dropped: totals.dropped,
+                })
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ContentType, Hlc, Level, Version, Writer};
+    use serde_json::json;
+
+    fn receipt() -> Receipt {
+        Receipt {
+            version: Version::plain(Hlc(0x18f), Writer(1)),
+            level: Level::Quorum,
+            replicas: vec![NodeNum(1), NodeNum(2)],
+            acked: vec![NodeNum(1)],
+            hinted: vec![(NodeNum(2), NodeNum(3))],
+            strict: false,
+            created: true,
+        }
+    }
+
+    #[test]
+    fn a_receipt_says_what_was_done() {
+        let key = Key::new("a \"b\"\n").unwrap();
+        assert_eq!(
+            serde_json::to_value(ReceiptBody::of(&key, &receipt(), "stored")).unwrap(),
+            json!({
+                "ok": true, "message": "stored", "key": "a \"b\"\n", "version": "000000000000018f-1-0",
+                "consistency": "quorum", "replicas": ["n1", "n2"], "acked": ["n1"], "hinted": {"n2": "n3"},
+                "strict": false,
+            })
+        );
+    }
+
+    #[test]
+    fn a_key_that_is_no_text_comes_exact_too() {
+        let key = Key::new(vec![b'a', 0xff]).unwrap();
+        let body = serde_json::to_value(ReceiptBody::of(&key, &receipt(), "stored")).unwrap();
+        assert_eq!((&body["key"], &body["key_base64"]), (&json!("a\u{fffd}"), &json!("Yf8=")));
+    }
+
+    #[test]
+    fn a_record_shows_text_or_base64_and_each_copy() {
+        let key = Key::new("k").unwrap();
+        let version = Version::plain(Hlc::from_ms(5), Writer(1));
+        let shown = |bytes: &'static [u8]| {
+            let content = Content::Value {
+                bytes: bytes.into(),
+                content_type: Some(ContentType::new("text/plain").unwrap()),
+                expires_at_ms: None,
+            };
+            let record = Record::seal(&key, version, Hlc::from_ms(5), content);
+            let seen = Seen::of(&record, Hlc::from_ms(6));
+            let found = Found {
+                record: Some(record.clone()),
+                live: true,
+                strict: true,
+                replicas: vec![NodeNum(1), NodeNum(2)],
+                copies: vec![(NodeNum(1), Some(seen)), (NodeNum(2), None)],
+            };
+            serde_json::to_value(RecordBody::of(&key, &record, &found).unwrap()).unwrap()
+        };
+        let text = shown(b"hi");
+        assert_eq!((&text["value"], &text["bytes"], &text["written_ms"]), (&json!("hi"), &json!(2), &json!(5)));
+        assert_eq!(
+            text["copies"],
+            json!([{"node": "n1", "version": version.to_string(), "live": true}, {"node": "n2", "version": null, "live": false}])
+        );
+        let raw = shown(b"\xff");
+        assert_eq!((&raw["value_base64"], raw.get("value")), (&json!("/w=="), None));
+    }
+}

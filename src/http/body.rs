@@ -1,0 +1,163 @@
+//! Reading a request's body: up to the value's limit, before a deadline, and within what the node holds in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+
+use super::Options;
+use super::problem::{Code, Problem};
+
+/// The bodies being held for all requests, and their limits.
+#[derive(Debug)]
+pub(super) struct Bodies {
+    value_bytes_max: usize,
+    timeout: Duration,
+    held: Arc<AtomicUsize>,
+    held_max: usize,
+}
+
+/// A body, which weighs on the node until this is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) bytes: Bytes,
+    _weight: Weight,
+}
+
+#[derive(Debug)]
+struct Weight {
+    held: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Bodies {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            value_bytes_max: options.value_bytes_max,
+            timeout: options.body_timeout,
+            held: Arc::default(),
+            held_max: options.body_bytes_held_max.max(options.value_bytes_max),
+        }
+    }
+
+    /// Reads all of a body. A length that is announced and too large is refused before anything is read.
+    ///
+    /// # Errors
+    /// A problem of the kinds `value-too-large`, `body-timeout`, `overloaded` and `bad-request`.
+    pub(super) async fn read(&self, body: Body) -> Result<Held, Problem> {
+        let announced = body.size_hint().exact();
+        if announced.is_some_and(|length| length > self.value_bytes_max as u64) {
+            return Err(self.too_large());
+        }
+        let weight = self.weigh(announced.map_or(self.value_bytes_max, |length| length as usize))?;
+        match tokio::time::timeout(self.timeout, self.collect(body)).await {
+            Ok(collected) => Ok(Held { bytes: collected?, _weight: weight }),
+            Err(_) => Err(Problem::new(
+                Code::BodyTimeout,
+                format!("the body was not complete within {} s", self.timeout.as_secs_f64()),
+            )),
+        }
+    }
+
+    fn weigh(&self, bytes: usize) -> Result<Weight, Problem> {
+        let weight = Weight { held: Arc::clone(&self.held), bytes };
+        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
+        if bytes > 0 && before + bytes > self.held_max {
+            return Err(Problem::new(Code::Overloaded, "the node holds as many values in memory as it may"));
+        }
+        Ok(weight)
+    }
+
+    async fn collect(&self, mut body: Body) -> Result<Bytes, Problem> {
+        let mut first = Bytes::new();
+        let mut rest = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Problem::new(Code::BadRequest, "the body broke off or is malformed"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if first.len() + rest.len() + data.len() > self.value_bytes_max {
+                return Err(self.too_large());
+            }
+            // A body that came in one piece, as small ones do, is not copied.
+            if first.is_empty() && rest.is_empty() {
+                first = data;
+                continue;
+            }
+            if rest.is_empty() {
+                rest.reserve(body.size_hint().exact().map_or(0, |left| left as usize) + first.len() + data.len());
+                rest.extend_from_slice(&std::mem::take(&mut first));
+            }
+            rest.extend_from_slice(&data);
+        }
+        Ok(if rest.is_empty() { first } else { rest.freeze() })
+    }
+
+    fn too_large(&self) -> Problem {
+        Problem::new(
+            Code::ValueTooLarge,
+            format!("a value is at most {} bytes long on this node (VALUE_BYTES_MAX)", self.value_bytes_max),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Error;
+    use futures_util::{StreamExt, stream};
+
+    fn bodies(max: usize) -> Bodies {
+        let options = Options {
+            value_bytes_max: max,
+            body_bytes_held_max: 2 * max,
+            body_timeout: Duration::from_secs(30),
+            ..Options::default()
+        };
+        Bodies::new(&options)
+    }
+
+    fn pieces(pieces: &[&'static str]) -> Body {
+        let pieces: Vec<_> = pieces.iter().map(|p| Ok::<_, Error>(Bytes::from_static(p.as_bytes()))).collect();
+        Body::from_stream(stream::iter(pieces))
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_whole_up_to_its_limit() {
+        let bodies = bodies(6);
+        assert_eq!(bodies.read(Body::empty()).await.unwrap().bytes, "");
+        assert_eq!(bodies.read(Body::from("123456")).await.unwrap().bytes, "123456");
+        assert_eq!(bodies.read(pieces(&["12", "", "34", "56"])).await.unwrap().bytes, "123456");
+        assert_eq!(bodies.read(Body::from("1234567")).await.unwrap_err().code(), Code::ValueTooLarge);
+        assert_eq!(bodies.read(pieces(&["12", "34567"])).await.unwrap_err().code(), Code::ValueTooLarge);
+        let broken = stream::iter([Ok(Bytes::from_static(b"1")), Err(Error::new("gone"))]);
+        assert_eq!(bodies.read(Body::from_stream(broken)).await.unwrap_err().code(), Code::BadRequest);
+        assert_eq!(bodies.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_is_given_up_at_its_deadline() {
+        let endless = stream::iter([Ok::<_, Error>(Bytes::from_static(b"1"))]).chain(stream::pending());
+        let started = tokio::time::Instant::now();
+        assert_eq!(bodies(6).read(Body::from_stream(endless)).await.unwrap_err().code(), Code::BodyTimeout);
+        assert_eq!(started.elapsed().as_secs(), 30);
+    }
+
+    #[tokio::test]
+    async fn held_bodies_are_bounded_together_and_let_go() {
+        let bodies = bodies(6);
+        let first = bodies.read(Body::from("123456")).await.unwrap();
+        let second = bodies.read(Body::from("12345")).await.unwrap();
+        assert_eq!(bodies.read(Body::from("12")).await.unwrap_err().code(), Code::Overloaded);
+        assert!(bodies.read(Body::empty()).await.is_ok());
+        drop((first, second));
+        assert!(bodies.read(Body::from("123456")).await.is_ok());
+    }
+}

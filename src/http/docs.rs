@@ -1,0 +1,271 @@
+//! The API's description: OpenAPI from the routes themselves, Swagger UI, and a page for each kind of problem.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::Router;
+use axum::extract::Path;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{Html, IntoResponse};
+use bytes::Bytes;
+use utoipa::ToSchema;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::{
+    ContactBuilder, ContentBuilder, Header, InfoBuilder, LicenseBuilder, Object, OpenApi, OpenApiBuilder, Ref, RefOr,
+    Response, ResponseBuilder, ServerBuilder, Type,
+};
+use utoipa::{PartialSchema, openapi::tag::TagBuilder};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::Api;
+use super::problem::{BadParameter, CheckBody, Code, FailedReplica, Problem, ProblemBody};
+use super::{bodies, routes as all_routes};
+
+/// The levels that this version serves.
+#[derive(Debug, ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "it only describes a parameter")]
+pub(super) enum LevelName {
+    One,
+    Quorum,
+    All,
+}
+
+/// How a record may be seen.
+#[derive(Debug, ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "it only describes a parameter")]
+pub(super) enum ViewName {
+    Record,
+}
+
+/// A duration in a query: exactly what [`super::query::timeout`] takes.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, example = "500ms",
+    pattern = "^(([5-9][0-9]|[1-9][0-9]{2,3}|[1-5][0-9]{4}|60000)ms|([1-9]|[1-5][0-9]|60)s|1m)$")]
+#[expect(dead_code, reason = "it only describes a parameter")]
+pub(super) struct TimeoutText(String);
+
+/// A key in a path.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, example = "name", min_length = 1, max_length = 1024)]
+#[expect(dead_code, reason = "it only describes a parameter")]
+pub(super) struct KeyText(String);
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new().routes(routes!(openapi)).routes(routes!(problem_page))
+}
+
+/// This description
+///
+/// The API in OpenAPI 3.1, as this node serves it.
+#[utoipa::path(get, path = "/openapi.json", operation_id = "getOpenApi", tag = "docs",
+    responses((status = 200, description = "The description.", body = Object, content_type = "application/json")))]
+async fn openapi() -> impl IntoResponse {
+    static TEXT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(openapi_json()));
+    ([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-cache")], TEXT.clone())
+}
+
+/// A kind of problem
+///
+/// The page that a problem's `type` leads to.
+#[utoipa::path(get, path = "/problems/{code}", operation_id = "getProblemPage", tag = "docs",
+    params(("code" = String, Path, description = "The problem's `code`.", example = "unavailable")),
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
+async fn problem_page(Path(code): Path<String>) -> Result<impl IntoResponse, Problem> {
+    let known = Code::named(&code).ok_or_else(|| Problem::new(Code::NoSuchPage, "there is no such kind of problem"))?;
+    let about = known.about();
+    let again =
+        if about.retryable { "The same request may succeed later." } else { "The same request will fail again." };
+    Ok(Html(format!(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\n\
+         <h1>{title}</h1>\n<p>Status {status}, code <code>{name}</code>.</p>\n<p>{help}</p>\n<p>{again}</p>\n</html>\n",
+        title = about.title,
+        status = about.status,
+        name = about.name,
+        help = about.help,
+    )))
+}
+
+/// Swagger UI, from the binary alone: without its validator badge, which asks a server elsewhere.
+pub(super) fn swagger_ui() -> Router<Arc<Api>> {
+    let config = Config::new(["/openapi.json"]).validator_url("none").try_it_out_enabled(true).deep_linking(true);
+    SwaggerUi::new("/swagger-ui").config(config).into()
+}
+
+/// The description's frame, which the routes fill.
+pub(super) fn base() -> OpenApi {
+    let tag = |name: &str, help: &str| TagBuilder::new().name(name).description(Some(help)).build();
+    let info = InfoBuilder::new()
+        .title("a3.store")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(INTRODUCTION))
+        .license(Some(LicenseBuilder::new().name("MIT").identifier(Some("MIT")).build()))
+        .contact(Some(ContactBuilder::new().name(Some("a3.store")).url(Some("https://a3.store")).build()))
+        .build();
+    OpenApiBuilder::new()
+        .info(info)
+        .servers(Some([ServerBuilder::new().url("/").description(Some("The node that serves this page")).build()]))
+        .tags(Some([
+            tag("kv", "Values under keys."),
+            tag("cluster", "The cluster as one node sees it."),
+            tag("observe", "Whether a node is well."),
+            tag("docs", "The API's description."),
+        ]))
+        .build()
+}
+
+const INTRODUCTION: &str = "A distributed key-value store. Ask any node: it finds the replicas of a key. \
+Values are plain bytes; every answer says what was really done. Whatever is not a success is a problem (RFC 9457, \
+`application/problem+json`). `X-Request-Id` and `traceparent` are accepted and returned.";
+
+/// Problems that any request may be answered with.
+const COMMON: &[(u16, &str)] = &[
+    (400, "The request is malformed: its head, its key or its query."),
+    (414, "The request target, or the key in it, is too long."),
+    (431, "The headers are too large."),
+    (500, "A defect in the node."),
+    (503, "Overloaded, not ready, or not enough replicas can be reached; `Retry-After` says when to come again."),
+];
+const NOT_FOUND: (u16, &str) = (404, "There is nothing at this path.");
+const NO_VALUE: (u16, &str) = (404, "The key has no value; `A3-Deleted: true` and `A3-Version` where it was deleted.");
+const CROSS_SITE: (u16, &str) = (403, "A browser sent the write for a page of another origin.");
+const TIMED_OUT: (u16, &str) =
+    (504, "Not enough replicas answered in time; for a write `outcome` says what is known of it.");
+const DISK_FULL: (u16, &str) = (507, "Not enough replicas have room.");
+const TOO_LARGE: (u16, &str) = (413, "The value is longer than the node's VALUE_BYTES_MAX; the detail names it.");
+const BODY_TIMEOUT: (u16, &str) = (408, "The body did not arrive in time.");
+const ENCODED: (u16, &str) = (415, "The value has a Content-Encoding, which is not kept.");
+
+fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
+    let own: &[(u16, &str)] = match operation {
+        "getValue" | "headValue" => &[NO_VALUE, TIMED_OUT],
+        "putValue" => &[CROSS_SITE, BODY_TIMEOUT, TOO_LARGE, ENCODED, TIMED_OUT, DISK_FULL],
+        "deleteValue" => &[CROSS_SITE, TIMED_OUT, DISK_FULL],
+        "getProblemPage" => &[NOT_FOUND],
+        _ => &[],
+    };
+    [COMMON, own].concat()
+}
+
+/// The API as OpenAPI 3.1, in JSON with a line end: what `/openapi.json` serves and `openapi/openapi.json` holds.
+pub fn openapi_json() -> String {
+    let mut api = all_routes().into_openapi();
+    // The router's wildcard is a plain parameter to everyone else.
+    if let Some(item) = api.paths.paths.remove("/kv/{*key}") {
+        api.paths.paths.insert("/kv/{key}".to_owned(), item);
+    }
+    let components = api.components.get_or_insert_default();
+    let problem_parts = [
+        ("Problem", ProblemBody::schema()),
+        ("FailedReplica", FailedReplica::schema()),
+        ("BadParameter", BadParameter::schema()),
+        ("Check", CheckBody::schema()),
+        ("NodeName", bodies::NodeName::schema()),
+    ];
+    components.schemas.extend(problem_parts.map(|(name, schema)| (name.to_owned(), schema)));
+    for item in api.paths.paths.values_mut() {
+        let bodiless = item.head.as_mut().into_iter().map(|o| (o, false));
+        let rest = [&mut item.get, &mut item.put, &mut item.delete].into_iter().flatten().map(|o| (o, true));
+        for (operation, bodies) in bodiless.chain(rest) {
+            describe_answers(operation, bodies);
+        }
+    }
+    // The description is made of strings, maps and lists: serialisation to memory has no way to fail.
+    let mut text = serde_json::to_string_pretty(&api).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+fn describe_answers(operation: &mut Operation, bodies: bool) {
+    let id = operation.operation_id.clone().unwrap_or_default();
+    for (status, help) in problems_of(&id) {
+        operation.responses.responses.insert(status.to_string(), RefOr::T(problem_response(help, bodies)));
+    }
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            response
+                .headers
+                .insert("X-Request-Id".to_owned(), RefOr::T(header("What the node's log calls the request.")));
+        }
+    }
+}
+
+fn problem_response(help: &str, bodies: bool) -> Response {
+    let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    let response = ResponseBuilder::new().description(help);
+    if bodies { response.content("application/problem+json", problem) } else { response }.build()
+}
+
+fn header(help: &str) -> Header {
+    let mut header = Header::new(Object::with_type(Type::String));
+    header.description = Some(help.to_owned());
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn api() -> Value {
+        serde_json::from_str(&openapi_json()).unwrap()
+    }
+
+    #[test]
+    fn every_operation_is_described_whole() {
+        let api = api();
+        assert!(api["openapi"].as_str().unwrap().starts_with("3.1"));
+        for (path, item) in api["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let at = format!("{method} {path}");
+                for member in ["operationId", "description", "summary"] {
+                    assert!(operation[member].as_str().is_some_and(|t| !t.is_empty()), "{at}: {member}");
+                }
+                assert_eq!(operation["tags"].as_array().unwrap().len(), 1, "{at}");
+                for status in ["200", "400", "500", "503"] {
+                    assert!(operation["responses"][status]["description"].is_string(), "{at}: {status}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_is_binary_and_the_key_is_a_path_parameter() {
+        let api = api();
+        let put = &api["paths"]["/kv/{key}"]["put"];
+        assert_eq!(
+            put["requestBody"]["content"]["application/octet-stream"]["schema"]["$ref"],
+            "#/components/schemas/Value"
+        );
+        assert_eq!(api["components"]["schemas"]["Value"]["format"], "binary");
+        assert_eq!(put["parameters"][0]["in"], "path");
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_not_described() {
+        let text = openapi_json().to_lowercase();
+        for word in ["linearizable", "if-match", "idempotency", "ttl"] {
+            assert!(!text.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn walk(value: &Value, api: &Value) {
+            match value {
+                Value::Object(map) => {
+                    if let Some(Value::String(to)) = map.get("$ref") {
+                        assert!(api.pointer(to.trim_start_matches('#')).is_some(), "{to}");
+                    }
+                    map.values().for_each(|v| walk(v, api));
+                }
+                Value::Array(list) => list.iter().for_each(|v| walk(v, api)),
+                _ => {}
+            }
+        }
+        let api = api();
+        walk(&api, &api);
+    }
+}
