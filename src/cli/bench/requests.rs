@@ -43,11 +43,14 @@ pub(super) struct Template {
 impl Template {
     pub(super) fn get(shape: &Shape, host: &str) -> Self {
         match shape.dialect {
-            Dialect::A3 => Self::new(shape, format!("GET {} HTTP/1.1\r\nHost: {host}\r\n\r\n", shape.path()), b""),
+            Dialect::A3 => {
+                let end = format!("{} HTTP/1.1\r\nHost: {host}\r\n\r\n", shape.query());
+                Self::new(shape, &format!("GET {}", key_path(shape.prefix.as_bytes())), &end, b"")
+            }
             Dialect::Etcd => {
                 let serializable = shape.consistency.as_deref() == Some("one");
-                let body = format!(r#"{{"key":"{}","serializable":{serializable}}}"#, shape.key_base64());
-                Self::new(shape, post("/v3/kv/range", host, &body), b"")
+                let end = format!(r#"","serializable":{serializable}}}"#);
+                Self::new(shape, &shape.post("/v3/kv/range", host, &end), &end, b"")
             }
         }
     }
@@ -58,47 +61,35 @@ impl Template {
         match shape.dialect {
             Dialect::A3 => {
                 let kind = "Content-Type: application/octet-stream";
-                let (path, length) = (shape.path(), value.len());
-                let head = format!("PUT {path} HTTP/1.1\r\nHost: {host}\r\n{kind}\r\nContent-Length: {length}\r\n\r\n");
-                Self::new(shape, head, &value)
+                let (query, length) = (shape.query(), value.len());
+                let end = format!("{query} HTTP/1.1\r\nHost: {host}\r\n{kind}\r\nContent-Length: {length}\r\n\r\n");
+                Self::new(shape, &format!("PUT {}", key_path(shape.prefix.as_bytes())), &end, &value)
             }
             Dialect::Etcd => {
                 let value = BASE64_STANDARD.encode(&value);
-                let body = format!(r#"{{"key":"{}","value":"{value}"}}"#, shape.key_base64());
-                let mut template = Self::new(shape, post("/v3/kv/put", host, &body), b"");
+                let end = format!(r#"","value":"{value}"}}"#);
+                let mut template = Self::new(shape, &shape.post("/v3/kv/put", host, &end), &end, b"");
                 // The value and `"}` end the request.
-                template.value_at = template.changing(template.bytes.len() - value.len() - 2);
+                let value_at = template.bytes.len() - value.len() - 2;
+                template.value_at = (shape.value_bytes >= CHANGING).then_some(value_at);
                 template
             }
         }
     }
 
-    fn new(shape: &Shape, head: String, value: &[u8]) -> Self {
-        let mark = match shape.dialect {
-            Dialect::A3 => "0".repeat(DIGITS),
-            Dialect::Etcd => shape.key_base64(),
-        };
-        // Where the key stands: behind the escaped prefix, or the first base64 text of the body.
-        let before = match shape.dialect {
-            Dialect::A3 => key_path(shape.prefix.as_bytes()).len(),
-            Dialect::Etcd => 0,
-        };
-        let start = head.find(if shape.dialect == Dialect::A3 { "/kv/" } else { "{\"key\":\"" }).unwrap_or_default();
-        let key_at = start + head[start + before..].find(&mark).unwrap_or_default() + before;
-        let mut bytes = head.into_bytes();
-        let value_at = bytes.len();
-        bytes.extend_from_slice(value);
-        let mut template =
-            Self { dialect: shape.dialect, prefix: shape.prefix.clone().into_bytes(), bytes, key_at, value_at: None };
-        template.value_at = template.changing(value_at).filter(|_| !value.is_empty());
-        template
+    /// `begin`, the key, `end`, `value`.
+    fn new(shape: &Shape, begin: &str, end: &str, value: &[u8]) -> Self {
+        let bytes = [begin.as_bytes(), shape.key().as_bytes(), end.as_bytes(), value].concat();
+        Self {
+            dialect: shape.dialect,
+            prefix: shape.prefix.clone().into_bytes(),
+            key_at: begin.len(),
+            value_at: (value.len() >= CHANGING).then_some(bytes.len() - value.len()),
+            bytes,
+        }
     }
 
-    /// The place of a value's changing bytes, where it is long enough.
-    fn changing(&self, value_at: usize) -> Option<usize> {
-        (self.bytes.len() >= value_at + self.changing_length()).then_some(value_at)
-    }
-
+    /// How many bytes of the request the changing ones of the value are.
     fn changing_length(&self) -> usize {
         match self.dialect {
             Dialect::A3 => CHANGING,
@@ -129,22 +120,26 @@ impl Template {
 }
 
 impl Shape {
-    /// The target of key 0.
-    fn path(&self) -> String {
-        let query = self.consistency.as_ref().map(|level| format!("?consistency={level}")).unwrap_or_default();
-        format!("{}{}{query}", key_path(self.prefix.as_bytes()), "0".repeat(DIGITS))
+    fn query(&self) -> String {
+        self.consistency.as_ref().map(|level| format!("?consistency={level}")).unwrap_or_default()
     }
 
-    fn key_base64(&self) -> String {
-        BASE64_STANDARD.encode(format!("{}{}", self.prefix, "0".repeat(DIGITS)))
+    /// What stands for the key until the first [`Template::fill`]; as long as every key.
+    fn key(&self) -> String {
+        let digits = "0".repeat(DIGITS);
+        match self.dialect {
+            Dialect::A3 => digits,
+            Dialect::Etcd => BASE64_STANDARD.encode(format!("{}{digits}", self.prefix)),
+        }
     }
-}
 
-fn post(path: &str, host: &str, body: &str) -> String {
-    let length = body.len();
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
+    /// A request up to its key, which `end` follows.
+    fn post(&self, path: &str, host: &str, end: &str) -> String {
+        let begin = r#"{"key":""#;
+        let length = begin.len() + self.key().len() + end.len();
+        let kind = "Content-Type: application/json";
+        format!("POST {path} HTTP/1.1\r\nHost: {host}\r\n{kind}\r\nContent-Length: {length}\r\n\r\n{begin}")
+    }
 }
 
 fn digits(mut number: u64) -> [u8; DIGITS] {

@@ -57,6 +57,7 @@ impl Dev {
         create(&dir, self.dir.is_some())?;
         client::block_on(async {
             let mut signals = Signals::new().map_err(|e| Fault::Failed(format!("signals: {e}")))?;
+            eprintln!("starting in {}", dir.display());
             let mut cluster = Cluster::start(program, nodes)?;
             let lived = self.live(&mut cluster, &mut signals, &dir, temporary).await;
             cluster.stop(&mut signals).await;
@@ -83,12 +84,10 @@ impl Dev {
             () = signals.any() => return Ok(()),
             ready = cluster.wait_ready() => ready?,
         }
+        let nodes = if self.nodes == 1 { "1 node".to_owned() } else { format!("{} nodes", self.nodes) };
         let copies = if self.rf == 1 { "copy" } else { "copies" };
         let seconds = began.elapsed().as_secs_f64();
-        output::line(&format!(
-            "a3.store: {} nodes, {} {copies} of each key, ready in {seconds:.1} s\n",
-            self.nodes, self.rf
-        ))?;
+        output::line(&format!("a3.store: {nodes}, {} {copies} of each key, ready in {seconds:.1} s\n", self.rf))?;
         output::line(&welcome(cluster, dir, temporary))?;
         tokio::select! {
             biased;
