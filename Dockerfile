@@ -23,6 +23,7 @@ ENV DATA_DIR=/var/lib/a3
 VOLUME /var/lib/a3
 # Node N listens on 8000+N (REST) and 50050+N (mesh).
 EXPOSE 8001 50051
-HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 CMD ["a3", "health", "--ready"]
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
+    CMD a3 health --ready --host "http://127.0.0.1:${HTTP_PORT:-$((8000 + ${NODE_NUM:-1}))}"
 ENTRYPOINT ["a3"]
 CMD ["serve"]

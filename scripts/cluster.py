@@ -295,7 +295,7 @@ class Node:
         answer = self.ask("GET", "/hints")
         if not answer.ok:
             raise Failed(f"GET /hints at {self.name}: {answer}")
-        return sum(target["count"] for target in answer.json()["targets"])
+        return answer.json()["pending"]
 
     def rss_mib(self):
         for line in open(f"/proc/{self.process.pid}/status"):
@@ -408,7 +408,7 @@ class Cluster:
 
 def healthy(node):
     answer = node.ask("GET", "/cluster/health")
-    return answer.ok and answer.json()["health"] == "healthy"
+    return answer.ok and answer.json()["status"] == "healthy"
 
 
 def main(body):
