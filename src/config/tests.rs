@@ -1,3 +1,5 @@
+//! The table, the sources and the rules, through the two steps that every start takes.
+
 use std::path::PathBuf;
 
 use super::table::{Default, Kind, Setting, TABLE};
