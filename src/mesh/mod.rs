@@ -62,7 +62,8 @@ pub struct Options {
     /// The deadline of a request that came without one.
     pub request_timeout: Duration,
     /// How many bytes of requests may be queued and on their way to one peer, counted apart for small and for large
-    /// ones. One request always fits. Beyond it requests are answered `Overloaded`.
+    /// ones. One request always fits. Beyond it requests are answered `Overloaded`. Also how many bytes of answers to
+    /// one peer may wait before its streams are read no further.
     pub bytes_in_flight_max: usize,
     /// How many requests of one peer may be under way at this node before its streams are read no further.
     pub requests_in_flight_max: usize,
@@ -87,7 +88,7 @@ impl Default for Options {
             keep_alive_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             bytes_in_flight_max: 64 * 1024 * 1024,
-            requests_in_flight_max: 64 * 1024,
+            requests_in_flight_max: 16 * 1024,
             channels_max: 64,
             stream_window_bytes: 4 * 1024 * 1024,
             connection_window_bytes: 16 * 1024 * 1024,
