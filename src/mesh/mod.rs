@@ -13,7 +13,7 @@
 //! and `server` (the other side); `asks` (rare requests); `wire` (the proto and the ports).
 //!
 //! Invariants:
-//! - Each request is answered exactly once, and by its deadline (to within [`SWEEP`](client)).
+//! - Each request is answered exactly once, and by its deadline (within a tenth of a second).
 //! - [`Unreachable`](crate::ports::PeerError::Unreachable), `Overloaded`, `WrongRecipient` and `ForeignCluster` are
 //!   only said of requests that never left; what left without an answer is `TimedOut` or `Lost`.
 //! - No request leaves before both sides greeted each other: the peer is the introduced instance, and of our cluster.

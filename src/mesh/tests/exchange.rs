@@ -83,9 +83,14 @@ async fn requests_queued_together_travel_together() {
 #[tokio::test]
 async fn another_instance_or_cluster_gets_nothing() {
     let one = Node::new(1, 9);
-    for (other, error) in
-        [(Node::with_instance(2, 9, 99), PeerError::WrongRecipient), (Node::new(2, 8), PeerError::ForeignCluster)]
-    {
+    // The caller looks for itself, too.
+    let lax = Node::with_instance(2, 9, 98);
+    lax.lax.store(true, Ordering::SeqCst);
+    for (other, error) in [
+        (lax, PeerError::WrongRecipient),
+        (Node::with_instance(2, 9, 99), PeerError::WrongRecipient),
+        (Node::new(2, 8), PeerError::ForeignCluster),
+    ] {
         let listening = Listening::start(&other, None);
         let (peers, answers) = (peers(&one, Options::default()), Answers::new());
         peers.introduce(TWO, instance(2), &listening.text());
