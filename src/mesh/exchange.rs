@@ -37,6 +37,13 @@ impl Lane {
         if content_bytes > SMALL_VALUE_BYTES_MAX { Lane::Large } else { Lane::Small }
     }
 
+    pub(super) fn other(self) -> Self {
+        match self {
+            Lane::Small => Lane::Large,
+            Lane::Large => Lane::Small,
+        }
+    }
+
     pub(super) fn index(self) -> usize {
         self as usize
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::exchange::Lane;
-use super::replies::Replies;
+use super::replies::{Bounds, Replies};
 
 /// The longest name a link may have, in bytes; ours are UUIDs.
 const NAME_BYTES_MAX: usize = 64;
@@ -25,10 +25,9 @@ pub(super) struct Place {
 
 impl Links {
     /// The place of a stream that names that link. A stream that names none, or a lane that is taken, stands alone.
-    /// `under_way_max` bounds the link's requests.
-    pub(super) fn join(self: &Arc<Self>, name: Option<&str>, lane: Lane, under_way_max: usize) -> Place {
+    pub(super) fn join(self: &Arc<Self>, name: Option<&str>, lane: Lane, bounds: Bounds) -> Place {
         let alone = |link| {
-            let replies = Arc::new(Replies::new(under_way_max));
+            let replies = Arc::new(Replies::new(bounds));
             replies.attach(lane);
             Place { replies, lane, link }
         };
@@ -64,11 +63,11 @@ mod tests {
 
     #[test]
     fn the_two_streams_of_a_link_meet_and_its_name_is_freed() {
-        let links = Arc::new(Links::default());
-        let small = links.join(Some("a"), Lane::Small, 1);
-        let large = links.join(Some("a"), Lane::Large, 1);
+        let (links, bounds) = (Arc::new(Links::default()), Bounds { under_way_max: 1, bytes_max: 1 });
+        let small = links.join(Some("a"), Lane::Small, bounds);
+        let large = links.join(Some("a"), Lane::Large, bounds);
         assert!(Arc::ptr_eq(&small.replies, &large.replies));
-        for stranger in [links.join(Some("a"), Lane::Small, 1), links.join(None, Lane::Large, 1)] {
+        for stranger in [links.join(Some("a"), Lane::Small, bounds), links.join(None, Lane::Large, bounds)] {
             assert!(!Arc::ptr_eq(&small.replies, &stranger.replies));
         }
         drop(small);

@@ -13,7 +13,7 @@
 //! and `server` (the other side); `asks` (rare requests); `wire` (the proto and the ports).
 //!
 //! Invariants:
-//! - Each request is answered exactly once, and by its deadline (to within [`SWEEP`](client)).
+//! - Each request is answered exactly once, and by its deadline (within a tenth of a second).
 //! - [`Unreachable`](crate::ports::PeerError::Unreachable), `Overloaded`, `WrongRecipient` and `ForeignCluster` are
 //!   only said of requests that never left; what left without an answer is `TimedOut` or `Lost`.
 //! - No request leaves before both sides greeted each other: the peer is the introduced instance, and of our cluster.
@@ -62,7 +62,8 @@ pub struct Options {
     /// The deadline of a request that came without one.
     pub request_timeout: Duration,
     /// How many bytes of requests may be queued and on their way to one peer, counted apart for small and for large
-    /// ones. One request always fits. Beyond it requests are answered `Overloaded`.
+    /// ones. One request always fits. Beyond it requests are answered `Overloaded`. Also how many bytes of answers to
+    /// one peer may wait before its streams are read no further.
     pub bytes_in_flight_max: usize,
     /// How many requests of one peer may be under way at this node before its streams are read no further.
     pub requests_in_flight_max: usize,
@@ -87,7 +88,7 @@ impl Default for Options {
             keep_alive_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             bytes_in_flight_max: 64 * 1024 * 1024,
-            requests_in_flight_max: 64 * 1024,
+            requests_in_flight_max: 16 * 1024,
             channels_max: 64,
             stream_window_bytes: 4 * 1024 * 1024,
             connection_window_bytes: 16 * 1024 * 1024,

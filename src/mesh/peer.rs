@@ -206,8 +206,9 @@ pub(super) struct Settled {
 /// Lets a stream that was idle yield once before it forms its first message.
 ///
 /// Tokio runs a task that was just woken next on the same thread, before the others that are ready: without this, the
-/// first of 64 requests that came together would travel alone, and each message would carry one. A yield costs an idle
-/// system nothing, as then nobody else is ready.
+/// first of many requests that come together leaves before the others had their turn to queue. By `benches/mesh.rs`
+/// with 64 in flight, a message carries 50 requests instead of 27 and a request costs a fifth less processor time on
+/// both sides together. The price is one more turn of the scheduler for a request that comes alone.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     yielded: bool,

@@ -6,7 +6,8 @@
 //! Invariants:
 //! - A message is admitted before anything in it is believed; a refusal ends the stream with its reason.
 //! - A request that makes no sense is answered as such and harms no other.
-//! - A stream is read no further while too many of the link's requests are under way: HTTP/2 then stops the sender.
+//! - A stream is read no further while too many of the link's requests are under way, or too many bytes of answers
+//!   wait: HTTP/2 then stops the sender.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +37,16 @@ const TOPOLOGY_BYTES: usize = 32 * 1024;
 #[derive(Debug)]
 pub(super) struct Replies {
     state: Mutex<State>,
-    under_way_max: usize,
+    bounds: Bounds,
+}
+
+/// How much a link may make this node hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Requests delivered and not yet answered.
+    pub(super) under_way_max: usize,
+    /// Bytes of answers waiting for their streams.
+    pub(super) bytes_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -57,8 +67,8 @@ struct LaneState {
 }
 
 impl Replies {
-    pub(super) fn new(under_way_max: usize) -> Self {
-        Self { state: Mutex::default(), under_way_max }
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self { state: Mutex::default(), bounds }
     }
 
     /// Whether the lane was free; it is taken now.
@@ -81,26 +91,40 @@ impl Replies {
         self.state.lock().under_way += requests;
     }
 
-    /// The next batch of a lane. Empty and pending mean the waker will be called; `idle` says that nothing is under
-    /// way either, `full` that no more requests should be read.
+    /// What a lane's stream should do now. Unless there is a batch, the waker will be called when that changes.
     fn poll_batch(&self, lane: Lane, ended: bool, pace: &mut Pace, context: &Context<'_>) -> Outgoing {
         let mut state = self.state.lock();
-        let (idle, full) = (state.under_way == 0, state.under_way >= self.under_way_max);
-        let lane = &mut state.lanes[lane.index()];
-        lane.ended = ended;
-        if lane.queue.is_empty() {
+        let (idle, full) = (state.under_way == 0, state.is_full(&self.bounds));
+        let mine = &mut state.lanes[lane.index()];
+        mine.ended = ended;
+        if mine.queue.is_empty() {
             pace.idle();
-            lane.waker = Some(context.waker().clone());
+            mine.waker = Some(context.waker().clone());
             return if full { Outgoing::Full } else { Outgoing::Empty { idle } };
         }
         if pace.lets_others_queue() {
             context.waker().wake_by_ref();
             return Outgoing::Soon;
         }
-        Outgoing::Batch(lane.queue.message().map(|(_, item)| item).collect())
+        let batch = mine.queue.message().map(|(_, item)| item).collect();
+        if full && !state.is_full(&self.bounds) {
+            // The other stream may read again.
+            let waker = state.lanes[lane.other().index()].waker.take();
+            drop(state);
+            waker.into_iter().for_each(Waker::wake);
+        }
+        Outgoing::Batch(batch)
     }
 }
 
+impl State {
+    fn is_full(&self, bounds: &Bounds) -> bool {
+        let bytes: usize = self.lanes.iter().map(|lane| lane.queue.bytes()).sum();
+        self.under_way >= bounds.under_way_max || bytes >= bounds.bytes_max
+    }
+}
+
+#[derive(Debug)]
 enum Outgoing {
     Batch(Vec<(u64, Answer)>),
     /// There are answers, and more may come with them if others run first.
@@ -115,11 +139,11 @@ impl Inbox for Replies {
     fn deliver(&self, tag: u64, answer: Answer) {
         let (content_bytes, bytes) = weigh(&answer);
         let mut state = self.state.lock();
-        let was_full = state.under_way >= self.under_way_max;
+        let was_full = state.is_full(&self.bounds);
         state.under_way -= 1;
         let mut lane = Lane::of(content_bytes);
         if !state.lanes[lane.index()].attached {
-            lane = if lane == Lane::Small { Lane::Large } else { Lane::Small };
+            lane = lane.other();
         }
         let mut wakers = [None, None];
         let to = &mut state.lanes[lane.index()];
@@ -242,5 +266,68 @@ impl Stream for Serving {
                 Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::tests::write;
+    use crate::ports::ReplicaRequest;
+    use crate::types::Floor;
+    use crate::types::limits::SMALL_VALUE_BYTES_MAX;
+
+    const BOUNDS: Bounds = Bounds { under_way_max: 2, bytes_max: 1_000_000 };
+
+    fn value(bytes: usize) -> Answer {
+        let ReplicaRequest::Write { record, .. } = write("k", vec![0; bytes]).request else { panic!("not a write") };
+        Ok(ReplicaReply::Record { record: Some(record), floor: Floor::default() })
+    }
+
+    fn next(replies: &Replies, lane: Lane) -> Outgoing {
+        let context = Context::from_waker(Waker::noop());
+        let mut pace = Pace::default();
+        match replies.poll_batch(lane, false, &mut pace, &context) {
+            Outgoing::Soon => replies.poll_batch(lane, false, &mut pace, &context),
+            other => other,
+        }
+    }
+
+    fn batch(replies: &Replies, lane: Lane) -> Vec<u64> {
+        match next(replies, lane) {
+            Outgoing::Batch(batch) => batch.into_iter().map(|(id, _)| id).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn answers_take_the_lane_of_their_size_or_the_only_one() {
+        let replies = Replies::new(BOUNDS);
+        replies.attach(Lane::Small);
+        replies.add_under_way(2);
+        replies.deliver(1, value(SMALL_VALUE_BYTES_MAX + 1));
+        assert_eq!(batch(&replies, Lane::Small), [1]);
+        replies.attach(Lane::Large);
+        replies.add_under_way(1);
+        replies.deliver(2, value(SMALL_VALUE_BYTES_MAX + 1));
+        replies.deliver(3, value(SMALL_VALUE_BYTES_MAX));
+        assert_eq!(batch(&replies, Lane::Small), [3]);
+        assert_eq!(batch(&replies, Lane::Large), [2]);
+        assert!(matches!(next(&replies, Lane::Small), Outgoing::Empty { idle: true }));
+    }
+
+    #[test]
+    fn too_much_under_way_or_waiting_stops_the_reading() {
+        let replies = Replies::new(BOUNDS);
+        assert!(Lane::BOTH.into_iter().all(|lane| replies.attach(lane)));
+        replies.add_under_way(2);
+        assert!(matches!(next(&replies, Lane::Small), Outgoing::Full));
+        replies.deliver(1, value(BOUNDS.bytes_max));
+        assert!(matches!(next(&replies, Lane::Small), Outgoing::Full), "by bytes");
+        assert_eq!(batch(&replies, Lane::Large), [1]);
+        assert!(matches!(next(&replies, Lane::Small), Outgoing::Empty { idle: false }));
+        assert!(!replies.detach(Lane::Large) && replies.detach(Lane::Small));
+        replies.deliver(2, value(1));
+        assert!(matches!(next(&replies, Lane::Small), Outgoing::Empty { idle: true }), "it goes nowhere");
     }
 }

@@ -16,7 +16,7 @@ use super::endpoint::MESSAGE_BYTES_CEILING;
 use super::exchange::Lane;
 use super::links::{Links, Place};
 use super::observed::Observed;
-use super::replies::{Reading, Serving};
+use super::replies::{Bounds, Reading, Serving};
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
 use super::wire::{self, Malformed, proto, rare, status};
 use crate::ports::{PeerHandler, PeerReply, PeerRequest};
@@ -52,7 +52,7 @@ pub async fn serve(
     let door = Door {
         handler,
         links: Arc::default(),
-        requests_in_flight_max: options.requests_in_flight_max,
+        bounds: Bounds { under_way_max: options.requests_in_flight_max, bytes_max: options.bytes_in_flight_max },
         observed: Arc::new(Observed::default()),
         stop: stop.clone(),
     };
@@ -80,7 +80,7 @@ pub async fn serve(
 struct Door {
     handler: Arc<dyn PeerHandler>,
     links: Arc<Links>,
-    requests_in_flight_max: usize,
+    bounds: Bounds,
     observed: Arc<Observed>,
     stop: CancellationToken,
 }
@@ -90,7 +90,7 @@ impl Door {
     fn place(&self, metadata: &MetadataMap) -> Place {
         let text = |key: &str| metadata.get(key).and_then(|v| v.to_str().ok());
         let lane = if text(LANE) == Some(lane_name(Lane::Large)) { Lane::Large } else { Lane::Small };
-        self.links.join(text(LINK), lane, self.requests_in_flight_max)
+        self.links.join(text(LINK), lane, self.bounds)
     }
 
     /// Admits, answers, and makes the top of the answer.
