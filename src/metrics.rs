@@ -4,7 +4,8 @@
 //! that is absent because nothing happened yet. Labels are of small sets only, never a key. A layer that measures
 //! takes its handles once, when it is built, and not per request.
 
-use metrics::{Counter, Gauge, Histogram, Label};
+use ::metrics::Label;
+pub use ::metrics::{Counter, Gauge, Histogram};
 
 /// What a metric is; a histogram carries its buckets.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,15 +115,15 @@ fn labels(pairs: &[(&'static str, &str)]) -> Vec<Label> {
 
 /// A handle of a counter in the table.
 pub fn counter(metric: Metric, pairs: &[(&'static str, &str)]) -> Counter {
-    metrics::counter!(metric.name, labels(pairs))
+    ::metrics::counter!(metric.name, labels(pairs))
 }
 
 /// A handle of a gauge in the table.
 pub fn gauge(metric: Metric, pairs: &[(&'static str, &str)]) -> Gauge {
-    metrics::gauge!(metric.name, labels(pairs))
+    ::metrics::gauge!(metric.name, labels(pairs))
 }
 
 /// A handle of a histogram in the table.
 pub fn histogram(metric: Metric, pairs: &[(&'static str, &str)]) -> Histogram {
-    metrics::histogram!(metric.name, labels(pairs))
+    ::metrics::histogram!(metric.name, labels(pairs))
 }

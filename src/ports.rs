@@ -13,15 +13,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use crate::types::{
+    Announcement, Answer, InfoStamp, NodeInfo, NodeState, PeerError, PeerReply, PeerRequest, ReadPart, Refusal,
+    ReplicaReply, ReplicaRequest, Seen,
+};
 use crate::types::{
-    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Token, Topology, TopologyError,
-    Version,
+    ClusterId, Epoch, Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Token, Topology, TopologyError, Version,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -53,9 +55,6 @@ pub trait Spawn: Send + Sync {
 }
 
 // --------------------------------------------------------------------------------------------------------- answers
-
-/// What became of a request to a replica.
-pub type Answer = Result<ReplicaReply, PeerError>;
 
 /// Where answers arrive. `deliver` only notes the answer and wakes; it never blocks.
 pub trait Inbox: Send + Sync {
@@ -92,153 +91,6 @@ impl Drop for ReplyTo {
 impl fmt::Debug for ReplyTo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ReplyTo({})", self.tag)
-    }
-}
-
-// -------------------------------------------------------------------------------------------- requests to a replica
-
-/// How much of a record a read wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadPart {
-    /// All of it.
-    Record,
-    /// Only its version and liveness, for comparing copies.
-    Version,
-}
-
-/// The hot path: what a coordinator asks of one replica about one key. Travels batched.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ReplicaRequest {
-    Read {
-        key: Key,
-        part: ReadPart,
-        /// Also look at the hints this node keeps for the key (asked of a stand-in).
-        hints: bool,
-    },
-    Write {
-        key: Key,
-        record: Record,
-    },
-    /// Keep the record for its home replica.
-    Hint {
-        target: NodeNum,
-        key: Key,
-        record: Record,
-        /// It may count towards the write's level: no age limit, only delivery ends it.
-        counted: bool,
-    },
-}
-
-impl ReplicaRequest {
-    pub fn key(&self) -> &Key {
-        match self {
-            ReplicaRequest::Read { key, .. } | ReplicaRequest::Write { key, .. } | ReplicaRequest::Hint { key, .. } => {
-                key
-            }
-        }
-    }
-
-    /// Whether performing it changes a disk.
-    pub fn writes(&self) -> bool {
-        !matches!(self, ReplicaRequest::Read { .. })
-    }
-}
-
-/// What stood in a row, without its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    pub version: Version,
-    pub written: Hlc,
-    /// Whether a reader finds a value there (no tombstone, not expired, by the replica's clock).
-    pub live: bool,
-    pub checksum: u64,
-}
-
-impl Seen {
-    pub fn of(record: &Record, now: Hlc) -> Self {
-        Self { version: record.version, written: record.written, live: record.is_live(now), checksum: record.checksum }
-    }
-}
-
-/// A replica's answer.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ReplicaReply {
-    /// To a read of [`ReadPart::Record`].
-    Record { record: Option<Record>, floor: Floor },
-    /// To a read of [`ReadPart::Version`].
-    Version { seen: Option<Seen>, floor: Floor },
-    /// The record is on disk; this is what it replaced.
-    Stored { replaced: Option<Seen> },
-    /// Something at least as new stands there already; nothing changed.
-    Dominated { by: Seen },
-    /// Nothing is stored and the record may have been purged here; nothing changed.
-    BelowFloor { floor: Floor },
-    /// The hint (or a newer one) is on disk.
-    Hinted,
-    /// The request was computed under an older topology than the replica's. Nothing changed.
-    WrongEpoch { topology: Arc<Topology> },
-    /// Nothing changed, and the same request will be refused again until the reason ends.
-    Refused(Refusal),
-}
-
-/// Why a replica refuses. Nothing was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("the stamp is {ahead_ms} ms ahead of the replica's clock")]
-    ClockSkew { ahead_ms: u64 },
-    #[error("the disk is full")]
-    DiskFull,
-    #[error("the store has stopped writing")]
-    NotWriting,
-    #[error("the hints kept here reached their limit")]
-    HintsFull,
-    #[error("the row is damaged")]
-    Damaged,
-    #[error("the value is {bytes} bytes long, over this replica's limit")]
-    TooLarge { bytes: u64 },
-    #[error("the record does not match its checksum")]
-    Corrupt,
-    #[error("the node is not a member of the topology")]
-    NotMember,
-    #[error("the node is not ready")]
-    NotReady,
-    #[error("the node has too many requests under way")]
-    Overloaded,
-}
-
-/// Why there is no answer from a peer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PeerError {
-    /// Not connected; nothing was sent.
-    #[error("unreachable")]
-    Unreachable,
-    /// Too much is queued for this peer; nothing was sent.
-    #[error("overloaded")]
-    Overloaded,
-    /// The deadline passed; it may have been done.
-    #[error("timed out")]
-    TimedOut,
-    /// The connection or the peer went away; it may have been done.
-    #[error("connection lost")]
-    Lost,
-    /// Another instance than the one addressed listens there. Nothing was done.
-    #[error("another instance answers at that address")]
-    WrongRecipient,
-    /// The peer belongs to another cluster. Nothing was done.
-    #[error("the peer belongs to another cluster")]
-    ForeignCluster,
-    /// The peer's answer, or our request, was not understood. Nothing was done.
-    #[error("protocol error: {0}")]
-    Protocol(String),
-    /// The peer understood and refuses. Nothing was done.
-    #[error("refused: {0}")]
-    Refused(String),
-}
-
-impl PeerError {
-    /// Whether the request may have been carried out all the same.
-    pub fn maybe_done(&self) -> bool {
-        matches!(self, PeerError::TimedOut | PeerError::Lost)
     }
 }
 
@@ -281,99 +133,6 @@ pub enum Destination {
     Member(NodeNum),
     /// Whoever listens at `host:port` (seeds, gossip, first start).
     Address(String),
-}
-
-/// Rare requests between nodes, one call each.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PeerRequest {
-    /// A packet of the gossip protocol, opaque here.
-    Gossip(Bytes),
-    /// What do you know about nodes that I do not? The answer holds the asked node's own facts always, and every fact
-    /// newer than this digest.
-    NodeInfo { digest: Vec<InfoStamp> },
-    /// Which topology do you hold?
-    Topology,
-    /// A new node looking for its cluster.
-    Announce(Announcement),
-    /// Epoch 1, proposed to every instance it names.
-    Found { topology: Arc<Topology> },
-    /// Epoch 1 was accepted by all: store it.
-    Founded { topology: Arc<Topology> },
-}
-
-/// Answers to [`PeerRequest`], in the same order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PeerReply {
-    /// To `Gossip`, `Found` (accepted and on disk), `Founded` (stored).
-    Done,
-    NodeInfo {
-        infos: Vec<NodeInfo>,
-        digest: Vec<InfoStamp>,
-    },
-    Topology {
-        topology: Option<Arc<Topology>>,
-    },
-    /// The topology if there is one, and everyone who announced themselves to the answerer (and itself).
-    Announced {
-        topology: Option<Arc<Topology>>,
-        heard: Vec<Announcement>,
-    },
-}
-
-/// A node that has no topology yet, as it presents itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement {
-    pub node: NodeNum,
-    pub instance: InstanceId,
-    pub zone: Option<String>,
-    pub weight: u32,
-    pub mesh_address: String,
-    pub http_address: String,
-    pub cluster_size: u16,
-    pub rf: u8,
-}
-
-/// Which facts about a node somebody holds: a higher (generation, info) is newer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct InfoStamp {
-    pub node: NodeNum,
-    pub instance: InstanceId,
-    /// Grows with every start of the instance.
-    pub generation: u64,
-    /// Grows with every change within a generation.
-    pub info: u64,
-}
-
-/// Where a node is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum NodeState {
-    /// Looking for its cluster, or opening its store.
-    Starting,
-    Serving,
-    /// Finishing what it has, taking nothing new.
-    Draining,
-    /// Alive, but its store has stopped writing.
-    Failed,
-}
-
-/// What a node tells about itself; pulled, not gossiped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeInfo {
-    pub stamp: InfoStamp,
-    pub mesh_address: String,
-    pub http_address: String,
-    pub zone: Option<String>,
-    pub weight: u32,
-    pub state: NodeState,
-    /// Of the program, e.g. `0.1.0`.
-    pub program: String,
-    pub epoch: Epoch,
-    pub keys: u64,
-    pub bytes: u64,
-    /// Hints this node keeps: for whom, how many, how many bytes.
-    pub hints: Vec<(NodeNum, u64, u64)>,
-    /// Requests answered in the last second.
-    pub requests_per_second: u64,
 }
 
 /// The other nodes.

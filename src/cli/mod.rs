@@ -1,1 +1,85 @@
-//! The command line: one file a command.
+//! The command line: one file a command. Commands speak REST like any client; only `serve` builds a node, and `dev`
+//! starts nodes as processes of its own.
+//!
+//! Invariants:
+//! - What was asked for goes to stdout and nothing else does; complaints and progress go to stderr.
+//! - The exit code says what happened: see [`Fault`].
+
+mod bench;
+mod client;
+mod completions;
+mod config;
+mod delete;
+mod dev;
+mod fault;
+mod get;
+mod health;
+mod logging;
+mod openapi;
+mod output;
+mod put;
+mod ring;
+mod serve;
+mod settings;
+mod smoke;
+mod status;
+mod views;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use fault::Fault;
+
+/// a3.store: a distributed key-value store that starts with one command.
+#[derive(Debug, Parser)]
+#[command(name = "a3", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 69 unavailable, 78 configuration.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Dev(dev::Dev),
+    Serve(serve::Serve),
+    Put(put::Put),
+    Get(get::Get),
+    Delete(delete::Delete),
+    Status(status::Status),
+    Ring(ring::Ring),
+    Health(health::Health),
+    Smoke(smoke::Smoke),
+    Bench(bench::Bench),
+    Config(config::Config),
+    Openapi(openapi::Openapi),
+    Completions(completions::Completions),
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// The [`Fault`] to print and exit with. Whether anything was written is in its text, where it matters.
+    pub fn run(self) -> Result<ExitCode, Fault> {
+        let done = match self.command {
+            // The two that end with a code of their own.
+            Command::Serve(command) => return command.run(),
+            Command::Dev(command) => return command.run(),
+            Command::Put(command) => command.run(),
+            Command::Get(command) => command.run(),
+            Command::Delete(command) => command.run(),
+            Command::Status(command) => command.run(),
+            Command::Ring(command) => command.run(),
+            Command::Health(command) => command.run(),
+            Command::Smoke(command) => command.run(),
+            Command::Bench(command) => command.run(),
+            Command::Config(command) => command.run(),
+            Command::Openapi(command) => command.run(),
+            Command::Completions(command) => command.run(),
+        };
+        done.map(|()| ExitCode::SUCCESS)
+    }
+}

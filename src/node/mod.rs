@@ -1,7 +1,10 @@
 //! The drivers: asynchronous, over `protocol` and the ports. They send and wait; decisions are made by folds.
 
+pub mod answers;
 pub mod clock;
 pub mod coordinator;
+#[cfg(test)]
+mod fakes;
 pub mod founding;
 pub mod gossip;
 pub mod handoff;

@@ -1,1 +1,391 @@
-//! The replica: requests of peers, handed to the store.
+//! The replica's door: what a coordinator claims is checked here, and a whole message goes to the store as one batch.
+//!
+//! Invariants:
+//! - Nothing reaches the store that this node would not own up to: a stamp too far ahead, a value too large, a record
+//!   that does not match its checksum, or a key whose home is elsewhere.
+//! - A message stays one batch, in its order, so that its writes become one transaction.
+//!
+//! A request computed under an older topology is told the newer one. One computed under a newer topology is served
+//! where this node's own ring has it serve the key anyway, and [`Replica::newer_epochs`] says that there is something
+//! to fetch.
+//!
+//! Caveat: this node's own requests are not checked against their checksum: they were sealed a moment ago.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ::metrics::Counter;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::clock::NodeClock;
+use super::routing::Routing;
+use crate::metrics;
+use crate::ports::{
+    Answer, Deliveries, Inbox, Refusal, ReplicaReply, ReplicaRequest, ReplyTo, Store, Submission, Submissions,
+};
+use crate::protocol::replica::too_far_ahead;
+use crate::protocol::ring::Ring;
+use crate::types::{Content, Epoch, Hlc, Key, NodeNum, Record, Token, Version};
+
+/// How a replica is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// This node.
+    pub node: NodeNum,
+    /// `VALUE_BYTES_MAX`, in bytes: longer values are refused.
+    pub value_bytes_max: usize,
+}
+
+/// This node as a keeper of records.
+pub struct Replica {
+    options: Options,
+    routing: Arc<Routing>,
+    clock: Arc<NodeClock>,
+    store: Arc<dyn Store>,
+    newer: watch::Sender<Epoch>,
+    stamps_refused: Counter,
+}
+
+impl Replica {
+    pub fn new(options: Options, routing: Arc<Routing>, clock: Arc<NodeClock>, store: Arc<dyn Store>) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            routing,
+            clock,
+            store,
+            newer: watch::Sender::new(Epoch::default()),
+            stamps_refused: metrics::counter(metrics::CLOCK_REFUSED, &[]),
+        })
+    }
+
+    /// A whole message of requests. Only queues; each is answered where its `reply_to` says, those that are refused at
+    /// once and the rest when the store has them on disk.
+    pub fn deliver(&self, from: NodeNum, batch: Deliveries) {
+        let Some(ring) = self.routing.ring() else {
+            return refuse_all(batch, Refusal::NotReady);
+        };
+        if ring.topology().member(from).is_none() {
+            return refuse_all(batch, Refusal::NotMember);
+        }
+        let door = Door { replica: self, ring: &ring, from, wall_ms: self.clock.wall_ms() };
+        let mut passed = Submissions::with_capacity(batch.len());
+        let mut newest = Hlc::ZERO;
+        let log = tracing::enabled!(target: "a3::events", tracing::Level::DEBUG);
+        for delivery in batch {
+            let call = delivery.call;
+            if call.epoch < ring.epoch() {
+                let topology = Arc::clone(ring.topology());
+                delivery.reply_to.send(Ok(ReplicaReply::WrongEpoch { topology }));
+                continue;
+            }
+            if call.epoch > ring.epoch() {
+                self.heard_of(call.epoch);
+            }
+            match door.check(&call.request) {
+                Ok((token, stamp)) => {
+                    newest = newest.max(stamp);
+                    let reply_to =
+                        if log { self.noted(from, &call.request, delivery.reply_to) } else { delivery.reply_to };
+                    passed.push(Submission { token, request: call.request, reply_to });
+                }
+                Err(refusal) => delivery.reply_to.send(Ok(ReplicaReply::Refused(refusal))),
+            }
+        }
+        if passed.is_empty() {
+            return;
+        }
+        self.clock.observe(newest);
+        self.store.observe(self.clock.now());
+        self.store.submit(passed);
+    }
+
+    /// The newest epoch that a request was computed under, where that was ahead of ours at the time.
+    pub fn newer_epochs(&self) -> watch::Receiver<Epoch> {
+        self.newer.subscribe()
+    }
+
+    fn heard_of(&self, epoch: Epoch) {
+        self.newer.send_if_modified(|newest| {
+            let newer = epoch > *newest;
+            *newest = epoch.max(*newest);
+            newer
+        });
+    }
+
+    /// Puts a line in the log between the store and whoever waits, for writes that come from elsewhere.
+    fn noted(&self, from: NodeNum, request: &ReplicaRequest, reply_to: ReplyTo) -> ReplyTo {
+        let (key, version, target) = match request {
+            ReplicaRequest::Write { key, record } if from != self.options.node => (key, record.version, None),
+            ReplicaRequest::Hint { target, key, record, .. } => (key, record.version, Some(*target)),
+            _ => return reply_to,
+        };
+        let note = Note {
+            node: self.options.node,
+            from,
+            target,
+            key: key.clone(),
+            version,
+            asked: Mutex::new(Some(reply_to)),
+        };
+        ReplyTo::new(Arc::new(note), 0)
+    }
+}
+
+fn refuse_all(batch: Deliveries, refusal: Refusal) {
+    for delivery in batch {
+        delivery.reply_to.send(Ok(ReplicaReply::Refused(refusal)));
+    }
+}
+
+/// What one message is checked against.
+struct Door<'a> {
+    replica: &'a Replica,
+    ring: &'a Ring,
+    from: NodeNum,
+    wall_ms: u64,
+}
+
+impl Door<'_> {
+    /// Where the key lives and the newest clock reading in the request, or why it is refused.
+    fn check(&self, request: &ReplicaRequest) -> Result<(Token, Hlc), Refusal> {
+        let me = self.replica.options.node;
+        let token = self.ring.token(request.key());
+        let placement = self.ring.placement(token.slot());
+        let home = placement.is_home(me);
+        let (serves, record) = match request {
+            ReplicaRequest::Read { hints: false, .. } => (home, None),
+            ReplicaRequest::Read { hints: true, .. } => (home || placement.fallbacks.contains(&me), None),
+            ReplicaRequest::Write { record, .. } => (home, Some(record)),
+            ReplicaRequest::Hint { target, record, .. } => (
+                *target != me && placement.is_home(*target) && (home || placement.fallbacks.contains(&me)),
+                Some(record),
+            ),
+        };
+        if !serves {
+            return Err(Refusal::NotMember);
+        }
+        match record {
+            Some(record) => Ok((token, self.check_record(request.key(), record)?)),
+            None => Ok((token, Hlc::ZERO)),
+        }
+    }
+
+    fn check_record(&self, key: &Key, record: &Record) -> Result<Hlc, Refusal> {
+        if let Content::Value { bytes, .. } = &record.content
+            && bytes.len() > self.replica.options.value_bytes_max
+        {
+            return Err(Refusal::TooLarge { bytes: bytes.len() as u64 });
+        }
+        let stamp = record.version.hlc.max(record.written);
+        if let Some(ahead_ms) = too_far_ahead(stamp, self.wall_ms, self.replica.clock.skew_max_ms()) {
+            self.replica.stamps_refused.increment(1);
+            return Err(Refusal::ClockSkew { ahead_ms });
+        }
+        if self.from != self.replica.options.node && !record.is_intact(key) {
+            return Err(Refusal::Corrupt);
+        }
+        Ok(stamp)
+    }
+}
+
+/// An answer on its way back, looked at for the log. Only made while the log is on.
+struct Note {
+    node: NodeNum,
+    from: NodeNum,
+    target: Option<NodeNum>,
+    key: Key,
+    version: Version,
+    asked: Mutex<Option<ReplyTo>>,
+}
+
+impl Inbox for Note {
+    fn deliver(&self, _: u64, answer: Answer) {
+        let Self { node, from, key, version, .. } = self;
+        match (&answer, self.target) {
+            (Ok(ReplicaReply::Hinted), Some(target)) => {
+                tracing::debug!(target: "a3::events", %node, %key, %version, "hint stored for {target}");
+            }
+            (Ok(ReplicaReply::Stored { .. }), None) => {
+                tracing::debug!(target: "a3::events", %node, %key, %version, "replicate from {from} stored");
+            }
+            (other, _) => {
+                tracing::debug!(target: "a3::events", %node, %key, %version, "from {from}, not stored: {}", outcome(other));
+            }
+        }
+        if let Some(asked) = self.asked.lock().take() {
+            asked.send(answer);
+        }
+    }
+}
+
+fn outcome(answer: &Answer) -> String {
+    match answer {
+        Ok(ReplicaReply::Dominated { by }) => format!("dominated by {}", by.version),
+        Ok(ReplicaReply::BelowFloor { .. }) => "below the floor".into(),
+        Ok(ReplicaReply::Refused(refusal)) => refusal.to_string(),
+        Ok(_) => "not understood".into(),
+        Err(error) => error.to_string(),
+    }
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::node::answers::Answers;
+    use crate::node::fakes::{FakeClock, FakeStore, topology};
+    use crate::ports::{Delivery, ReadPart, ReplicaCall};
+    use crate::types::Writer;
+
+    const ME: NodeNum = NodeNum(1);
+    const FROM: NodeNum = NodeNum(2);
+    const WALL: u64 = 1_700_000_000_000;
+
+    struct World {
+        routing: Arc<Routing>,
+        clock: Arc<NodeClock>,
+        store: Arc<FakeStore>,
+        replica: Arc<Replica>,
+    }
+
+    /// Node 1 of three, two copies.
+    fn world(epoch: Option<u64>) -> World {
+        let routing = Arc::new(Routing::default());
+        if let Some(epoch) = epoch {
+            routing.install(topology(epoch, 3, 2));
+        }
+        let clock = NodeClock::new(FakeClock::at(WALL), Duration::from_secs(300), Hlc::ZERO);
+        let store = FakeStore::new();
+        let options = Options { node: ME, value_bytes_max: 10 };
+        let replica =
+            Replica::new(options, Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store) as Arc<dyn Store>);
+        World { routing, clock, store, replica }
+    }
+
+    impl World {
+        /// A key that this node keeps or not, and another one too where asked.
+        fn key(&self, home: bool, also: Option<NodeNum>) -> Key {
+            let ring = self.routing.ring().unwrap();
+            (0..1000u32)
+                .map(|n| Key::new(format!("k{n}")).unwrap())
+                .find(|key| {
+                    let placement = ring.placement(ring.token(key).slot());
+                    placement.is_home(ME) == home && also.is_none_or(|node| placement.is_home(node))
+                })
+                .unwrap()
+        }
+
+        fn ask(&self, from: NodeNum, epoch: u64, requests: Vec<ReplicaRequest>) -> Vec<ReplicaReply> {
+            let answers = Answers::new();
+            let delivery = |(tag, request)| Delivery {
+                call: ReplicaCall { epoch: Epoch(epoch), request, deadline: None },
+                reply_to: answers.reply_to(tag),
+            };
+            let count = requests.len();
+            self.replica.deliver(from, (0..).zip(requests).map(delivery).collect());
+            let mut all: Vec<_> = std::iter::from_fn(|| answers.try_next()).collect();
+            assert_eq!(all.len(), count, "each is answered once");
+            all.sort_by_key(|(tag, _)| *tag);
+            all.into_iter().map(|(_, answer)| answer.unwrap()).collect()
+        }
+
+        fn ask_one(&self, request: ReplicaRequest) -> ReplicaReply {
+            self.ask(FROM, 5, vec![request]).remove(0)
+        }
+    }
+
+    fn record(key: &Key, hlc: Hlc, value: &'static [u8]) -> Record {
+        Record::seal(key, Version::plain(hlc, Writer(2)), hlc, Content::value(value))
+    }
+
+    fn write(key: &Key, ms: u64, value: &'static [u8]) -> ReplicaRequest {
+        ReplicaRequest::Write { key: key.clone(), record: record(key, Hlc::from_ms(ms), value) }
+    }
+
+    fn refused(refusal: Refusal) -> ReplicaReply {
+        ReplicaReply::Refused(refusal)
+    }
+
+    #[tokio::test]
+    async fn a_message_stays_one_batch_and_moves_the_clock() {
+        let world = world(Some(5));
+        let key = world.key(true, None);
+        let elsewhere = world.key(false, None);
+        let batch = vec![write(&key, WALL, b"a"), write(&elsewhere, WALL, b"b"), write(&key, WALL + 200_000, b"c")];
+        let replies = world.ask(FROM, 5, batch);
+        assert!(matches!(replies[0], ReplicaReply::Stored { replaced: None }));
+        assert_eq!(replies[1], refused(Refusal::NotMember));
+        assert!(matches!(replies[2], ReplicaReply::Stored { replaced: Some(_) }));
+        assert_eq!(world.store.batches(), [2]);
+        assert_eq!(world.clock.now(), Hlc::from_ms(WALL + 200_000));
+    }
+
+    #[tokio::test]
+    async fn no_topology_and_no_member_are_refused() {
+        let blank = world(None);
+        let key = Key::new("k").unwrap();
+        assert_eq!(blank.ask(FROM, 1, vec![write(&key, WALL, b"a")]), [refused(Refusal::NotReady)]);
+        let world = world(Some(5));
+        let request = write(&world.key(true, None), WALL, b"a");
+        assert_eq!(world.ask(NodeNum(9), 5, vec![request]), [refused(Refusal::NotMember)]);
+        assert!(world.store.batches().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_older_epoch_is_told_and_a_newer_one_is_noted() {
+        let world = world(Some(5));
+        let key = world.key(true, None);
+        let newer = world.replica.newer_epochs();
+        let told = world.ask(FROM, 4, vec![write(&key, WALL, b"a")]);
+        assert!(matches!(&told[0], ReplicaReply::WrongEpoch { topology } if topology.epoch == Epoch(5)));
+        assert_eq!(world.store.record(&key), None);
+        assert!(!newer.has_changed().unwrap());
+        let served = world.ask(FROM, 6, vec![write(&key, WALL, b"a"), write(&key, WALL + 1, b"a")]);
+        assert!(served.iter().all(|r| matches!(r, ReplicaReply::Stored { .. })));
+        assert_eq!(*newer.borrow(), Epoch(6));
+    }
+
+    #[tokio::test]
+    async fn what_a_coordinator_claims_is_checked() {
+        let world = world(Some(5));
+        let key = world.key(true, None);
+        let far = world.ask_one(write(&key, WALL + 300_001, b"a"));
+        assert_eq!(far, refused(Refusal::ClockSkew { ahead_ms: 300_001 }));
+        assert!(world.clock.now() < Hlc::from_ms(WALL + 1), "and was not observed");
+        assert_eq!(world.ask_one(write(&key, WALL, b"01234567890")), refused(Refusal::TooLarge { bytes: 11 }));
+        let mut bad = record(&key, Hlc::from_ms(WALL), b"a");
+        bad.checksum ^= 1;
+        let bad = ReplicaRequest::Write { key: key.clone(), record: bad };
+        assert_eq!(world.ask_one(bad), refused(Refusal::Corrupt));
+        assert_eq!(world.store.record(&key), None);
+        assert!(matches!(world.ask_one(write(&key, WALL + 300_000, b"0123456789")), ReplicaReply::Stored { .. }));
+    }
+
+    #[tokio::test]
+    async fn hints_are_kept_for_home_replicas_and_reads_answered_where_they_belong() {
+        let world = world(Some(5));
+        let elsewhere = world.key(false, None);
+        let hint = |target, key: &Key| ReplicaRequest::Hint {
+            target,
+            key: key.clone(),
+            record: record(key, Hlc::from_ms(WALL), b"a"),
+            counted: true,
+        };
+        assert_eq!(world.ask_one(hint(FROM, &elsewhere)), ReplicaReply::Hinted);
+        assert_eq!(world.ask_one(hint(ME, &elsewhere)), refused(Refusal::NotMember));
+        let mine = world.key(true, Some(FROM));
+        assert_eq!(world.ask_one(hint(ME, &mine)), refused(Refusal::NotMember), "a hint for oneself is a write");
+        assert_eq!(world.ask_one(hint(NodeNum(3), &mine)), refused(Refusal::NotMember), "not a home replica of it");
+        let read = |hints| ReplicaRequest::Read { key: elsewhere.clone(), part: ReadPart::Record, hints };
+        assert_eq!(world.ask_one(read(false)), refused(Refusal::NotMember));
+        assert!(matches!(world.ask_one(read(true)), ReplicaReply::Record { .. }));
+    }
+}

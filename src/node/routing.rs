@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
+use crate::ports::{Store, StoreError};
 use crate::protocol::ring::Ring;
 use crate::types::{Epoch, Topology};
 
@@ -42,6 +43,18 @@ impl Routing {
         *ring = Some(Arc::new(Ring::new(topology)));
         drop(ring);
         self.epoch.send_replace(epoch);
+    }
+
+    /// Saves a topology and puts it in force.
+    ///
+    /// # Errors
+    /// When it could not be saved; the one before stays in force.
+    pub async fn adopt(&self, store: &dyn Store, topology: Arc<Topology>) -> Result<(), StoreError> {
+        if topology.epoch > self.epoch() {
+            store.save_topology(Arc::clone(&topology)).await?;
+            self.install(topology);
+        }
+        Ok(())
     }
 
     /// Wakes at each new epoch.

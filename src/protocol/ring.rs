@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::types::{Epoch, Key, Level, NodeNum, Slot, Token, TokenSeed, Topology};
+use crate::types::{Epoch, Key, Level, NodeNum, Slot, Token, TokenSeed, Topology, majority};
 
 /// The home replicas that a write must satisfy together. Two of them while a slot moves, one otherwise.
 pub type WriteSet = SmallVec<[NodeNum; 4]>;
@@ -86,4 +86,96 @@ fn place(topology: &Topology, slot: Slot) -> Placement {
         }
     }
     Placement { write_sets: SmallVec::from_iter([homes]), fallbacks }
+}
+
+/// What can be had of a slot now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SlotHealth {
+    /// Not even a quorum with stand-ins.
+    Lost,
+    /// A quorum only with stand-ins.
+    StoodIn,
+    /// A majority of home replicas in every write set.
+    Quorum,
+    /// Every home replica.
+    Full,
+}
+
+impl Placement {
+    pub fn health(&self, reachable: impl Fn(NodeNum) -> bool) -> SlotHealth {
+        let stand_ins = self.fallbacks.iter().filter(|n| reachable(**n)).count();
+        let of_set = |set: &WriteSet| {
+            let homes = set.iter().filter(|n| reachable(**n)).count();
+            match majority(set.len()) {
+                _ if homes == set.len() => SlotHealth::Full,
+                needed if homes >= needed => SlotHealth::Quorum,
+                needed if homes + stand_ins >= needed => SlotHealth::StoodIn,
+                _ => SlotHealth::Lost,
+            }
+        };
+        self.write_sets.iter().map(of_set).min().unwrap_or(SlotHealth::Lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ClusterId, InstanceId, Member, Writer};
+    use uuid::Uuid;
+
+    fn topology(members: u16, rf: usize) -> Arc<Topology> {
+        let member = |n: u16| Member {
+            node: NodeNum(n),
+            instance: InstanceId(Uuid::from_u128(u128::from(n))),
+            writer: Writer(u32::from(n)),
+            zone: None,
+            weight: 1,
+            mesh_address: String::new(),
+            http_address: String::new(),
+        };
+        let homes = |slot: usize| (0..rf).map(|i| NodeNum(((slot + i) % usize::from(members)) as u16 + 1)).collect();
+        let topology = Topology {
+            epoch: Epoch::FIRST,
+            cluster_id: ClusterId(Uuid::from_u128(7)),
+            rf: rf as u8,
+            members: (1..=members).map(member).collect(),
+            ring: (0..Slot::COUNT).map(homes).collect(),
+            next_writer: Writer(u32::from(members) + 1),
+        };
+        topology.check().unwrap();
+        Arc::new(topology)
+    }
+
+    #[test]
+    fn a_preference_list_holds_every_member_once_and_homes_first() {
+        let ring = Ring::new(topology(5, 2));
+        for slot in Slot::all() {
+            let placement = ring.placement(slot);
+            let mut all = placement.home_replicas().to_vec();
+            assert_eq!(all, ring.topology().home_replicas(slot));
+            all.extend(&placement.fallbacks);
+            all.sort();
+            assert_eq!(all, (1..=5).map(NodeNum).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn the_first_fallback_is_the_neighbour() {
+        let ring = Ring::new(topology(5, 2));
+        assert_eq!(ring.placement(Slot(0)).fallbacks[0], NodeNum(3));
+        assert_eq!(ring.placement(Slot(1)).fallbacks[0], NodeNum(4));
+    }
+
+    #[test]
+    fn the_health_of_a_slot_is_what_can_be_had_of_it() {
+        let ring = Ring::new(topology(3, 2));
+        let placement = ring.placement(Slot(0));
+        let without = |down: &'static [u16]| placement.health(move |n| !down.contains(&n.0));
+        assert_eq!(without(&[]), SlotHealth::Full);
+        assert_eq!(without(&[3]), SlotHealth::Full);
+        assert_eq!(without(&[2]), SlotHealth::StoodIn);
+        assert_eq!(without(&[2, 3]), SlotHealth::Lost);
+        let three = Ring::new(topology(3, 3));
+        assert_eq!(three.placement(Slot(0)).health(|n| n.0 != 1), SlotHealth::Quorum);
+    }
 }

@@ -1,1 +1,40 @@
-//! The store over SQLite.
+//! The production `Store`: one SQLite database a node, in its data directory.
+//!
+//! ```text
+//! submit ---> write queue ---> writer thread: engine, one transaction a batch ---> answers, after the commit
+//!        \--> read queue ----> two reader threads: one snapshot a drain ---------> answers
+//!                              checkpointer thread: the log into the database, in steps
+//!                              counter thread: once after opening, slot by slot
+//! ```
+//!
+//! Invariants:
+//! - **Persist before you speak**: what an answer acknowledges is on disk (`DURABILITY` says what that means).
+//! - A record is verified by its checksum whenever it leaves the disk; a row that fails is missing and suspect.
+//! - A failed write or sync ends writing for good; a full disk only refuses, until there is space.
+//! - One process has the directory.
+//!
+//! Caveats: SQLite has no checksums of pages, so damage outside of rows shows as `SQLITE_CORRUPT` or not at all until
+//! the row is missed; copies on other nodes are what heals it. Mapped pages are read without a system call, and a disk
+//! that fails under them kills the process instead of failing the read.
+
+mod book;
+mod checkpoint;
+mod commit;
+mod connection;
+mod count;
+mod data_dir;
+mod engine;
+mod facts;
+mod gauges;
+mod hints;
+mod migrations;
+mod read;
+mod row;
+mod status;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use connection::Durability;
+pub use engine::{BatchError, Change, Engine, Now, Outcome};
+pub use store::{OpenError, Options, SqliteStore};

@@ -8,7 +8,9 @@ mod identity;
 mod key;
 mod level;
 pub mod limits;
+mod peer;
 mod record;
+mod replica;
 mod topology;
 mod version;
 
@@ -16,6 +18,8 @@ pub use id::{ClusterId, Epoch, InstanceId, NodeNum, Writer};
 pub use identity::Identity;
 pub use key::{Chunk, Key, KeyError, Leaf, Slot, Token, TokenSeed};
 pub use level::{Level, LevelParseError, majority};
+pub use peer::{Announcement, InfoStamp, NodeInfo, NodeState, PeerReply, PeerRequest};
 pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
+pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
 pub use topology::{Member, Topology, TopologyError};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

@@ -1,0 +1,59 @@
+# The project's commands. `just` lists them; each is also plain to run without just.
+
+_list:
+    @just --list --unsorted
+
+# A cluster of three nodes on this machine; Ctrl-C stops it
+dev *args:
+    cargo run --release --locked -- dev {{args}}
+
+# Build (debug)
+build:
+    cargo build --locked
+
+# The tests
+test *args:
+    cargo test --locked {{args}}
+
+# Lints, warnings denied
+lint:
+    cargo clippy --all-targets --locked -- -D warnings
+
+# Format the code
+fmt:
+    cargo fmt
+
+# Is the code formatted?
+fmt-check:
+    cargo fmt --check
+
+# Everything a change must pass before it is handed in: build, tests, lints, format
+check: build test lint fmt-check
+
+# What CI runs: `check` and every script that fits its time
+ci:
+    bash .ci/run
+
+# The API against its OpenAPI description: Schemathesis, Spectral, a generated Python client
+check-api *args:
+    scripts/check-api {{args}}
+
+# Swagger UI's "Try it out" in a headless Chromium
+check-swagger *args:
+    scripts/check-swagger {{args}}
+
+# promtool on every node, every panel of the dashboard against a Prometheus
+check-metrics *args:
+    scripts/check-metrics {{args}}
+
+# The container image and compose.yaml, with a node killed and back
+check-compose *args:
+    scripts/check-compose {{args}}
+
+# Real processes and real faults: kill -9, SIGSTOP, clocks, swapped ports, slow clients, memory
+check-faults *args:
+    scripts/check-faults {{args}}
+
+# The same work against three nodes of etcd and three of ours
+bench-vs-etcd *args:
+    scripts/bench-vs-etcd {{args}}

@@ -1,0 +1,216 @@
+//! The REST client of the commands: one request, one whole answer.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::future::Future;
+use std::os::unix::ffi::OsStrExt as _;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::{BodyExt as _, Full};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Uri};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use serde_json::Value;
+
+use super::Fault;
+use crate::config::units::{parse_duration, show_duration};
+use crate::types::Level;
+
+/// How long a connection may take to come up.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long an answer may take: more than the longest `?timeout=`, so that the node's own word is heard first.
+const ANSWER: Duration = Duration::from_secs(70);
+/// Every byte but RFC 3986's unreserved ones is escaped: `/` too, so that nobody on the way folds a path.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A node's REST address, `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Host(pub(super) String);
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Host {
+    type Err = String;
+
+    /// `http://host:port`, with or without the scheme and a closing slash.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let rest = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let uri: Uri = format!("http://{rest}").parse().map_err(|_| "no host:port".to_owned())?;
+        match uri.authority() {
+            _ if rest.contains("://") => Err("only http:// is spoken".into()),
+            Some(a) if uri.path() == "/" && !a.as_str().contains('@') => match a.port_u16() {
+                Some(_) => Ok(Self(a.as_str().to_owned())),
+                None => Ok(Self(format!("{a}:80"))),
+            },
+            _ => Err("host:port wanted, without a path".into()),
+        }
+    }
+}
+
+/// Which node is asked.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Asked {
+    /// The node to ask.
+    #[arg(long, env = "A3_HOST", default_value = "http://127.0.0.1:8001")]
+    pub(super) host: Host,
+}
+
+/// What a request for one key may say.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Wishes {
+    /// How many replicas: one, quorum or all [default: the node's, quorum].
+    #[arg(long)]
+    consistency: Option<Level>,
+    /// How long the node may take, e.g. 500ms [default: the node's, 1s].
+    #[arg(long, value_parser = duration)]
+    timeout: Option<Duration>,
+}
+
+impl Wishes {
+    /// Where the key lives on a node, wishes included.
+    pub(super) fn path(&self, key: &OsStr, view: Option<&str>) -> String {
+        let consistency = self.consistency.map(|level| format!("consistency={level}"));
+        let timeout = self.timeout.map(|timeout| format!("timeout={}ms", timeout.as_millis()));
+        let view = view.map(|view| format!("view={view}"));
+        let query: Vec<String> = [consistency, timeout, view].into_iter().flatten().collect();
+        let path = key_path(key.as_bytes());
+        if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
+    }
+}
+
+/// A duration on the command line.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "a time with its unit wanted, e.g. 500ms or 30s".into())
+}
+
+/// `/kv/` and the key's bytes, escaped.
+pub(super) fn key_path(key: &[u8]) -> String {
+    format!("/kv/{}", percent_encode(key, ESCAPED))
+}
+
+/// A whole answer, whatever its status.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Answer {
+    /// The answer itself when it is 2xx.
+    pub(super) fn success(self) -> Result<Self, Fault> {
+        if (200..300).contains(&self.status) { Ok(self) } else { Err(Fault::of_answer(self.status, &self.body)) }
+    }
+
+    pub(super) fn json(&self) -> Result<Value, Fault> {
+        serde_json::from_slice(&self.body)
+            .map_err(|_| Fault::Failed("the answer is not JSON: is this an a3 node?".into()))
+    }
+
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// Sends requests; keeps connections between them.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    http: HyperClient<HttpConnector, Full<Bytes>>,
+}
+
+impl Client {
+    pub(super) fn new() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT));
+        connector.set_nodelay(true);
+        Self { http: HyperClient::builder(TokioExecutor::new()).build(connector) }
+    }
+
+    pub(super) async fn get(&self, host: &Host, path: &str) -> Result<Answer, Fault> {
+        self.send(Method::GET, host, path, None, Bytes::new()).await
+    }
+
+    /// One request and its whole answer.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] when there is no answer; a write may have been done all the same unless the text says
+    /// that no connection came up.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        host: &Host,
+        path: &str,
+        header: Option<(HeaderName, HeaderValue)>,
+        body: Bytes,
+    ) -> Result<Answer, Fault> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() =
+            format!("http://{host}{path}").parse().map_err(|e| Fault::Usage(format!("{host}{path}: {e}")))?;
+        if let Some((name, value)) = header {
+            request.headers_mut().insert(name, value);
+        }
+        let unavailable = |why: String| Fault::Unavailable(format!("{host}: {why}"));
+        let exchange = async {
+            let response = self.http.request(request).await.map_err(|e| unavailable(why(&e)))?;
+            let (head, body) = response.into_parts();
+            let body = body.collect().await.map_err(|e| unavailable(format!("the answer broke off: {e}")))?;
+            Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes() })
+        };
+        let late = |_| unavailable(format!("no answer within {}", show_duration(ANSWER)));
+        tokio::time::timeout(ANSWER, exchange).await.map_err(late)?
+    }
+}
+
+/// The innermost reason: the layers above it only say that a request failed.
+fn why(error: &hyper_util::client::legacy::Error) -> String {
+    let mut inner: &dyn std::error::Error = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    if error.is_connect() { format!("cannot connect: {inner}") } else { format!("no answer: {inner}") }
+}
+
+/// Runs a command's requests on this thread.
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_taken_with_and_without_its_scheme() {
+        let host = |text: &str| text.parse::<Host>().map(|h| h.0);
+        assert_eq!(host("http://127.0.0.1:8001/"), Ok("127.0.0.1:8001".into()));
+        assert_eq!(host("n1:8001"), Ok("n1:8001".into()));
+        assert_eq!(host("[::1]:8001"), Ok("[::1]:8001".into()));
+        assert_eq!(host("n1"), Ok("n1:80".into()));
+        for bad in ["", "https://n1:8001", "http://n1:8001/kv", "ftp://n1", "a b:1", "user@n1:8001"] {
+            assert!(host(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_byte_of_a_key_survives_the_path() {
+        assert_eq!(key_path(b"a/b c%?#"), "/kv/a%2Fb%20c%25%3F%23");
+        assert_eq!(key_path("\u{1f980}~".as_bytes()), "/kv/%F0%9F%A6%80~");
+        let every: Vec<u8> = (0..=255).collect();
+        let path = key_path(&every);
+        let back: Vec<u8> = percent_encoding::percent_decode_str(&path["/kv/".len()..]).collect();
+        assert_eq!(back, every);
+        assert!(path.parse::<Uri>().is_ok_and(|uri| uri.path() == path));
+    }
+}

@@ -1,0 +1,32 @@
+//! `a3 delete`: remove a key.
+
+use std::ffi::OsString;
+
+use bytes::Bytes;
+use clap::Args;
+use hyper::Method;
+
+use super::Fault;
+use super::client::{Asked, Client, Wishes, block_on};
+use super::output::Output;
+use super::put::receipt;
+
+/// Delete a key; deleting an absent one is fine.
+#[derive(Debug, Args)]
+pub(super) struct Delete {
+    key: OsString,
+    #[command(flatten)]
+    wishes: Wishes,
+    #[command(flatten)]
+    asked: Asked,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Delete {
+    pub(super) fn run(self) -> Result<(), Fault> {
+        let path = self.wishes.path(&self.key, None);
+        let answer = block_on(Client::new().send(Method::DELETE, &self.asked.host, &path, None, Bytes::new()))?;
+        receipt(&answer.success()?.json()?, self.output)
+    }
+}

@@ -1,0 +1,142 @@
+//! `a3 dev`: a cluster on this machine, for trying things out. Its nodes are processes like any other's, so killing one
+//! is a fair experiment.
+
+mod cluster;
+mod plan;
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use comfy_table::ContentArrangement;
+use tokio::time::Instant;
+
+use super::{Fault, client, output};
+use crate::ports::Entropy as _;
+use crate::system::SystemEntropy;
+use crate::types::limits::{MEMBERS_MAX, REPLICATION_FACTOR_MAX};
+use cluster::{Cluster, Signals};
+
+/// Start a cluster on this machine and stop it with Ctrl-C.
+#[derive(Debug, Args)]
+pub(super) struct Dev {
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=MEMBERS_MAX as i64))]
+    nodes: u16,
+    /// Copies of each key.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=REPLICATION_FACTOR_MAX as i64))]
+    rf: u8,
+    /// Keep the data when it stops.
+    #[arg(long)]
+    keep: bool,
+    /// Keep the data here, and go on with what is there [default: a fresh directory, removed at the end].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// REST port of the first node; the others follow.
+    #[arg(long, default_value_t = 8001, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    base_port: u16,
+    /// Mesh port of the first node [default: 42050 above --base-port].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    mesh_base_port: Option<u16>,
+}
+
+impl Dev {
+    pub(super) fn run(self) -> Result<ExitCode, Fault> {
+        let program = std::env::current_exe().map_err(|e| Fault::Failed(format!("this program's own path: {e}")))?;
+        let temporary = self.dir.is_none() && !self.keep;
+        let dir = match &self.dir {
+            Some(dir) => std::path::absolute(dir).map_err(|e| Fault::Usage(format!("{}: {e}", dir.display())))?,
+            None => std::env::temp_dir().join(format!("a3-dev-{:08x}", SystemEntropy::default().u64() as u32)),
+        };
+        let nodes = plan::nodes(self.nodes, self.rf, self.base_port, self.mesh_base_port, &dir)?;
+        for node in &nodes {
+            node.check_ports().map_err(|(port, e)| {
+                Fault::Failed(format!("port {port} for {}: {e}; --base-port moves all ports", node.name))
+            })?;
+        }
+        create(&dir, self.dir.is_some())?;
+        client::block_on(async {
+            let mut signals = Signals::new().map_err(|e| Fault::Failed(format!("signals: {e}")))?;
+            eprintln!("starting in {}", dir.display());
+            let mut cluster = Cluster::start(program, nodes)?;
+            let lived = self.live(&mut cluster, &mut signals, &dir, temporary).await;
+            cluster.stop(&mut signals).await;
+            if let Err(fault) = lived {
+                eprintln!("a3: the data and logs stay in {}", dir.display());
+                return Err(fault);
+            }
+            if temporary { clear(&cluster, &dir) } else { output::line(&format!("stopped; kept {}", dir.display())) }
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// From the start of the processes until a signal comes.
+    async fn live(
+        &self,
+        cluster: &mut Cluster,
+        signals: &mut Signals,
+        dir: &Path,
+        temporary: bool,
+    ) -> Result<(), Fault> {
+        let began = Instant::now();
+        tokio::select! {
+            biased;
+            () = signals.any() => return Ok(()),
+            ready = cluster.wait_ready() => ready?,
+        }
+        let nodes = if self.nodes == 1 { "1 node".to_owned() } else { format!("{} nodes", self.nodes) };
+        let copies = if self.rf == 1 { "copy" } else { "copies" };
+        let seconds = began.elapsed().as_secs_f64();
+        output::line(&format!("a3.store: {nodes}, {} {copies} of each key, ready in {seconds:.1} s\n", self.rf))?;
+        output::line(&welcome(cluster, dir, temporary))?;
+        tokio::select! {
+            biased;
+            () = signals.any() => Ok(()),
+            fault = cluster.watch() => fault,
+        }
+    }
+}
+
+/// A fresh directory that only its owner reads; a named one may be there already.
+fn create(dir: &Path, named: bool) -> Result<(), Fault> {
+    let created = std::fs::DirBuilder::new().mode(0o700).recursive(named).create(dir);
+    created.map_err(|e| Fault::Failed(format!("{}: {e}", dir.display())))
+}
+
+/// Removes a temporary directory, unless a node that was started again by hand still works in it.
+fn clear(cluster: &Cluster, dir: &Path) -> Result<(), Fault> {
+    let running = cluster.running_elsewhere();
+    if !running.is_empty() {
+        return output::line(&format!("stopped; {} runs on, so {} stays", running.join(", "), dir.display()));
+    }
+    std::fs::remove_dir_all(dir).map_err(|e| Fault::Failed(format!("{}: {e}", dir.display())))?;
+    output::line(&format!("stopped; removed {}", dir.display()))
+}
+
+/// What a newcomer sees: who is there, where to look, and what to try.
+fn welcome(cluster: &Cluster, dir: &Path, temporary: bool) -> String {
+    let mut table = output::table(&["NODE", "PID", "REST", "MESH", "DATA"]);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    for (node, pid) in cluster.nodes() {
+        let rest = format!("http://{}", node.http());
+        table.add_row([&node.name, &pid.to_string(), &rest, &node.mesh(), &node.data_dir.display().to_string()]);
+    }
+    let at = |index: usize| cluster.nodes().nth(index).or_else(|| cluster.nodes().last());
+    let url = |index: usize| at(index).map_or_else(String::new, |(node, _)| format!("http://{}", node.http()));
+    let (first, second) = (url(0), url(1));
+    let last_pid = cluster.nodes().last().map_or_else(String::new, |(_, pid)| pid.to_string());
+    let (dir, end) = (dir.display(), if temporary { "removes" } else { "keeps" });
+    format!(
+        "{}\n\n\
+         Swagger UI  {first}/swagger-ui/\n\
+         metrics     {first}/metrics\n\
+         index       {first}/\n\
+         logs        {dir}/node1.log ...\n\n\
+         Paste into another terminal:\n\
+         \x20 curl -X PUT {first}/kv/name -d anas\n\
+         \x20 curl {second}/kv/name\n\
+         \x20 kill -9 {last_pid}\n\n\
+         Ctrl-C stops the nodes and {end} {dir}",
+        output::rendered(&table)
+    )
+}

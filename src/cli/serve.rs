@@ -1,0 +1,60 @@
+//! `a3 serve`: one node.
+
+use std::os::fd::AsFd as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use rustix::process::{Signal, getpid, kill_process};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+
+use super::settings::SettingFlags;
+use super::{Fault, logging};
+use crate::config::Config;
+
+/// Run one node until Ctrl-C or SIGTERM.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Stop when the pipe on stdin closes: the node does not outlive the process that holds the other end.
+    #[arg(long, hide = true)]
+    parent_pipe: bool,
+    #[command(flatten)]
+    settings: SettingFlags,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<ExitCode, Fault> {
+        let (_, config) = self.settings.load()?;
+        logging::init(&config)?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?;
+        runtime.block_on(serve(config, self.parent_pipe)).map_err(|e| Fault::Failed(format!("{e:#}")))
+    }
+}
+
+async fn serve(config: Config, parent_pipe: bool) -> anyhow::Result<ExitCode> {
+    // Boxed, because it is as large as everything a node is made of.
+    let mut serving = Box::pin(crate::server::serve(config));
+    if parent_pipe {
+        tokio::select! {
+            biased;
+            done = &mut serving => return done,
+            gone = parent_gone() => gone?,
+        }
+        tracing::info!("the process that started this node is gone");
+        // The node's own way to stop, with its order and its deadlines.
+        kill_process(getpid(), Signal::TERM)?;
+    }
+    serving.await
+}
+
+/// Resolves when the other end of the pipe on stdin is closed, even by `kill -9`.
+async fn parent_gone() -> anyhow::Result<()> {
+    let mut stdin = pipe::Receiver::from_owned_fd(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+    let mut ignored = [0u8; 64];
+    while stdin.read(&mut ignored).await? > 0 {}
+    Ok(())
+}

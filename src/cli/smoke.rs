@@ -1,0 +1,139 @@
+//! `a3 smoke`: does this cluster do what it says? One key, written at one node, read at all, deleted, gone.
+
+use bytes::Bytes;
+use clap::Args;
+use hyper::Method;
+use serde_json::Value;
+
+use super::Fault;
+use super::client::{Answer, Asked, Client, Host, block_on, key_path};
+use super::output;
+use super::views::{Cluster, fetch};
+use crate::ports::Entropy as _;
+use crate::system::SystemEntropy;
+
+/// Write at one node, read at all, delete, and see that it is gone; prints each check.
+#[derive(Debug, Args)]
+pub(super) struct Smoke {
+    /// The nodes to use [default: all members that the node --host knows].
+    #[arg(long, value_delimiter = ',', value_name = "HOST,...")]
+    hosts: Vec<Host>,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// A node under test: its name for people, and where it is.
+struct Node {
+    name: String,
+    host: Host,
+}
+
+impl Smoke {
+    pub(super) fn run(self) -> Result<(), Fault> {
+        block_on(async {
+            let client = Client::new();
+            let hosts = if self.hosts.is_empty() { members(&client, &self.asked.host).await? } else { self.hosts };
+            let mut check = Checks { client, failed: 0 };
+            check.all(&hosts).await?;
+            match check.failed {
+                0 => output::line("all is well"),
+                n => Err(Fault::Failed(format!("{n} checks failed"))),
+            }
+        })
+    }
+}
+
+async fn members(client: &Client, host: &Host) -> Result<Vec<Host>, Fault> {
+    let cluster: Cluster = fetch(client, host, "/cluster").await?;
+    let hosts = cluster.members.iter().map(|m| m.http_address.parse());
+    hosts.collect::<Result<_, String>>().map_err(|e| Fault::Failed(format!("a member's address: {e}")))
+}
+
+/// Prints each check as it ends, and counts those that failed.
+struct Checks {
+    client: Client,
+    failed: usize,
+}
+
+impl Checks {
+    async fn all(&mut self, hosts: &[Host]) -> Result<(), Fault> {
+        let nodes = self.nodes(hosts).await?;
+        let (Some(first), Some(last)) = (nodes.first(), nodes.last()) else { return Ok(()) };
+        let id = format!("{:016x}", SystemEntropy::default().u64());
+        let (key, value) = (format!("smoke-{id}"), Bytes::from(format!("value-{id}")));
+        let path = key_path(key.as_bytes());
+        let written = self.client.send(Method::PUT, &first.host, &path, None, value.clone()).await;
+        let Some(receipt) = self.note(format!("wrote {key} at {}", first.name), written_receipt(written))? else {
+            return Ok(());
+        };
+        for node in &nodes {
+            let seen = self.client.get(&node.host, &path).await.and_then(|answer| same(answer, &value, &receipt));
+            self.note(format!("read the same at {}", node.name), seen)?;
+        }
+        let deleted = self.client.send(Method::DELETE, &last.host, &path, None, Bytes::new()).await;
+        if self.note(format!("deleted it at {}", last.name), written_receipt(deleted))?.is_some() {
+            for node in &nodes {
+                let gone = self.client.get(&node.host, &path).await.and_then(gone);
+                self.note(format!("gone at {}", node.name), gone)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The nodes that answer, with the names they give themselves; all must belong to one cluster.
+    async fn nodes(&mut self, hosts: &[Host]) -> Result<Vec<Node>, Fault> {
+        let mut nodes = Vec::new();
+        let mut clusters: Vec<String> = Vec::new();
+        for host in hosts {
+            let cluster = fetch::<Cluster>(&self.client, host, "/cluster").await;
+            let cluster = cluster.and_then(|c| match clusters.first() {
+                Some(first) if *first != c.cluster_id => {
+                    Err(Fault::Failed(format!("it belongs to cluster {}, the first one to {first}", c.cluster_id)))
+                }
+                _ => Ok(c),
+            });
+            let name = cluster.as_ref().map_or_else(|_| host.to_string(), |c| format!("{} ({host})", c.node));
+            if let Some(cluster) = self.note(format!("{name} is up"), cluster)? {
+                clusters.push(cluster.cluster_id);
+                nodes.push(Node { name: cluster.node, host: host.clone() });
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// Prints a check. What went wrong goes beside it, since the list is what was asked for.
+    fn note<T>(&mut self, what: String, result: Result<T, Fault>) -> Result<Option<T>, Fault> {
+        match result {
+            Ok(value) => output::line(&format!("ok    {what}")).map(|()| Some(value)),
+            Err(fault) => {
+                self.failed += 1;
+                output::line(&format!("FAIL  {what}: {fault}")).map(|()| None)
+            }
+        }
+    }
+}
+
+fn written_receipt(answer: Result<Answer, Fault>) -> Result<Value, Fault> {
+    answer?.success()?.json()
+}
+
+/// The bytes written, under the version that the receipt names.
+fn same(answer: Answer, value: &Bytes, receipt: &Value) -> Result<(), Fault> {
+    let answer = answer.success()?;
+    if answer.body != value {
+        return Err(Fault::Failed(format!("{:?} instead of {value:?}", answer.body)));
+    }
+    let version = answer.header("a3-version").unwrap_or_default();
+    match receipt["version"].as_str() {
+        Some(written) if written == version => Ok(()),
+        written => Err(Fault::Failed(format!("version {version:?} instead of {written:?}"))),
+    }
+}
+
+fn gone(answer: Answer) -> Result<(), Fault> {
+    match answer.status {
+        404 => Ok(()),
+        200..300 => Err(Fault::Failed("it is still there".into())),
+        status => Err(Fault::of_answer(status, &answer.body)),
+    }
+}

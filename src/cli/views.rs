@@ -1,0 +1,83 @@
+//! What nodes tell of their cluster, as far as commands show it. Read leniently: a field that is missing shows as
+//! nothing, one that is unknown is passed over, so that a3 of one version can ask a node of another.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::Fault;
+use super::client::{Client, Host};
+
+/// `GET /cluster`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Cluster {
+    /// The node that was asked.
+    #[serde(alias = "asked")]
+    pub(super) node: String,
+    pub(super) cluster_id: String,
+    pub(super) epoch: u64,
+    pub(super) rf: u64,
+    pub(super) members: Vec<Member>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Member {
+    #[serde(alias = "node")]
+    pub(super) id: String,
+    pub(super) liveness: String,
+    pub(super) state: Option<String>,
+    pub(super) reachable: bool,
+    pub(super) http_address: String,
+    pub(super) mesh_address: String,
+    pub(super) zone: Option<String>,
+    pub(super) slots: u64,
+    pub(super) keys: Option<u64>,
+    pub(super) bytes: Option<u64>,
+    pub(super) hints_owed: u64,
+}
+
+/// `GET /cluster/health`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Health {
+    pub(super) status: String,
+    pub(super) slots_total: u64,
+    pub(super) slots_full: u64,
+    pub(super) slots_at_quorum: u64,
+    pub(super) slots_unavailable: u64,
+    pub(super) members_down: Vec<String>,
+    pub(super) hints_pending: u64,
+}
+
+/// `GET /cluster/ring`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Ring {
+    pub(super) epoch: u64,
+    pub(super) rf: u64,
+    pub(super) slots: Vec<Slot>,
+}
+
+/// The home replicas of one slot.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Slot {
+    Named { replicas: Vec<String> },
+    Bare(Vec<String>),
+}
+
+impl Slot {
+    pub(super) fn replicas(&self) -> &[String] {
+        match self {
+            Slot::Named { replicas } | Slot::Bare(replicas) => replicas,
+        }
+    }
+}
+
+/// Asks a node for one of these.
+pub(super) async fn fetch<T: DeserializeOwned>(client: &Client, host: &Host, path: &str) -> Result<T, Fault> {
+    let answer = client.get(host, path).await?.success()?;
+    serde_json::from_slice(&answer.body)
+        .map_err(|e| Fault::Failed(format!("{host}{path} is not what an a3 node answers: {e}")))
+}

@@ -1,1 +1,0 @@
-//! Settings: one table drives flags, environment and file.

@@ -1,0 +1,190 @@
+//! The server: what peers call, handed to the [`PeerHandler`].
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Options;
+use super::endpoint::MESSAGE_BYTES_CEILING;
+use super::exchange::Lane;
+use super::links::{Links, Place};
+use super::observed::Observed;
+use super::replies::{Reading, Serving};
+use super::wire::proto::mesh_server::{Mesh, MeshServer};
+use super::wire::{self, Malformed, proto, rare, status};
+use crate::ports::{PeerHandler, PeerReply, PeerRequest};
+
+/// Metadata of a stream: the link it belongs to, and which of its two streams it is.
+pub(super) const LINK: &str = "a3-link";
+pub(super) const LANE: &str = "a3-lane";
+
+/// Streams and calls one connection may have open.
+const STREAMS_MAX: u32 = 256;
+
+pub(super) fn lane_name(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Small => "small",
+        Lane::Large => "large",
+    }
+}
+
+/// Serves the mesh until `shutdown`, then lets requests under way finish for at most `options.drain_timeout`.
+/// Dropping the future stops it as well.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub async fn serve(
+    listener: TcpListener,
+    handler: Arc<dyn PeerHandler>,
+    options: Options,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    let stop = CancellationToken::new();
+    // Streams are long-lived: they end by this, also when the future is dropped.
+    let _stop_streams = stop.clone().drop_guard();
+    let door = Door {
+        handler,
+        links: Arc::default(),
+        requests_in_flight_max: options.requests_in_flight_max,
+        observed: Arc::new(Observed::default()),
+        stop: stop.clone(),
+    };
+    let service = MeshServer::new(door).max_decoding_message_size(MESSAGE_BYTES_CEILING);
+    let mut builder = Server::builder()
+        .initial_stream_window_size(options.stream_window_bytes)
+        .initial_connection_window_size(options.connection_window_bytes)
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_keepalive_interval(Some(options.keep_alive_interval))
+        .http2_keepalive_timeout(Some(options.keep_alive_timeout));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serving = builder.add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled());
+    let drained = async {
+        shutdown.await;
+        stop.cancel();
+        tokio::time::sleep(options.drain_timeout).await;
+    };
+    tokio::select! {
+        biased;
+        served = serving => served.map_err(io::Error::other),
+        () = drained => Ok(()),
+    }
+}
+
+struct Door {
+    handler: Arc<dyn PeerHandler>,
+    links: Arc<Links>,
+    requests_in_flight_max: usize,
+    observed: Arc<Observed>,
+    stop: CancellationToken,
+}
+
+impl Door {
+    /// The place of a stream in its link, by its metadata.
+    fn place(&self, metadata: &MetadataMap) -> Place {
+        let text = |key: &str| metadata.get(key).and_then(|v| v.to_str().ok());
+        let lane = if text(LANE) == Some(lane_name(Lane::Large)) { Lane::Large } else { Lane::Small };
+        self.links.join(text(LINK), lane, self.requests_in_flight_max)
+    }
+
+    /// Admits, answers, and makes the top of the answer.
+    async fn answer(
+        &self,
+        header: Option<proto::Header>,
+        request: Result<PeerRequest, Malformed>,
+    ) -> Result<(Option<proto::Header>, PeerReply), Status> {
+        let (from, to) = wire::read_header(header)?;
+        self.handler.admit(&from, to).map_err(status::status)?;
+        let reply = self.handler.clone().answer(from, request?).await.map_err(status::status)?;
+        Ok((Some(wire::header(&self.handler.header(), Some(from.instance))), reply))
+    }
+}
+
+/// The handler answered another question: a fault of this node, after which nothing is known.
+fn mismatch(reply: &PeerReply) -> Status {
+    tracing::error!(?reply, "an answer of the wrong kind");
+    Status::internal("an answer of the wrong kind")
+}
+
+#[tonic::async_trait]
+impl Mesh for Door {
+    type ExchangeStream = Pin<Box<Serving>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<proto::Requests>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let place = self.place(request.metadata());
+        Ok(Response::new(Box::pin(Serving {
+            incoming: request.into_inner(),
+            place,
+            handler: self.handler.clone(),
+            observed: self.observed.clone(),
+            stop: Box::pin(self.stop.clone().cancelled_owned()),
+            reading: Reading::default(),
+        })))
+    }
+
+    async fn gossip(&self, request: Request<proto::GossipRequest>) -> Result<Response<proto::GossipReply>, Status> {
+        let mut request = request.into_inner();
+        match self.answer(request.header.take(), rare::read_gossip(request)).await? {
+            (header, PeerReply::Done) => Ok(Response::new(proto::GossipReply { header })),
+            (_, other) => Err(mismatch(&other)),
+        }
+    }
+
+    async fn node_info(
+        &self,
+        request: Request<proto::NodeInfoRequest>,
+    ) -> Result<Response<proto::NodeInfoReply>, Status> {
+        let mut request = request.into_inner();
+        match self.answer(request.header.take(), rare::read_node_info(request)).await? {
+            (header, PeerReply::NodeInfo { infos, digest }) => {
+                let infos = infos.into_iter().map(rare::info).collect();
+                Ok(Response::new(proto::NodeInfoReply { header, infos, digest: rare::stamps(digest) }))
+            }
+            (_, other) => Err(mismatch(&other)),
+        }
+    }
+
+    async fn topology(
+        &self,
+        request: Request<proto::TopologyRequest>,
+    ) -> Result<Response<proto::TopologyReply>, Status> {
+        match self.answer(request.into_inner().header, Ok(PeerRequest::Topology)).await? {
+            (header, PeerReply::Topology { topology }) => {
+                Ok(Response::new(proto::TopologyReply { header, topology: rare::topology_or_none(topology) }))
+            }
+            (_, other) => Err(mismatch(&other)),
+        }
+    }
+
+    async fn announce(
+        &self,
+        request: Request<proto::AnnounceRequest>,
+    ) -> Result<Response<proto::AnnounceReply>, Status> {
+        let mut request = request.into_inner();
+        match self.answer(request.header.take(), rare::read_announce(request)).await? {
+            (header, PeerReply::Announced { topology, heard }) => {
+                let (topology, heard) =
+                    (rare::topology_or_none(topology), heard.into_iter().map(rare::announcement).collect());
+                Ok(Response::new(proto::AnnounceReply { header, topology, heard }))
+            }
+            (_, other) => Err(mismatch(&other)),
+        }
+    }
+
+    async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundReply>, Status> {
+        let mut request = request.into_inner();
+        match self.answer(request.header.take(), rare::read_found(request)).await? {
+            (header, PeerReply::Done) => Ok(Response::new(proto::FoundReply { header })),
+            (_, other) => Err(mismatch(&other)),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! How a [`PeerError`] travels as a gRPC status, and what a status means.
+//!
+//! A refusal that must be told apart from every other failure names itself in the metadata `a3-refusal`; whatever
+//! carries none is judged by its code, and in doubt as [`PeerError::Lost`]: it may have been done.
+
+use std::error::Error;
+
+use tonic::metadata::MetadataValue;
+use tonic::{Code, ConnectError, Status};
+
+use super::Malformed;
+use crate::ports::PeerError;
+
+const REFUSAL: &str = "a3-refusal";
+const WRONG_RECIPIENT: &str = "wrong-recipient";
+const FOREIGN_CLUSTER: &str = "foreign-cluster";
+const REFUSED: &str = "refused";
+
+/// What a server says instead of an answer.
+pub(in crate::mesh) fn status(error: PeerError) -> Status {
+    match error {
+        PeerError::WrongRecipient => refusal(WRONG_RECIPIENT, error.to_string()),
+        PeerError::ForeignCluster => refusal(FOREIGN_CLUSTER, error.to_string()),
+        PeerError::Refused(why) => refusal(REFUSED, why),
+        PeerError::Protocol(what) => Status::invalid_argument(what),
+        PeerError::Overloaded => Status::resource_exhausted(error.to_string()),
+        PeerError::TimedOut => Status::deadline_exceeded(error.to_string()),
+        PeerError::Unreachable => refusal(REFUSED, error.to_string()),
+        PeerError::Lost => Status::aborted(error.to_string()),
+    }
+}
+
+impl From<Malformed> for Status {
+    fn from(malformed: Malformed) -> Self {
+        status(malformed.into())
+    }
+}
+
+fn refusal(reason: &'static str, text: String) -> Status {
+    let mut status = Status::failed_precondition(text);
+    status.metadata_mut().insert(REFUSAL, MetadataValue::from_static(reason));
+    status
+}
+
+/// What a caller makes of a status.
+pub(in crate::mesh) fn error(status: &Status) -> PeerError {
+    match status.metadata().get(REFUSAL).and_then(|v| v.to_str().ok()) {
+        Some(WRONG_RECIPIENT) => return PeerError::WrongRecipient,
+        Some(FOREIGN_CLUSTER) => return PeerError::ForeignCluster,
+        Some(_) => return PeerError::Refused(status.message().to_owned()),
+        None => {}
+    }
+    match status.code() {
+        Code::InvalidArgument | Code::Unimplemented => PeerError::Protocol(status.message().to_owned()),
+        Code::FailedPrecondition => PeerError::Refused(status.message().to_owned()),
+        Code::ResourceExhausted => PeerError::Overloaded,
+        Code::DeadlineExceeded => PeerError::TimedOut,
+        _ if never_connected(status) => PeerError::Unreachable,
+        _ => PeerError::Lost,
+    }
+}
+
+/// Whether the call failed because no connection could be made: then nothing was sent.
+fn never_connected(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}

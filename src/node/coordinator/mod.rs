@@ -1,0 +1,106 @@
+//! The coordinator: carries a client's request to its replicas and tells what really happened.
+//!
+//! `read` and `write` drive the folds of `protocol/quorum`: they send what the fold asks for, wait for answers, and
+//! tell it who has been silent for too long. Writes go on after the client was answered until every replica has
+//! answered or its time is up (`stragglers`).
+//!
+//! Invariants:
+//! - Nothing is acknowledged that the fold did not count.
+//! - Every failed write says what became of it.
+//! - A request costs no task of its own; its answers share one allocation.
+
+mod flight;
+mod meters;
+mod read;
+mod stragglers;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::time::Instant;
+
+use crate::node::clock::NodeClock;
+use crate::node::reach::Reach;
+use crate::node::request::{Failure, FailureKind};
+use crate::node::routing::Routing;
+use crate::ports::{Peers, ReplicaCall, ReplicaRequest, ReplyTo, Spawn, Store};
+use crate::protocol::ring::Ring;
+use crate::types::{Epoch, Level, NodeNum, Topology};
+
+use meters::Meters;
+use stragglers::Stragglers;
+
+/// What a coordinator needs of its node.
+pub struct Coordinator {
+    me: NodeNum,
+    peers: Arc<dyn Peers>,
+    store: Arc<dyn Store>,
+    routing: Arc<Routing>,
+    clock: Arc<NodeClock>,
+    reach: Arc<Reach>,
+    stragglers: Arc<Stragglers>,
+    meters: Meters,
+    requests: AtomicU64,
+}
+
+impl std::fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coordinator").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+impl Coordinator {
+    pub fn new(
+        me: NodeNum,
+        peers: Arc<dyn Peers>,
+        store: Arc<dyn Store>,
+        routing: Arc<Routing>,
+        clock: Arc<NodeClock>,
+        reach: Arc<Reach>,
+    ) -> Arc<Self> {
+        let stragglers = Arc::new(Stragglers::new(Arc::clone(&peers), Arc::clone(&reach)));
+        let (meters, requests) = (Meters::new(), AtomicU64::new(0));
+        Arc::new(Self { me, peers, store, routing, clock, reach, stragglers, meters, requests })
+    }
+
+    /// Starts what goes on behind the answers.
+    pub fn start(&self, spawn: &dyn Spawn) {
+        spawn.spawn(Box::pin(Arc::clone(&self.stragglers).run()));
+    }
+
+    /// Client operations begun since the start.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    fn begin(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn ring(&self, level: Level) -> Result<Arc<Ring>, Failure> {
+        self.routing.ring().ok_or_else(|| Failure::before(FailureKind::NotReady, level))
+    }
+
+    /// A replica holds a newer topology: it comes into force here before the request goes on.
+    async fn adopt(&self, topology: Arc<Topology>, level: Level) -> Result<Arc<Ring>, Failure> {
+        if let Err(error) = self.routing.adopt(&*self.store, topology).await {
+            tracing::warn!(%error, "a newer topology could not be adopted");
+            return Err(Failure::before(FailureKind::NotReady, level));
+        }
+        self.ring(level)
+    }
+
+    fn send(&self, to: NodeNum, epoch: Epoch, deadline: Instant, request: ReplicaRequest, reply_to: ReplyTo) {
+        self.peers.send(to, ReplicaCall { epoch, request, deadline: Some(deadline) }, reply_to);
+    }
+}
+
+impl Failure {
+    /// It failed before anything was sent.
+    fn before(kind: FailureKind, level: Level) -> Self {
+        Self { kind, outcome: None, level, required: 0, acked: Vec::new(), failed: Vec::new() }
+    }
+}

@@ -1,0 +1,141 @@
+//! Driving a read: ask, compare, fetch, and write the newest back before it is told.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::node::answers::Answers;
+use crate::node::request::{Failure, FailureKind, Found, Get};
+use crate::ports::{ReplicaReply, ReplicaRequest};
+use crate::protocol::quorum::{ReadAsk, ReadFold, ReadState, WriteFold};
+use crate::protocol::ring::Ring;
+use crate::types::{Epoch, Key, Level, Topology};
+
+use super::Coordinator;
+use super::flight::{Arrival, Flight, Tag};
+use super::meters::Operation;
+use super::write::Writing;
+
+/// One read under way.
+struct Reading {
+    fold: ReadFold,
+    key: Key,
+    epoch: Epoch,
+    deadline: Instant,
+    answers: Arc<Answers>,
+}
+
+enum End {
+    State(ReadState),
+    TimedOut,
+    Stale(Arc<Topology>),
+}
+
+impl Coordinator {
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// When fewer replicas answered than the level needs, or what they disagreed on could not be settled in time.
+    pub async fn get(&self, get: Get) -> Result<Found, Failure> {
+        let began = Instant::now();
+        self.begin();
+        let level = get.level;
+        let result = self.read(get).await;
+        self.meters.done(Operation::Get, level, began.elapsed(), result.is_err());
+        result
+    }
+
+    async fn read(&self, get: Get) -> Result<Found, Failure> {
+        let mut ring = self.ring(get.level)?;
+        loop {
+            let placement = Arc::clone(ring.placement(ring.token(&get.key).slot()));
+            let mut reading = Reading {
+                fold: ReadFold::new(placement, get.level, self.clock.now(), get.every_copy),
+                key: get.key.clone(),
+                epoch: ring.epoch(),
+                deadline: get.deadline,
+                answers: Answers::new(),
+            };
+            match self.drive_read(&mut reading).await {
+                End::State(ReadState::Met) => return self.found(reading, &ring).await,
+                End::Stale(topology) => ring = self.adopt(topology, get.level).await?,
+                End::State(_) => return Err(read_failure(&reading, FailureKind::Unavailable)),
+                End::TimedOut => return Err(read_failure(&reading, FailureKind::TimedOut)),
+            }
+        }
+    }
+
+    async fn drive_read(&self, reading: &mut Reading) -> End {
+        let mut flight = Flight::default();
+        let asks = reading.fold.start(self.me, &|n| self.reach.ask(n));
+        self.send_reads(reading, &mut flight, asks);
+        loop {
+            match reading.fold.state() {
+                ReadState::Waiting => {}
+                state => return End::State(state),
+            }
+            let asks = match flight.arrival(&reading.answers, reading.deadline, &self.reach).await {
+                Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => return End::Stale(topology),
+                Arrival::Answer(tag, answer) => reading.fold.on_answer(tag.from(), answer, &|n| self.reach.ask(n)),
+                Arrival::Silence(silent) => reading.fold.on_silence(&silent, &|n| self.reach.ask(n)),
+                Arrival::Deadline => return End::TimedOut,
+            };
+            self.send_reads(reading, &mut flight, asks);
+        }
+    }
+
+    fn send_reads(&self, reading: &Reading, flight: &mut Flight, asks: SmallVec<[ReadAsk; 4]>) {
+        if asks.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for ReadAsk { to, part, hints } in asks {
+            if hints {
+                self.meters.stand_ins.increment(1);
+            }
+            flight.sent(to, now, self.reach.patience(to));
+            let request = ReplicaRequest::Read { key: reading.key.clone(), part, hints };
+            let reply_to = reading.answers.reply_to(Tag::Read { from: to }.pack());
+            self.send(to, reading.epoch, reading.deadline, request, reply_to);
+        }
+    }
+
+    /// Enough answers are in: where they disagree, the newest record goes to a majority before anyone is told.
+    async fn found(&self, reading: Reading, ring: &Ring) -> Result<Found, Failure> {
+        let placement = ring.placement(ring.token(&reading.key).slot());
+        let (strict, copies) = (reading.fold.is_strict(), reading.fold.copies());
+        if let Some(record) = reading.fold.record()
+            && reading.fold.level() != Level::One
+            && reading.fold.disagree()
+        {
+            self.meters.read_repairs.increment(1);
+            let level = if reading.fold.level() == Level::Quorum { Level::Quorum } else { Level::Linearizable };
+            let writing = Writing {
+                fold: WriteFold::write_back(Arc::clone(placement), level, record.version, &reading.fold.have()),
+                key: reading.key.clone(),
+                record: record.clone(),
+                epoch: reading.epoch,
+                deadline: reading.deadline,
+                answers: Answers::new(),
+                round: 0,
+            };
+            self.write_back(writing).await.map_err(|f| Failure { outcome: None, ..f })?;
+        }
+        let replicas = placement.home_replicas().to_vec();
+        let record = reading.fold.into_record();
+        let live = record.as_ref().is_some_and(|r| r.is_live(self.clock.now()));
+        Ok(Found { record, live, strict, replicas, copies })
+    }
+}
+
+fn read_failure(reading: &Reading, kind: FailureKind) -> Failure {
+    Failure {
+        kind,
+        outcome: None,
+        level: reading.fold.level(),
+        required: reading.fold.required(),
+        acked: reading.fold.copies().into_iter().map(|(n, _)| n).collect(),
+        failed: reading.fold.failed(),
+    }
+}

@@ -1,0 +1,115 @@
+//! Writes whose client was answered before every replica was heard.
+//!
+//! They are left to finish, never cancelled. One task looks after all of them, a few times a second, so that a write
+//! costs no task and no wake-up of its own: by then the answers are usually all there. Where a home replica has not
+//! got the record by the write's deadline, a hint is left that counts for nothing and may be dropped.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::node::reach::Reach;
+use crate::ports::Peers;
+use crate::protocol::quorum::Ask;
+
+use super::flight::Tag;
+use super::write::Writing;
+
+/// How often the writes are looked at.
+const EVERY: Duration = Duration::from_millis(50);
+/// So many writes are looked after at once; beyond that the oldest is finished as if its time were up.
+const WRITES_MAX: usize = 20_000;
+/// So many bytes of records are kept for them.
+const BYTES_MAX: usize = 64 * 1024 * 1024;
+
+#[derive(Default)]
+struct Queue {
+    writes: VecDeque<Writing>,
+    bytes: usize,
+}
+
+/// The writes that go on behind their answers.
+pub(super) struct Stragglers {
+    peers: Arc<dyn Peers>,
+    reach: Arc<Reach>,
+    queue: Mutex<Queue>,
+}
+
+impl Stragglers {
+    pub(super) fn new(peers: Arc<dyn Peers>, reach: Arc<Reach>) -> Self {
+        Self { peers, reach, queue: Mutex::default() }
+    }
+
+    /// Looks after a write from here on. One that has heard of everybody is finished at once.
+    pub(super) fn take(&self, mut writing: Writing) {
+        self.drain(&mut writing);
+        if !writing.fold.is_open() {
+            return self.finish(&writing);
+        }
+        let mut dropped = None;
+        {
+            let mut queue = self.queue.lock();
+            if queue.writes.len() >= WRITES_MAX || queue.bytes > BYTES_MAX {
+                dropped = queue.writes.pop_front();
+            }
+            queue.bytes -= dropped.as_ref().map_or(0, |w: &Writing| w.record.content_bytes());
+            queue.bytes += writing.record.content_bytes();
+            queue.writes.push_back(writing);
+        }
+        if let Some(writing) = dropped {
+            self.finish(&writing);
+        }
+    }
+
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.look();
+        }
+    }
+
+    fn look(&self) {
+        let writes = {
+            let mut queue = self.queue.lock();
+            queue.bytes = 0;
+            std::mem::take(&mut queue.writes)
+        };
+        let now = Instant::now();
+        let mut open = VecDeque::new();
+        for mut writing in writes {
+            self.drain(&mut writing);
+            if writing.fold.is_open() && now < writing.deadline {
+                open.push_back(writing);
+            } else {
+                self.finish(&writing);
+            }
+        }
+        let mut queue = self.queue.lock();
+        queue.bytes += open.iter().map(|w| w.record.content_bytes()).sum::<usize>();
+        // Those taken meanwhile are younger.
+        open.append(&mut queue.writes);
+        queue.writes = open;
+    }
+
+    /// Tells the fold what has come. Nobody is asked for a hint that counts any more: the level is met.
+    fn drain(&self, writing: &mut Writing) {
+        while let Some((tag, answer)) = writing.answers.try_next() {
+            let tag = Tag::unpack(tag);
+            if answer.is_ok() {
+                self.reach.heard(tag.from());
+            }
+            writing.on_answer(tag, &answer, &|_| Ask::No);
+        }
+    }
+
+    fn finish(&self, writing: &Writing) {
+        for ask in writing.fold.leftovers(&|n| self.reach.ask(n)) {
+            writing.send(&*self.peers, ask);
+        }
+    }
+}

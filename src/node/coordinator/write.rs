@@ -1,0 +1,267 @@
+//! Driving a write: stamp, send, wait, perhaps stamp once more, and say what happened.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::node::answers::Answers;
+use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
+use crate::ports::{ReplicaReply, ReplicaRequest};
+use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
+use crate::protocol::ring::Ring;
+use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Version};
+
+use super::Coordinator;
+use super::flight::{Arrival, Flight, Tag};
+use super::meters::Operation;
+
+/// One write under way: the fold that decides, and what is needed to send what it asks for.
+pub(super) struct Writing {
+    pub(super) fold: WriteFold,
+    pub(super) key: Key,
+    pub(super) record: Record,
+    pub(super) epoch: Epoch,
+    pub(super) deadline: Instant,
+    pub(super) answers: Arc<Answers>,
+    pub(super) round: u8,
+}
+
+/// How waiting for a write ended.
+enum End {
+    State(WriteState),
+    TimedOut,
+    /// Some replica holds this newer topology.
+    Stale(Arc<Topology>),
+}
+
+impl Coordinator {
+    /// Writes a value or a tombstone.
+    ///
+    /// # Errors
+    /// The failure says what became of the write: `applied`, `not_applied` or `unknown`.
+    pub async fn put(&self, put: Put) -> Result<Receipt, Failure> {
+        let began = Instant::now();
+        self.begin();
+        let level = put.level;
+        let operation = match put.content {
+            NewContent::Value { .. } => Operation::Put,
+            NewContent::Tombstone => Operation::Delete,
+        };
+        let result = self.write(put).await;
+        self.meters.done(operation, level, began.elapsed(), result.is_err());
+        match &result {
+            Ok(receipt) if !receipt.strict => self.meters.weak_writes.increment(1),
+            Ok(_) => {}
+            Err(failure) => self.meters.write_failed(failure.outcome.unwrap_or(Outcome::NotApplied)),
+        }
+        result
+    }
+
+    async fn write(&self, put: Put) -> Result<Receipt, Failure> {
+        let not_applied = |kind| Failure { outcome: Some(Outcome::NotApplied), ..Failure::before(kind, put.level) };
+        let mut ring = self.ring(put.level).map_err(|f| not_applied(f.kind))?;
+        if let Some(by_ms) = self.clock.skewed_by_ms() {
+            return Err(not_applied(FailureKind::ClockSkew { by_ms }));
+        }
+        let version = self.stamp(&ring, Hlc::ZERO).await.ok_or_else(|| not_applied(FailureKind::NotReady))?;
+        let content = match put.content {
+            NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
+            NewContent::Tombstone => Content::Tombstone,
+        };
+        let placement = Arc::clone(ring.placement(ring.token(&put.key).slot()));
+        let mut writing = Writing {
+            fold: WriteFold::plain(placement, put.level, version),
+            record: Record::seal(&put.key, version, version.hlc, content),
+            key: put.key,
+            epoch: ring.epoch(),
+            deadline: put.deadline,
+            answers: Answers::new(),
+            round: 0,
+        };
+        tracing::debug!(target: "a3::events", node = %self.me, key = %writing.key, %version,
+            replicas = ?ring.placement(ring.token(&writing.key).slot()).home_replicas(), "write");
+        let asks = writing.fold.start(&|n| self.reach.ask(n));
+        let mut end = self.drive(&mut writing, asks).await;
+        loop {
+            match end {
+                End::Stale(topology) => {
+                    ring = self.adopt(topology, put.level).await.map_err(|f| self.failure(&writing, f.kind))?;
+                    end = self.write_again(&mut writing, &ring).await;
+                }
+                End::State(WriteState::Restamp { above }) => {
+                    self.meters.restamps.increment(1);
+                    let Some(version) = self.stamp(&ring, above).await else {
+                        return Err(self.failure(&writing, FailureKind::NotReady));
+                    };
+                    let content = writing.record.content.clone();
+                    writing.record = Record::seal(&writing.key, version, version.hlc, content);
+                    writing.round += 1;
+                    let asks = writing.fold.restart(version, &|n| self.reach.ask(n));
+                    end = self.drive(&mut writing, asks).await;
+                }
+                End::State(WriteState::Met) => {
+                    let receipt = receipt(&writing, put.level);
+                    self.go_on_behind(writing);
+                    return Ok(receipt);
+                }
+                End::State(_) | End::TimedOut => return Err(self.gave_up(writing, matches!(end, End::TimedOut))),
+            }
+        }
+    }
+
+    /// The same write under the same version, to the replicas of a newer topology.
+    async fn write_again(&self, writing: &mut Writing, ring: &Ring) -> End {
+        writing.epoch = ring.epoch();
+        writing.round += 1;
+        let placement = Arc::clone(ring.placement(ring.token(&writing.key).slot()));
+        let asks = writing.fold.move_to(placement, &|n| self.reach.ask(n));
+        self.drive(writing, asks).await
+    }
+
+    /// Writes a record where it is missing, until a majority of home replicas has it.
+    ///
+    /// # Errors
+    /// When no majority could be had in time; whether it was written is not known then.
+    pub(super) async fn write_back(&self, mut writing: Writing) -> Result<(), Failure> {
+        let asks = writing.fold.start(&|n| self.reach.ask(n));
+        match self.drive(&mut writing, asks).await {
+            End::State(WriteState::Met) => {
+                self.go_on_behind(writing);
+                Ok(())
+            }
+            End::TimedOut => Err(self.failure(&writing, FailureKind::TimedOut)),
+            End::State(_) | End::Stale(_) => Err(self.failure(&writing, FailureKind::Unavailable)),
+        }
+    }
+
+    /// A stamp of this node's, above that reading; `None` when the store failed.
+    async fn stamp(&self, ring: &Ring, above: Hlc) -> Option<Version> {
+        let writer = ring.topology().member(self.me)?.writer;
+        let hlc = match self.clock.stamp(above) {
+            Some(hlc) => hlc,
+            None => self.clock.stamp_reserved(above).await?,
+        };
+        Some(Version::plain(hlc, writer))
+    }
+
+    async fn drive(&self, writing: &mut Writing, asks: SmallVec<[WriteAsk; 4]>) -> End {
+        let mut flight = Flight::default();
+        self.send_write(writing, &mut flight, asks);
+        loop {
+            match writing.fold.state() {
+                WriteState::Waiting => {}
+                state => return End::State(state),
+            }
+            let asks = match flight.arrival(&writing.answers, writing.deadline, &self.reach).await {
+                Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => return End::Stale(topology),
+                Arrival::Answer(tag, answer) => writing.on_answer(tag, &answer, &|n| self.reach.ask(n)),
+                Arrival::Silence(silent) => writing.fold.on_silence(&silent, &|n| self.reach.ask(n)),
+                Arrival::Deadline => return End::TimedOut,
+            };
+            self.send_write(writing, &mut flight, asks);
+        }
+    }
+
+    fn send_write(&self, writing: &Writing, flight: &mut Flight, asks: SmallVec<[WriteAsk; 4]>) {
+        if asks.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for ask in asks {
+            let to = match ask {
+                WriteAsk::Write { to } => to,
+                WriteAsk::Hint { to, .. } => {
+                    self.meters.stand_ins.increment(1);
+                    to
+                }
+            };
+            flight.sent(to, now, self.reach.patience(to));
+            tracing::debug!(target: "a3::events", to = %to, key = %writing.key, version = %writing.fold.version(),
+                ?ask, "replicate sent");
+            writing.send(&*self.peers, ask);
+        }
+    }
+
+    /// The client has its answer; the other replicas still get theirs.
+    fn go_on_behind(&self, writing: Writing) {
+        self.stragglers.take(writing);
+    }
+
+    fn gave_up(&self, writing: Writing, timed_out: bool) -> Failure {
+        let kind = match (timed_out, writing.fold.disks_full()) {
+            (_, true) => FailureKind::DiskFull,
+            (true, false) => FailureKind::TimedOut,
+            (false, false) => FailureKind::Unavailable,
+        };
+        let failure = self.failure(&writing, kind);
+        if writing.fold.majority_acked() {
+            self.go_on_behind(writing);
+        }
+        failure
+    }
+
+    fn failure(&self, writing: &Writing, kind: FailureKind) -> Failure {
+        let fold = &writing.fold;
+        let outcome = match (fold.majority_acked(), fold.maybe_stored()) {
+            (true, _) => Outcome::Applied,
+            (false, true) => Outcome::Unknown,
+            (false, false) => Outcome::NotApplied,
+        };
+        Failure {
+            kind,
+            outcome: Some(outcome),
+            level: fold.level(),
+            required: fold.required(),
+            acked: fold.acked().collect(),
+            failed: fold.failed(),
+        }
+    }
+}
+
+impl Writing {
+    pub(super) fn send(&self, peers: &dyn crate::ports::Peers, ask: WriteAsk) {
+        let (key, record, round) = (self.key.clone(), self.record.clone(), self.round);
+        let (to, request, tag) = match ask {
+            WriteAsk::Write { to } => (to, ReplicaRequest::Write { key, record }, Tag::Write { from: to, round }),
+            WriteAsk::Hint { to, target, counted } => {
+                let tag = Tag::Hint { from: to, target, counted, round };
+                (to, ReplicaRequest::Hint { target, key, record, counted }, tag)
+            }
+        };
+        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline: Some(self.deadline) };
+        peers.send(to, call, self.answers.reply_to(tag.pack()));
+    }
+
+    /// Tells the fold of an answer; one to an earlier stamp is not about this one.
+    pub(super) fn on_answer(
+        &mut self,
+        tag: Tag,
+        answer: &crate::ports::Answer,
+        asking: crate::protocol::quorum::Asking<'_>,
+    ) -> SmallVec<[WriteAsk; 4]> {
+        tracing::debug!(target: "a3::events", from = %tag.from(), key = %self.key, version = %self.fold.version(),
+            ?answer, "replicate answered");
+        match tag {
+            Tag::Write { from, round } if round == self.round => self.fold.on_write(from, answer, asking),
+            Tag::Hint { from, target, counted, round } if round == self.round => {
+                self.fold.on_hint(from, target, counted, answer, asking)
+            }
+            _ => SmallVec::new(),
+        }
+    }
+}
+
+fn receipt(writing: &Writing, level: Level) -> Receipt {
+    let fold = &writing.fold;
+    let acked: Vec<NodeNum> = fold.acked().collect();
+    Receipt {
+        version: fold.version(),
+        level,
+        replicas: fold.replicas(),
+        hinted: fold.hinted().collect(),
+        strict: fold.is_strict(),
+        created: fold.is_new(),
+        acked,
+    }
+}

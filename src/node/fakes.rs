@@ -1,0 +1,317 @@
+//! Small stand-ins for the node's world, for the tests of its drivers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::ports::{
+    Answer, Clock, Destination, Entropy, Hint, HintTotals, PeerError, PeerReply, PeerRequest, Peers, ReplicaCall,
+    ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals, Submissions,
+};
+use crate::protocol::replica::{self, StoredRow, WriteRule};
+use crate::types::{
+    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Member, NodeNum, Record, Slot, Token, Topology, Version,
+    Writer,
+};
+
+/// A wall clock that stands still until it is set.
+#[derive(Debug)]
+pub(crate) struct FakeClock(AtomicU64);
+
+impl FakeClock {
+    pub(crate) fn at(wall_ms: u64) -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(wall_ms)))
+    }
+
+    pub(crate) fn set(&self, wall_ms: u64) {
+        self.0.store(wall_ms, Ordering::SeqCst);
+    }
+
+    pub(crate) fn advance(&self, by_ms: u64) {
+        self.0.fetch_add(by_ms, Ordering::SeqCst);
+    }
+}
+
+impl Clock for FakeClock {
+    fn wall_ms(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A counter, spread over the range: repeatable "randomness".
+#[derive(Debug, Default)]
+pub(crate) struct FakeEntropy(AtomicU64);
+
+impl Entropy for FakeEntropy {
+    fn u64(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::SeqCst).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+type HintKey = (NodeNum, Slot, Key);
+
+/// A disk in memory that answers at once. It takes what it is given as the real one does, by the replica's rules.
+#[derive(Default)]
+pub(crate) struct FakeStore {
+    records: Mutex<BTreeMap<Key, Record>>,
+    hints: Mutex<BTreeMap<HintKey, Hint>>,
+    reserved: Mutex<Hlc>,
+    reservations: AtomicU64,
+    failing: Mutex<Option<StoreError>>,
+    submitted: Mutex<Vec<usize>>,
+}
+
+impl FakeStore {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Rare requests fail with this from now on.
+    pub(crate) fn fail_with(&self, error: Option<StoreError>) {
+        *self.failing.lock() = error;
+    }
+
+    /// How often the clock was reserved.
+    pub(crate) fn reservations(&self) -> u64 {
+        self.reservations.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn record(&self, key: &Key) -> Option<Record> {
+        self.records.lock().get(key).cloned()
+    }
+
+    pub(crate) fn hint_count(&self) -> usize {
+        self.hints.lock().len()
+    }
+
+    pub(crate) fn put_hint(&self, hint: Hint) {
+        self.hints.lock().insert((hint.target, hint.slot, hint.key.clone()), hint);
+    }
+
+    /// How many requests each submitted batch had.
+    pub(crate) fn batches(&self) -> Vec<usize> {
+        self.submitted.lock().clone()
+    }
+
+    /// What a replica with this disk answers.
+    pub(crate) fn apply(&self, token: Token, request: ReplicaRequest) -> ReplicaReply {
+        let floor = Floor::default();
+        match request {
+            ReplicaRequest::Read { key, .. } => ReplicaReply::Record { record: self.record(&key), floor },
+            ReplicaRequest::Write { key, record } => {
+                let mut records = self.records.lock();
+                let stored = records.get(&key);
+                let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
+                match (replica::write(stored.map(StoredRow::of).as_ref(), &floor, &record), seen) {
+                    (WriteRule::Dominated, Some(by)) => ReplicaReply::Dominated { by },
+                    (_, replaced) => {
+                        records.insert(key, record);
+                        ReplicaReply::Stored { replaced }
+                    }
+                }
+            }
+            ReplicaRequest::Hint { target, key, record, counted } => {
+                self.put_hint(Hint { target, slot: token.slot(), key, record, counted, kept_at_ms: 0 });
+                ReplicaReply::Hinted
+            }
+        }
+    }
+
+    fn rare<T: Send + 'static>(&self, value: T) -> BoxFuture<'static, Result<T, StoreError>> {
+        let answer = self.failing.lock().clone().map_or(Ok(value), Err);
+        async move {
+            tokio::task::yield_now().await;
+            answer
+        }
+        .boxed()
+    }
+}
+
+impl Store for FakeStore {
+    fn submit(&self, batch: Submissions) {
+        self.submitted.lock().push(batch.len());
+        for submission in batch {
+            let answer = self.apply(submission.token, submission.request);
+            submission.reply_to.send(Ok(answer));
+        }
+    }
+
+    fn observe(&self, _: Hlc) {}
+
+    fn hints(
+        &self,
+        target: NodeNum,
+        after: Option<(Slot, Key)>,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<Hint>, StoreError>> {
+        let hints = self.hints.lock();
+        let page = hints
+            .iter()
+            .filter(|((t, slot, key), _)| *t == target && after.as_ref().is_none_or(|(s, k)| (slot, key) > (s, k)))
+            .map(|(_, hint)| hint.clone())
+            .take(limit)
+            .collect();
+        drop(hints);
+        self.rare(page)
+    }
+
+    fn forget_hints(
+        &self,
+        delivered: Vec<(NodeNum, Slot, Key, Version)>,
+    ) -> BoxFuture<'static, Result<(), StoreError>> {
+        let mut hints = self.hints.lock();
+        for (target, slot, key, version) in delivered {
+            let at = (target, slot, key);
+            if hints.get(&at).is_some_and(|h| h.record.version == version) {
+                hints.remove(&at);
+            }
+        }
+        drop(hints);
+        self.rare(())
+    }
+
+    fn drop_hints_before(&self, kept_before_ms: u64) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let mut hints = self.hints.lock();
+        let before = hints.len();
+        hints.retain(|_, h| h.counted || h.kept_at_ms >= kept_before_ms);
+        let dropped = (before - hints.len()) as u64;
+        drop(hints);
+        self.rare(dropped)
+    }
+
+    fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
+        let mut totals: BTreeMap<NodeNum, HintTotals> = BTreeMap::new();
+        for (target, _, _) in self.hints.lock().keys() {
+            totals.entry(*target).or_default().count += 1;
+        }
+        totals.into_iter().collect()
+    }
+
+    fn totals(&self) -> StoreTotals {
+        StoreTotals::default()
+    }
+
+    fn scan(&self, _: Slot, _: Option<Key>, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        self.rare(Vec::new())
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            node: NodeNum(1),
+            instance: InstanceId(Uuid::from_u128(1)),
+            cluster: None,
+            generation: 1,
+            known_addresses: Vec::new(),
+        }
+    }
+
+    fn save_identity(&self, _: Identity) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.rare(())
+    }
+
+    fn topology(&self) -> BoxFuture<'static, Result<Option<Topology>, StoreError>> {
+        self.rare(None)
+    }
+
+    fn save_topology(&self, _: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.rare(())
+    }
+
+    fn proposal(&self) -> BoxFuture<'static, Result<Option<Topology>, StoreError>> {
+        self.rare(None)
+    }
+
+    fn save_proposal(&self, _: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.rare(())
+    }
+
+    fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {
+        self.rare(*self.reserved.lock())
+    }
+
+    fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        if self.failing.lock().is_none() {
+            *self.reserved.lock() = until;
+            self.reservations.fetch_add(1, Ordering::SeqCst);
+        }
+        self.rare(())
+    }
+
+    fn failed(&self) -> BoxFuture<'static, StoreError> {
+        std::future::pending().boxed()
+    }
+}
+
+/// What becomes of a request to one peer.
+pub(crate) type Behaviour = Box<dyn Fn(ReplicaCall) -> Answer + Send>;
+
+/// Peers that answer at once, each as it was told to; unknown ones are not connected.
+#[derive(Default)]
+pub(crate) struct FakePeers {
+    peers: Mutex<BTreeMap<NodeNum, Behaviour>>,
+    sent: AtomicU64,
+}
+
+impl FakePeers {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    pub(crate) fn set(&self, node: NodeNum, behaviour: impl Fn(ReplicaCall) -> Answer + Send + 'static) {
+        self.peers.lock().insert(node, Box::new(behaviour));
+    }
+
+    pub(crate) fn remove(&self, node: NodeNum) {
+        self.peers.lock().remove(&node);
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
+    }
+}
+
+impl Peers for FakePeers {
+    fn send(&self, to: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
+        self.sent.fetch_add(1, Ordering::SeqCst);
+        let answer = self.peers.lock().get(&to).map_or(Err(PeerError::Unreachable), |peer| peer(call));
+        reply_to.send(answer);
+    }
+
+    fn ask(&self, _: Destination, _: PeerRequest, _: Instant) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
+        async { Err(PeerError::Unreachable) }.boxed()
+    }
+
+    fn introduce(&self, _: NodeNum, _: InstanceId, _: &str) {}
+
+    fn connected(&self, to: NodeNum) -> bool {
+        self.peers.lock().contains_key(&to)
+    }
+}
+
+/// A topology of nodes 1 to `nodes`, slot s on `rf` of them from node s mod `nodes` on.
+pub(crate) fn topology(epoch: u64, nodes: u16, rf: u8) -> Arc<Topology> {
+    let member = |n: u16| Member {
+        node: NodeNum(n),
+        instance: InstanceId(Uuid::from_u128(n.into())),
+        writer: Writer(n.into()),
+        zone: None,
+        weight: 1,
+        mesh_address: format!("127.0.0.1:{}", 50050 + n),
+        http_address: format!("127.0.0.1:{}", 8000 + n),
+    };
+    let homes = |slot: Slot| (0..u16::from(rf)).map(|i| NodeNum((u16::from(slot.0) + i) % nodes + 1)).collect();
+    Arc::new(Topology {
+        epoch: Epoch(epoch),
+        cluster_id: ClusterId(Uuid::from_u128(7)),
+        rf,
+        members: (1..=nodes).map(member).collect(),
+        ring: Slot::all().map(homes).collect(),
+        next_writer: Writer(u32::from(nodes) + 1),
+    })
+}

@@ -1,0 +1,103 @@
+//! What this node tells about itself: to its peers as [`NodeInfo`], to its clients as its state.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use super::coordinator::Coordinator;
+use super::routing::Routing;
+use crate::ports::{InfoStamp, NodeInfo, NodeState, Store};
+use crate::types::Identity;
+
+/// Facts about this node that change while it runs, and where to find the others.
+pub struct Own {
+    identity: Identity,
+    mesh_address: String,
+    http_address: String,
+    zone: Option<String>,
+    weight: u32,
+    store: Arc<dyn Store>,
+    routing: Arc<Routing>,
+    coordinator: Arc<Coordinator>,
+    state: AtomicU8,
+    requests_per_second: AtomicU64,
+    /// Requests counted when the rate was last taken.
+    requests_then: AtomicU64,
+}
+
+impl fmt::Debug for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Own").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl Own {
+    pub(super) fn new(
+        options: &super::Options,
+        store: Arc<dyn Store>,
+        routing: Arc<Routing>,
+        coordinator: Arc<Coordinator>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            identity: store.identity(),
+            mesh_address: options.mesh_address.clone(),
+            http_address: options.http_address.clone(),
+            zone: options.zone.clone(),
+            weight: options.weight,
+            store,
+            routing,
+            coordinator,
+            state: AtomicU8::new(NodeState::Starting as u8),
+            requests_per_second: AtomicU64::new(0),
+            requests_then: AtomicU64::new(0),
+        })
+    }
+
+    /// Where it is in its life. A store that has stopped writing outranks the rest.
+    pub fn state(&self) -> NodeState {
+        if !self.store.totals().writable {
+            return NodeState::Failed;
+        }
+        match self.state.load(Ordering::Relaxed) {
+            s if s == NodeState::Serving as u8 => NodeState::Serving,
+            s if s == NodeState::Draining as u8 => NodeState::Draining,
+            _ => NodeState::Starting,
+        }
+    }
+
+    pub(super) fn set_state(&self, state: NodeState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Takes the request rate; called once a second.
+    pub(super) fn take_rate(&self) {
+        let requests = self.coordinator.requests();
+        let then = self.requests_then.swap(requests, Ordering::Relaxed);
+        self.requests_per_second.store(requests - then, Ordering::Relaxed);
+    }
+
+    /// As peers hear it. Which info of this generation it is, gossip fills in.
+    pub fn info(&self) -> NodeInfo {
+        let totals = self.store.totals();
+        let hints = self.store.hint_totals();
+        NodeInfo {
+            stamp: InfoStamp {
+                node: self.identity.node,
+                instance: self.identity.instance,
+                generation: self.identity.generation,
+                info: 0,
+            },
+            mesh_address: self.mesh_address.clone(),
+            http_address: self.http_address.clone(),
+            zone: self.zone.clone(),
+            weight: self.weight,
+            state: self.state(),
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.routing.epoch(),
+            keys: totals.keys,
+            bytes: totals.bytes,
+            hints: hints.into_iter().map(|(n, t)| (n, t.count, t.bytes)).collect(),
+            requests_per_second: self.requests_per_second.load(Ordering::Relaxed),
+        }
+    }
+}

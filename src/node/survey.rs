@@ -1,0 +1,123 @@
+//! What a node can tell of its cluster at a glance: views gathered from memory, nothing asked of anybody.
+
+use crate::node::Node;
+use crate::node::views::{
+    Check, ClusterHealth, ClusterView, HealthView, HintsView, Liveness, MemberView, PlacementView, Readiness, RingView,
+};
+use crate::ports::NodeState;
+use crate::protocol::ring::{Ring, SlotHealth};
+use crate::types::{Key, Member, NodeNum, Slot};
+
+impl Node {
+    /// The members, as this node sees them. `None` before there is a topology.
+    pub fn cluster(&self) -> Option<ClusterView> {
+        let ring = self.routing.ring()?;
+        let topology = ring.topology();
+        Some(ClusterView {
+            asked: self.identity.node,
+            cluster_id: topology.cluster_id,
+            epoch: topology.epoch,
+            rf: topology.rf,
+            members: topology.members.iter().map(|m| self.member(&ring, m)).collect(),
+        })
+    }
+
+    fn member(&self, ring: &Ring, member: &Member) -> MemberView {
+        let node = member.node;
+        let info = if node == self.identity.node { Some(self.own.info()) } else { self.directory.info(node) };
+        let slots = Slot::all().filter(|s| ring.topology().home_replicas(*s).contains(&node)).count();
+        let owed = |kept: &[(NodeNum, u64, u64)]| kept.iter().filter(|(n, ..)| *n == node).map(|(_, c, _)| c).sum::<u64>();
+        let others = ring.topology().members.iter().filter(|m| m.node != self.identity.node);
+        let told: u64 = others.filter_map(|m| self.directory.info(m.node)).map(|i| owed(&i.hints)).sum();
+        let here: u64 = self.store.hint_totals().iter().filter(|(n, _)| *n == node).map(|(_, t)| t.count).sum();
+        MemberView {
+            node,
+            instance: member.instance,
+            liveness: self.liveness(node),
+            reachable: self.reach.is_reachable(node),
+            slots,
+            mesh_address: info.as_ref().map_or_else(|| member.mesh_address.clone(), |i| i.mesh_address.clone()),
+            http_address: info.as_ref().map_or_else(|| member.http_address.clone(), |i| i.http_address.clone()),
+            zone: member.zone.clone(),
+            weight: member.weight,
+            info,
+            hints_owed: told + here,
+        }
+    }
+
+    fn liveness(&self, node: NodeNum) -> Liveness {
+        if node == self.identity.node { Liveness::Alive } else { self.reach.liveness(node) }
+    }
+
+    /// Whether the cluster can do its work, by what this node can reach. `None` before there is a topology.
+    pub fn health(&self) -> Option<HealthView> {
+        let ring = self.routing.ring()?;
+        let members = &ring.topology().members;
+        let reachable: Vec<NodeNum> =
+            members.iter().map(|m| m.node).filter(|n| self.reach.is_reachable(*n)).collect();
+        let of = |slot: Slot| ring.placement(slot).health(|n| reachable.contains(&n));
+        let (mut full, mut quorum, mut lost) = (0, 0, 0);
+        for slot in Slot::all() {
+            match of(slot) {
+                SlotHealth::Full => (full, quorum) = (full + 1, quorum + 1),
+                SlotHealth::Quorum => quorum += 1,
+                SlotHealth::StoodIn => {}
+                SlotHealth::Lost => lost += 1,
+            }
+        }
+        let health = match (full, lost) {
+            (Slot::COUNT, _) => ClusterHealth::Healthy,
+            (_, 0) => ClusterHealth::Degraded,
+            _ => ClusterHealth::Unavailable,
+        };
+        Some(HealthView {
+            health,
+            slots_full: full,
+            slots_at_quorum: quorum,
+            slots_unavailable: lost,
+            slots_total: Slot::COUNT,
+            members_down: members.iter().map(|m| m.node).filter(|n| !reachable.contains(n)).collect(),
+            hints_pending: self.store.hint_totals().iter().map(|(_, t)| t.count).sum(),
+        })
+    }
+
+    pub fn ring(&self) -> Option<RingView> {
+        self.routing.ring().map(|ring| ring.topology().clone())
+    }
+
+    /// Where a key lives. `None` before there is a topology.
+    pub fn placement(&self, key: &Key) -> Option<PlacementView> {
+        let ring = self.routing.ring()?;
+        let token = ring.token(key);
+        let placement = ring.placement(token.slot());
+        let home_replicas = placement.home_replicas().to_vec();
+        let listed = home_replicas.iter().chain(&placement.fallbacks);
+        Some(PlacementView {
+            key: key.clone(),
+            token,
+            slot: token.slot(),
+            reachable: listed.copied().filter(|n| self.reach.is_reachable(*n)).collect(),
+            fallbacks: placement.fallbacks.clone(),
+            home_replicas,
+        })
+    }
+
+    /// The hints kept here.
+    pub fn hints(&self) -> HintsView {
+        HintsView { asked: self.identity.node, targets: self.store.hint_totals() }
+    }
+
+    /// Whether clients are answered, and what is waited for.
+    pub fn readiness(&self) -> Readiness {
+        let state = self.own.state();
+        let totals = self.store.totals();
+        let joined = self.routing.ring().is_some();
+        let check = |name, ok, detail: String| Check { name, ok, detail };
+        let checks = vec![
+            check("storage", totals.writable, if totals.writable { "takes writes" } else { "has stopped writing" }.into()),
+            check("cluster", joined, if joined { format!("epoch {}", self.routing.epoch()) } else { self.founding.waiting() }),
+            check("draining", state != NodeState::Draining, if state == NodeState::Draining { "finishing" } else { "no" }.into()),
+        ];
+        Readiness { ready: checks.iter().all(|c| c.ok), checks }
+    }
+}

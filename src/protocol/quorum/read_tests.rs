@@ -1,0 +1,186 @@
+//! The read fold: a table for each rule.
+
+use super::testing::*;
+use super::{Ask, ReadAsk, ReadFold, ReadState};
+use crate::types::{Answer, Floor, Hlc, Level, NodeNum, PeerError, ReadPart, Refusal, ReplicaReply, Version};
+
+fn all_up(_: NodeNum) -> Ask {
+    Ask::Yes
+}
+
+fn down(numbers: &[u16]) -> impl Fn(NodeNum) -> Ask + use<> {
+    let down = nodes(numbers);
+    move |node| if down.contains(&node) { Ask::No } else { Ask::Yes }
+}
+
+fn fold(homes: &[u16], fallbacks: &[u16], level: Level) -> ReadFold {
+    ReadFold::new(placement(&[homes], fallbacks), level, Hlc::ZERO, false)
+}
+
+fn whole(to: u16) -> ReadAsk {
+    ReadAsk { to: n(to), part: ReadPart::Record, hints: false }
+}
+
+fn part(to: u16) -> ReadAsk {
+    ReadAsk { to: n(to), part: ReadPart::Version, hints: false }
+}
+
+fn stand_in(to: u16) -> ReadAsk {
+    ReadAsk { to: n(to), part: ReadPart::Record, hints: true }
+}
+
+fn holds(version: Option<Version>) -> Answer {
+    Ok(ReplicaReply::Record { record: version.map(|v| record(v, Some("v"))), floor: Floor::default() })
+}
+
+fn says(version: Option<Version>) -> Answer {
+    Ok(ReplicaReply::Version { seen: version.map(|v| seen(v, true)), floor: Floor::default() })
+}
+
+#[test]
+fn this_node_is_asked_first_and_only_as_many_as_needed() {
+    let mut fold = fold(&[1, 2, 3], &[4], Level::Quorum);
+    assert_eq!(fold.start(n(3), &all_up).as_slice(), [whole(3), part(1)]);
+    fold.on_answer(n(1), says(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.state(), ReadState::Waiting);
+    fold.on_answer(n(3), holds(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.state(), ReadState::Met);
+    assert!(!fold.disagree() && fold.is_strict());
+}
+
+#[test]
+fn a_newer_version_elsewhere_is_fetched_and_written_back() {
+    let mut fold = fold(&[1, 2], &[], Level::Quorum);
+    fold.start(n(1), &all_up);
+    fold.on_answer(n(1), holds(Some(version(5, 1))), &all_up);
+    let asks = fold.on_answer(n(2), says(Some(version(6, 2))), &all_up);
+    assert_eq!(asks.as_slice(), [whole(2)]);
+    assert_eq!(fold.state(), ReadState::Waiting);
+    fold.on_answer(n(2), holds(Some(version(6, 2))), &all_up);
+    assert_eq!(fold.state(), ReadState::Met);
+    assert!(fold.disagree());
+    assert_eq!(fold.have().as_slice(), [n(2)]);
+    assert_eq!(fold.into_record().map(|r| r.version), Some(version(6, 2)));
+}
+
+#[test]
+fn absence_everywhere_is_an_answer_and_no_disagreement() {
+    let mut fold = fold(&[1, 2], &[], Level::Quorum);
+    fold.start(n(9), &all_up);
+    fold.on_answer(n(1), holds(None), &all_up);
+    fold.on_answer(n(2), says(None), &all_up);
+    assert_eq!(fold.state(), ReadState::Met);
+    assert!(!fold.disagree());
+    assert_eq!(fold.into_record(), None);
+}
+
+#[test]
+fn a_missing_copy_is_a_disagreement() {
+    let mut fold = fold(&[1, 2], &[], Level::Quorum);
+    fold.start(n(1), &all_up);
+    fold.on_answer(n(1), holds(Some(version(5, 1))), &all_up);
+    fold.on_answer(n(2), says(None), &all_up);
+    assert!(fold.disagree());
+    assert_eq!(fold.have().as_slice(), [n(1)]);
+}
+
+#[test]
+fn a_stand_in_answers_for_an_unreachable_replica_but_not_strictly() {
+    let mut fold = fold(&[1, 2], &[3], Level::Quorum);
+    assert_eq!(fold.start(n(1), &down(&[2])).as_slice(), [whole(1), stand_in(3)]);
+    fold.on_answer(n(1), holds(Some(version(5, 1))), &all_up);
+    fold.on_answer(n(3), holds(None), &all_up);
+    assert_eq!(fold.state(), ReadState::Met);
+    assert!(!fold.is_strict());
+    assert!(!fold.disagree(), "a stand-in without a hint is no copy that differs");
+}
+
+#[test]
+fn what_only_a_hint_holds_is_written_back() {
+    let mut fold = fold(&[1, 2], &[3], Level::Quorum);
+    fold.start(n(1), &down(&[2]));
+    fold.on_answer(n(1), holds(None), &all_up);
+    fold.on_answer(n(3), holds(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.state(), ReadState::Met);
+    assert!(fold.disagree());
+    assert!(fold.have().is_empty());
+}
+
+#[test]
+fn at_all_and_linearizable_nobody_stands_in() {
+    for level in [Level::All, Level::Linearizable] {
+        let mut fold = fold(&[1, 2], &[3], level);
+        fold.start(n(1), &down(&[2]));
+        fold.on_answer(n(1), holds(None), &down(&[2]));
+        assert_eq!(fold.state(), ReadState::Failed);
+    }
+}
+
+#[test]
+fn at_one_a_failing_replica_passes_the_question_on() {
+    let mut fold = fold(&[1, 2], &[3], Level::One);
+    assert_eq!(fold.start(n(2), &all_up).as_slice(), [whole(2)]);
+    let damaged: Answer = Ok(ReplicaReply::Refused(Refusal::Damaged));
+    assert_eq!(fold.on_answer(n(2), damaged, &all_up).as_slice(), [part(1)]);
+    let asks = fold.on_answer(n(1), says(Some(version(5, 1))), &all_up);
+    assert_eq!(asks.as_slice(), [whole(1)], "its record is still needed");
+    fold.on_answer(n(1), holds(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.state(), ReadState::Met);
+    assert!(fold.disagree(), "the damaged copy must be written again");
+}
+
+#[test]
+fn at_one_the_absence_of_a_stand_in_is_no_answer() {
+    let mut fold = fold(&[1, 2], &[3], Level::One);
+    assert_eq!(fold.start(n(9), &down(&[1, 2])).as_slice(), [stand_in(3)]);
+    fold.on_answer(n(3), holds(None), &down(&[1, 2]));
+    assert_eq!(fold.state(), ReadState::Failed);
+    let mut fold = super::read_tests::fold(&[1, 2], &[3], Level::One);
+    fold.start(n(9), &down(&[1, 2]));
+    fold.on_answer(n(3), holds(Some(version(5, 1))), &down(&[1, 2]));
+    assert_eq!(fold.state(), ReadState::Met);
+}
+
+#[test]
+fn a_silent_replica_has_somebody_asked_beside_it() {
+    let mut fold = fold(&[1, 2, 3], &[4], Level::Quorum);
+    fold.start(n(1), &all_up);
+    assert_eq!(fold.on_silence(&nodes(&[2]), &all_up).as_slice(), [part(3)]);
+    assert_eq!(fold.on_silence(&nodes(&[3]), &all_up).as_slice(), [stand_in(4)]);
+    fold.on_answer(n(1), holds(None), &all_up);
+    fold.on_answer(n(2), says(None), &all_up);
+    assert_eq!(fold.state(), ReadState::Met, "the late answer still counts");
+    assert!(fold.is_strict());
+}
+
+#[test]
+fn a_fetch_that_hangs_is_given_up_for_the_others() {
+    let mut fold = fold(&[1, 2, 3], &[], Level::Quorum);
+    fold.start(n(1), &all_up);
+    fold.on_answer(n(1), holds(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.on_answer(n(2), says(Some(version(6, 1))), &all_up).as_slice(), [whole(2)]);
+    assert_eq!(fold.on_silence(&nodes(&[2]), &all_up).as_slice(), [part(3)]);
+    fold.on_answer(n(3), says(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.state(), ReadState::Met);
+    assert_eq!(fold.record().map(|r| r.version), Some(version(5, 1)));
+}
+
+#[test]
+fn every_copy_is_shown_when_asked_for() {
+    let mut fold = ReadFold::new(placement(&[&[1, 2, 3]], &[]), Level::Quorum, Hlc::ZERO, true);
+    assert_eq!(fold.start(n(1), &all_up).len(), 3);
+    fold.on_answer(n(1), holds(Some(version(5, 1))), &all_up);
+    fold.on_answer(n(2), says(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.state(), ReadState::Waiting);
+    fold.on_answer(n(3), Err(PeerError::Lost), &all_up);
+    assert_eq!(fold.state(), ReadState::Met);
+    assert_eq!(fold.copies().len(), 2);
+}
+
+#[test]
+fn a_probed_replica_is_asked_last_and_not_relied_on() {
+    let probing = |node: NodeNum| if node == n(1) { Ask::Probe } else { Ask::Yes };
+    let mut fold = fold(&[1, 2], &[3], Level::Quorum);
+    let asks = fold.start(n(9), &probing);
+    assert_eq!(asks.as_slice(), [whole(2), part(1), stand_in(3)]);
+}

@@ -1,0 +1,350 @@
+//! The engine: applies a batch of changes to the database in one transaction. Synchronous; production runs it in the
+//! writer thread, the simulation inline.
+//!
+//! Invariants:
+//! - A batch is applied whole or not at all, and its outcomes may be told only after [`Engine::apply`] returned `Ok`:
+//!   then it is on disk, as far as `durability` asks.
+//! - What one change does is whole too: where a statement that writes fails because its page is damaged, the batch is
+//!   rolled back and applied again without that change.
+//! - After [`BatchError::Failed`] nothing is known of that batch, and the engine must not be used again: an operating
+//!   system forgets what it could not write, so a second sync that succeeds proves nothing.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{CachedStatement, Connection, ErrorCode};
+
+use super::book::{Book, Count, Entries};
+use super::connection::{self, Durability, Role};
+use super::facts;
+use super::gauges::Gauges;
+use super::hints;
+use super::migrations::MigrationError;
+use super::read;
+use super::row::{self, Columns, Loaded};
+use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen};
+use crate::protocol::replica::{self, StoredRow, WriteRule};
+use crate::types::{Floor, Hlc, Key, NodeNum, Record, Slot, Topology, Version};
+
+/// What a batch consists of.
+#[derive(Clone, Debug)]
+pub enum Change {
+    Write {
+        slot: Slot,
+        key: Key,
+        record: Record,
+    },
+    Hint {
+        target: NodeNum,
+        slot: Slot,
+        key: Key,
+        record: Record,
+        counted: bool,
+    },
+    /// Deletes those hints that hold that version, or that are damaged.
+    ForgetHints(Vec<(NodeNum, Slot, Key, Version)>),
+    /// Drops at most that many uncounted hints kept before that wall time.
+    DropHints {
+        kept_before_ms: u64,
+        limit: u64,
+    },
+    /// Commits a topology newer than the stored one, and ends the proposal.
+    Topology(Arc<Topology>),
+    Proposal(Arc<Topology>),
+    ReserveClock(Hlc),
+}
+
+impl Change {
+    /// Must be on disk when it is answered, whatever `DURABILITY` says: a promise to other nodes hangs on it.
+    fn always_syncs(&self) -> bool {
+        matches!(self, Change::Topology(_) | Change::Proposal(_) | Change::ReserveClock(_))
+    }
+}
+
+/// What became of one change of a committed batch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// To `Write` and `Hint`.
+    Reply(ReplicaReply),
+    /// To `DropHints`: how many.
+    Dropped(u64),
+    Done,
+    /// The database is damaged where the change belongs. That change did nothing.
+    Damaged,
+}
+
+/// Why a whole batch was not applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Rolled back: nothing changed. A later batch may find space.
+    #[error("the disk is full")]
+    Full,
+    /// Rolled back: another program holds the database. Nothing changed.
+    #[error("another program holds the database")]
+    Busy,
+    /// A write or a sync failed. It is not known whether the batch is on disk.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The times a batch is judged by.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// The node's hybrid clock shows at least this: expiry goes by it.
+    pub hlc: Hlc,
+    /// Ages of hints go by it.
+    pub wall_ms: u64,
+}
+
+/// One connection that writes.
+pub struct Engine {
+    pub(super) conn: Connection,
+    pub(super) book: Arc<Book>,
+    floors: Arc<[Floor]>,
+    node: NodeNum,
+    durability: Durability,
+    hint_bytes_max: u64,
+    gauges: Gauges,
+}
+
+impl Engine {
+    /// Opens a database file, or a private one in memory for `:memory:`, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// When the file is no database, comes from a newer program, or cannot be written.
+    pub fn open(
+        path: &Path,
+        node: NodeNum,
+        durability: Durability,
+        hint_bytes_max: u64,
+    ) -> Result<Self, super::OpenError> {
+        let failed = |e: MigrationError| match e {
+            MigrationError::Newer { found } => super::OpenError::NewerSchema { path: path.to_owned(), found },
+            MigrationError::Sqlite(e) => super::OpenError::sqlite(path, &e),
+        };
+        let conn = connection::open(path, Role::Writer(durability)).map_err(failed)?;
+        let load = || Ok((hints::count(&conn)?, facts::floors(&conn)?));
+        let (hints, floors) = load().map_err(|e: rusqlite::Error| super::OpenError::sqlite(path, &e))?;
+        let book = Arc::new(Book::new(hints));
+        Ok(Self { conn, book, floors, node, durability, hint_bytes_max, gauges: Gauges::new() })
+    }
+
+    pub(super) fn floors(&self) -> Arc<[Floor]> {
+        self.floors.clone()
+    }
+
+    /// Applies a batch in order, in one transaction; one outcome for each change.
+    ///
+    /// # Errors
+    /// When none of it was applied, or when that is unknown: see [`BatchError`].
+    pub fn apply(&mut self, now: Now, changes: &[Change]) -> Result<Vec<Outcome>, BatchError> {
+        let sync = self.durability == Durability::Normal && changes.iter().any(Change::always_syncs);
+        if sync {
+            connection::set_synchronous(&self.conn, Durability::Full).map_err(|e| BatchError::of(&e))?;
+        }
+        let mut spoiled = Vec::new();
+        let applied = loop {
+            match self.attempt(now, changes, &spoiled) {
+                Ok(outcomes) => break Ok(outcomes),
+                Err(stop) => {
+                    self.roll_back()?;
+                    match stop {
+                        Stop::Spoiled(index) => spoiled.push(index),
+                        Stop::Batch(error) => break Err(error),
+                    }
+                }
+            }
+        };
+        if sync {
+            connection::set_synchronous(&self.conn, Durability::Normal).map_err(|e| BatchError::of(&e))?;
+        }
+        applied
+    }
+
+    /// The answer to a read, from this connection: for whoever has no reader threads.
+    pub fn read(&self, now: Hlc, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
+        let targets = if hints { self.book.hint_targets() } else { Default::default() };
+        read::answer(&self.conn, &self.floors, &self.gauges, now, (slot, key), part, &targets)
+    }
+
+    fn attempt(&self, now: Now, changes: &[Change], spoiled: &[usize]) -> Result<Vec<Outcome>, Stop> {
+        // Whoever counts or checkpoints stands between commits while it holds the gate.
+        let _gate = self.book.gate();
+        let mut batch = Batch::begin(self, now)?;
+        let mut outcomes = Vec::with_capacity(changes.len());
+        for (index, change) in changes.iter().enumerate() {
+            if spoiled.contains(&index) {
+                outcomes.push(Outcome::Damaged);
+                continue;
+            }
+            match batch.perform(change) {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(e) if is_damage(&e) => return Err(Stop::Spoiled(index)),
+                Err(e) => return Err(Stop::Batch(BatchError::of(&e))),
+            }
+        }
+        batch.commit()?;
+        Ok(outcomes)
+    }
+
+    fn roll_back(&self) -> Result<(), BatchError> {
+        // SQLite has rolled back by itself after some errors.
+        if self.conn.is_autocommit() {
+            return Ok(());
+        }
+        self.conn.execute_batch("ROLLBACK").map_err(|e| BatchError::Failed(e.to_string()))
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("node", &self.node).field("durability", &self.durability).finish_non_exhaustive()
+    }
+}
+
+impl BatchError {
+    fn of(error: &rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => BatchError::Full,
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => BatchError::Busy,
+            _ => BatchError::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Whether the error says that what lies on disk is not a sound database there.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error_code() {
+        Some(code) => matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase),
+        // Not SQLite's: a column is not of the type it was written with.
+        None => true,
+    }
+}
+
+enum Stop {
+    /// The change at that index met damage while it wrote.
+    Spoiled(usize),
+    Batch(BatchError),
+}
+
+impl From<rusqlite::Error> for Stop {
+    fn from(error: rusqlite::Error) -> Self {
+        Stop::Batch(BatchError::of(&error))
+    }
+}
+
+/// An open transaction, with the statements of the hot path at hand.
+pub(super) struct Batch<'e> {
+    pub(super) engine: &'e Engine,
+    pub(super) now: Now,
+    pub(super) entries: Entries,
+    pub(super) gauges: &'e Gauges,
+    select: CachedStatement<'e>,
+    put: CachedStatement<'e>,
+    hints_stored: u64,
+    /// Targets that lost a hint: their oldest may be another one now.
+    pub(super) bereft: BTreeSet<NodeNum>,
+}
+
+impl<'e> Batch<'e> {
+    fn begin(engine: &'e Engine, now: Now) -> Result<Self, rusqlite::Error> {
+        let conn = &engine.conn;
+        conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(Self {
+            engine,
+            now,
+            entries: Entries::default(),
+            gauges: &engine.gauges,
+            select: conn.prepare_cached(row::SELECT_RECORD)?,
+            put: conn.prepare_cached(row::PUT_RECORD)?,
+            hints_stored: 0,
+            bereft: BTreeSet::new(),
+        })
+    }
+
+    fn perform(&mut self, change: &Change) -> rusqlite::Result<Outcome> {
+        let conn = &self.engine.conn;
+        match change {
+            Change::Write { slot, key, record } => self.write(*slot, key, record).map(Outcome::Reply),
+            Change::Hint { target, slot, key, record, counted } => {
+                let reply = self.hint(self.engine.hint_bytes_max, (*target, *slot, key), record, *counted)?;
+                self.hints_stored += u64::from(reply == ReplicaReply::Hinted);
+                Ok(Outcome::Reply(reply))
+            }
+            Change::ForgetHints(hints) => self.forget_hints(hints).map(|()| Outcome::Done),
+            Change::DropHints { kept_before_ms, limit } => {
+                self.drop_hints(*kept_before_ms, *limit).map(Outcome::Dropped)
+            }
+            Change::Topology(topology) => facts::save_topology(conn, topology).map(|()| Outcome::Done),
+            Change::Proposal(topology) => facts::save_proposal(conn, topology).map(|()| Outcome::Done),
+            Change::ReserveClock(until) => facts::reserve_clock(conn, *until).map(|()| Outcome::Done),
+        }
+    }
+
+    fn write(&mut self, slot: Slot, key: &Key, record: &Record) -> rusqlite::Result<ReplicaReply> {
+        let found = match row::load(&mut self.select, slot, key) {
+            Ok(found) => found,
+            Err(e) if is_damage(&e) => {
+                self.gauges.damaged(slot, key, &e);
+                return Ok(ReplicaReply::Refused(crate::ports::Refusal::Damaged));
+            }
+            Err(e) => return Err(e),
+        };
+        let stored = found.as_ref().and_then(|loaded| loaded.stored.as_ref());
+        let floor = &self.engine.floors[slot.index()];
+        let rule = match (&found, stored) {
+            // Missing and suspect: whatever comes from a peer is better than this row.
+            (Some(_), None) => {
+                self.gauges.damaged(slot, key, &"checksum");
+                WriteRule::Store
+            }
+            _ => replica::write(stored.map(|s| StoredRow::of(&s.record)).as_ref(), floor, record),
+        };
+        let seen = stored.map(|s| Seen::of(&s.record, self.now.hlc));
+        let keep = |seen: Option<Seen>| match seen {
+            Some(by) => ReplicaReply::Dominated { by },
+            None => ReplicaReply::BelowFloor { floor: *floor },
+        };
+        match rule {
+            WriteRule::BelowFloor | WriteRule::Dominated => return Ok(keep(seen)),
+            WriteRule::Conflict { replace } => {
+                self.gauges.conflict(slot, key, &record.version);
+                if !replace {
+                    return Ok(keep(seen));
+                }
+            }
+            WriteRule::Store => {}
+        }
+        self.store(slot, key, record, found.as_ref())?;
+        Ok(ReplicaReply::Stored { replaced: seen })
+    }
+
+    fn store(&mut self, slot: Slot, key: &Key, record: &Record, old: Option<&Loaded>) -> rusqlite::Result<()> {
+        let large = old.and_then(|loaded| loaded.stored.as_ref()).and_then(|stored| stored.large);
+        let columns = Columns::place(&self.engine.conn, key, record, large)?;
+        columns.put_record(&mut self.put, slot, key)?;
+        self.entries.rows.push((slot, Count::change(old.map(|loaded| loaded.weight), columns.weight(key))));
+        Ok(())
+    }
+
+    /// On disk and booked when it returns.
+    fn commit(mut self) -> Result<(), rusqlite::Error> {
+        self.settle_oldest()?;
+        self.engine.conn.prepare_cached("COMMIT")?.execute([])?;
+        self.engine.book.enter(self.entries);
+        self.gauges.hints_stored.increment(self.hints_stored);
+        Ok(())
+    }
+}
+
+/// The change a request of the hot path asks for; gives a read back.
+pub(super) fn change_of(slot: Slot, request: ReplicaRequest) -> Result<Change, (Key, ReadPart, bool)> {
+    match request {
+        ReplicaRequest::Write { key, record } => Ok(Change::Write { slot, key, record }),
+        ReplicaRequest::Hint { target, key, record, counted } => {
+            Ok(Change::Hint { target, slot, key, record, counted })
+        }
+        ReplicaRequest::Read { key, part, hints } => Err((key, part, hints)),
+    }
+}

@@ -1,0 +1,92 @@
+//! Single values in the database: topology, proposal, clock reservation; and the floors.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::ports::StoreError;
+use crate::types::{Floor, Hlc, Slot, Topology, Version, Writer};
+
+const TOPOLOGY: &str = "topology";
+const PROPOSAL: &str = "proposal";
+const CLOCK: &str = "clock";
+
+pub(super) fn topology(conn: &Connection) -> Result<Option<Topology>, StoreError> {
+    Ok(load(conn, TOPOLOGY)?.map(|body| Topology::decode(&body)).transpose()?)
+}
+
+/// An epoch that is not newer than the stored one changes nothing. The proposal ends: something is committed.
+pub(super) fn save_topology(conn: &Connection, topology: &Topology) -> rusqlite::Result<()> {
+    let stored = read(conn, TOPOLOGY)?.and_then(|(body, intact)| Topology::decode(&body).ok().filter(|_| intact));
+    if stored.is_some_and(|s| s.epoch >= topology.epoch) {
+        return Ok(());
+    }
+    save(conn, TOPOLOGY, &topology.encode())?;
+    conn.execute("DELETE FROM facts WHERE name = ?1", [PROPOSAL])?;
+    Ok(())
+}
+
+pub(super) fn proposal(conn: &Connection) -> Result<Option<Topology>, StoreError> {
+    Ok(load(conn, PROPOSAL)?.map(|body| Topology::decode(&body)).transpose()?)
+}
+
+pub(super) fn save_proposal(conn: &Connection, topology: &Topology) -> rusqlite::Result<()> {
+    save(conn, PROPOSAL, &topology.encode())
+}
+
+pub(super) fn clock_reservation(conn: &Connection) -> Result<Hlc, StoreError> {
+    let Some(body) = load(conn, CLOCK)? else { return Ok(Hlc::ZERO) };
+    let bytes = body.try_into().map_err(|_| StoreError::Damaged("the clock reservation".into()))?;
+    Ok(Hlc(u64::from_be_bytes(bytes)))
+}
+
+/// A reservation never shrinks.
+pub(super) fn reserve_clock(conn: &Connection, until: Hlc) -> rusqlite::Result<()> {
+    let stored = read(conn, CLOCK)?.and_then(|(body, intact)| <[u8; 8]>::try_from(body).ok().filter(|_| intact));
+    if stored.is_some_and(|bytes| u64::from_be_bytes(bytes) >= until.0) {
+        return Ok(());
+    }
+    save(conn, CLOCK, &until.0.to_be_bytes())
+}
+
+/// The floor of every slot.
+pub(super) fn floors(conn: &Connection) -> rusqlite::Result<Arc<[Floor]>> {
+    let mut floors = vec![Floor::default(); Slot::COUNT];
+    let mut select = conn.prepare("SELECT slot, written, hlc, writer, rmw, ballot_hlc, ballot_writer FROM floors")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let hlc = |column| row.get::<_, i64>(column).map(|n| Hlc(n as u64));
+        let version = Version { hlc: hlc(2)?, writer: Writer(row.get(3)?), rmw: row.get(4)? };
+        floors[Slot(row.get(0)?).index()] = Floor { written: hlc(1)?, version, ballot: (hlc(5)?, Writer(row.get(6)?)) };
+    }
+    Ok(floors.into())
+}
+
+fn save(conn: &Connection, name: &str, body: &[u8]) -> rusqlite::Result<()> {
+    conn.prepare_cached("REPLACE INTO facts VALUES (?1, ?2, ?3)")?.execute(params![
+        name,
+        body,
+        xxh3_64(body) as i64
+    ])?;
+    Ok(())
+}
+
+fn load(conn: &Connection, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    match read(conn, name) {
+        Ok(Some((_, false))) => Err(StoreError::Damaged(format!("the stored {name}"))),
+        Ok(found) => Ok(found.map(|(body, _)| body)),
+        Err(e) => Err(StoreError::Damaged(format!("the stored {name}: {e}"))),
+    }
+}
+
+/// The body and whether it is what was written.
+fn read(conn: &Connection, name: &str) -> rusqlite::Result<Option<(Vec<u8>, bool)>> {
+    conn.prepare_cached("SELECT body, checksum FROM facts WHERE name = ?1")?
+        .query_row([name], |row| {
+            let body: Vec<u8> = row.get(0)?;
+            let intact = row.get::<_, i64>(1)? as u64 == xxh3_64(&body);
+            Ok((body, intact))
+        })
+        .optional()
+}

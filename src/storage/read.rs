@@ -1,0 +1,292 @@
+//! Reading: two threads that drain a queue, one snapshot a drain.
+//!
+//! Invariants:
+//! - A drain opens its snapshot after it took its requests, so each of them sees every change that was acknowledged
+//!   before it was submitted. No request joins an open snapshot.
+//! - A snapshot lives as long as its drain, and a drain is bounded: it keeps neither the log from being checkpointed
+//!   nor small reads waiting behind many scans.
+//! - A row that fails its checksum is never served.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use rusqlite::{CachedStatement, Connection};
+use smallvec::SmallVec;
+
+use super::book::Book;
+use super::gauges::Gauges;
+use super::row::{self, AFTER_RECORD, Loaded, LoadedHint};
+use crate::ports::{Hint, ReadPart, Refusal, ReplicaReply, ReplyTo, Seen, StoreError};
+use crate::types::{Floor, Hlc, Key, NodeNum, Record, Slot};
+
+/// Requests of the hot path in one snapshot. Small enough that both threads get work from one burst.
+const DRAIN_MAX: usize = 128;
+/// A page of a scan ends at this many bytes of keys and contents.
+const PAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// A read of the hot path.
+pub(super) struct Read {
+    pub(super) slot: Slot,
+    pub(super) key: Key,
+    pub(super) part: ReadPart,
+    pub(super) hints: bool,
+    pub(super) reply_to: ReplyTo,
+}
+
+/// A rare read: does its work and answers.
+pub(super) type Rare = Box<dyn FnOnce(&Connection, &Gauges) + Send>;
+
+#[derive(Default)]
+struct Waiting {
+    reads: VecDeque<Read>,
+    rare: VecDeque<Rare>,
+    closing: bool,
+}
+
+/// Where reads wait for a thread.
+#[derive(Default)]
+pub(super) struct ReadQueue {
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+}
+
+impl ReadQueue {
+    /// Gives back what came after closing.
+    pub(super) fn push(&self, reads: impl Iterator<Item = Read>, limit: usize) -> Vec<(Read, Refusal)> {
+        let mut refused = Vec::new();
+        let mut waiting = self.waiting.lock();
+        let before = waiting.reads.len();
+        for read in reads {
+            if waiting.closing {
+                refused.push((read, Refusal::NotReady));
+            } else if waiting.reads.len() >= limit {
+                refused.push((read, Refusal::Overloaded));
+            } else {
+                waiting.reads.push_back(read);
+            }
+        }
+        let more = waiting.reads.len() - before;
+        drop(waiting);
+        if more > 0 {
+            self.wake.notify_one();
+        }
+        // A message's worth is shared.
+        if more > 1 {
+            self.wake.notify_one();
+        }
+        refused
+    }
+
+    /// A rare read that comes after closing is dropped, and with it what it would answer through.
+    pub(super) fn push_rare(&self, rare: Rare) {
+        let mut waiting = self.waiting.lock();
+        if !waiting.closing {
+            waiting.rare.push_back(rare);
+            drop(waiting);
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.waiting.lock().closing = true;
+        self.wake.notify_all();
+    }
+
+    /// Waits for work; `false` once the queue is closed and empty.
+    fn take(&self, reads: &mut Vec<Read>) -> Option<Option<Rare>> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            let many = waiting.reads.len().min(DRAIN_MAX);
+            reads.extend(waiting.reads.drain(..many));
+            let rare = waiting.rare.pop_front();
+            if !reads.is_empty() || rare.is_some() {
+                return Some(rare);
+            }
+            if waiting.closing {
+                return None;
+            }
+            self.wake.wait(&mut waiting);
+        }
+    }
+}
+
+/// One reader thread's all.
+pub(super) struct Reader {
+    pub(super) conn: Connection,
+    pub(super) queue: Arc<ReadQueue>,
+    pub(super) book: Arc<Book>,
+    pub(super) floors: Arc<[Floor]>,
+    pub(super) gauges: Gauges,
+    pub(super) now: Box<dyn Fn() -> Hlc + Send>,
+}
+
+impl Reader {
+    pub(super) fn run(self) {
+        let mut reads = Vec::with_capacity(DRAIN_MAX);
+        while let Some(rare) = self.queue.take(&mut reads) {
+            if !reads.is_empty() {
+                self.drain(&mut reads);
+            }
+            if let Some(rare) = rare {
+                rare(&self.conn, &self.gauges);
+            }
+        }
+    }
+
+    fn drain(&self, reads: &mut Vec<Read>) {
+        let now = (self.now)();
+        // Looked up after the requests were taken: a hint acknowledged before is booked by now.
+        let targets = self.book.hint_targets();
+        // The snapshot itself opens with the first statement in it. Without a transaction each read has its own.
+        let open = self.conn.prepare_cached("BEGIN").and_then(|mut begin| begin.execute([])).is_ok();
+        for Read { slot, key, part, hints, reply_to } in reads.drain(..) {
+            let targets = if hints { &targets[..] } else { &[] };
+            let reply = answer(&self.conn, &self.floors, &self.gauges, now, (slot, &key), part, targets);
+            reply_to.send(Ok(reply));
+        }
+        if open {
+            // Nothing to lose: a snapshot that does not end here ends with the next attempt.
+            let _ = self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+        }
+    }
+}
+
+/// What a replica answers to a read, with the hints it keeps for these targets merged in.
+pub(super) fn answer(
+    conn: &Connection,
+    floors: &[Floor],
+    gauges: &Gauges,
+    now: Hlc,
+    (slot, key): (Slot, &Key),
+    part: ReadPart,
+    targets: &[NodeNum],
+) -> ReplicaReply {
+    let record = match newest(conn, slot, key, targets) {
+        Ok(record) => record,
+        Err(damage) => {
+            gauges.damaged(slot, key, &damage);
+            return ReplicaReply::Refused(Refusal::Damaged);
+        }
+    };
+    let floor = floors[slot.index()];
+    match part {
+        ReadPart::Record => ReplicaReply::Record { record, floor },
+        ReadPart::Version => ReplicaReply::Version { seen: record.map(|r| Seen::of(&r, now)), floor },
+    }
+}
+
+/// What is wrong with a row, as text.
+fn newest(conn: &Connection, slot: Slot, key: &Key, targets: &[NodeNum]) -> Result<Option<Record>, String> {
+    let text = |e: rusqlite::Error| e.to_string();
+    let mut select = conn.prepare_cached(row::SELECT_RECORD).map_err(text)?;
+    let found = row::load(&mut select, slot, key).map_err(text)?;
+    let mut newest = match found {
+        None => None,
+        Some(Loaded { stored: Some(stored), .. }) => Some(stored.record),
+        Some(Loaded { stored: None, .. }) => return Err("checksum".into()),
+    };
+    for target in targets {
+        let mut select = conn.prepare_cached(row::SELECT_HINT).map_err(text)?;
+        let Some(hint) = row::load_hint(&mut select, *target, slot, key).map_err(text)? else { continue };
+        let record = hint.row.stored.ok_or("checksum of a hint")?.record;
+        if newest.as_ref().is_none_or(|n| record.beats(n)) {
+            newest = Some(record);
+        }
+    }
+    Ok(newest)
+}
+
+/// One page of a slot. Damaged rows are left out and counted.
+pub(super) fn scan(
+    conn: &Connection,
+    gauges: &Gauges,
+    slot: Slot,
+    after: Option<&Key>,
+    limit: usize,
+) -> Result<Vec<(Key, Record)>, StoreError> {
+    let mut page = Page::new(limit);
+    let mut select = conn.prepare_cached(row::SCAN_RECORDS).map_err(damaged)?;
+    let after = after.map_or(&[][..], Key::as_bytes);
+    let mut rows = select.query(rusqlite::params![slot.0, after]).map_err(damaged)?;
+    while !page.full() {
+        let Some(row) = rows.next().map_err(damaged)? else { break };
+        let Some(key) = key_of(row, AFTER_RECORD) else {
+            gauges.damaged(slot, &"unreadable", &"key");
+            continue;
+        };
+        match Loaded::of(row, &key).map_err(damaged)? {
+            Loaded { stored: Some(stored), weight } => page.add((key, stored.record), weight.bytes),
+            Loaded { stored: None, .. } => gauges.damaged(slot, &key, &"checksum"),
+        }
+    }
+    Ok(page.items)
+}
+
+/// A page of hints and the damaged ones met on the way, which nobody can deliver.
+pub(super) type HintPage = (Vec<Hint>, SmallVec<[(Slot, Key); 1]>);
+
+pub(super) fn scan_hints(
+    conn: &Connection,
+    gauges: &Gauges,
+    target: NodeNum,
+    after: Option<&(Slot, Key)>,
+    limit: usize,
+) -> Result<HintPage, StoreError> {
+    let mut page = Page::new(limit);
+    let mut lost = SmallVec::new();
+    let mut select: CachedStatement<'_> = conn.prepare_cached(row::SCAN_HINTS).map_err(damaged)?;
+    let (slot, key) = after.map_or((-1, &[][..]), |(slot, key)| (i64::from(slot.0), key.as_bytes()));
+    let mut rows = select.query(rusqlite::params![target.0, slot, key]).map_err(damaged)?;
+    while !page.full() {
+        let Some(row) = rows.next().map_err(damaged)? else { break };
+        let slot = row.get(AFTER_RECORD + 2).map(Slot).ok();
+        let (Some(slot), Some(key)) = (slot, key_of(row, AFTER_RECORD + 3)) else {
+            gauges.damaged(slot.unwrap_or(Slot(0)), &"unreadable", &"key of a hint");
+            continue;
+        };
+        let LoadedHint { row, counted, kept_at_ms } = LoadedHint::of(row, &key).map_err(damaged)?;
+        match row.stored {
+            Some(stored) => {
+                let hint = Hint { target, slot, key, record: stored.record, counted, kept_at_ms };
+                page.add(hint, row.weight.bytes);
+            }
+            None => {
+                gauges.damaged(slot, &key, &"checksum of a hint");
+                lost.push((slot, key));
+            }
+        }
+    }
+    Ok((page.items, lost))
+}
+
+fn key_of(row: &rusqlite::Row<'_>, column: usize) -> Option<Key> {
+    let bytes = row.get_ref(column).ok()?.as_blob().ok()?;
+    Key::new(bytes.to_vec()).ok()
+}
+
+/// A read never fails the store: what cannot be read is missing and suspect.
+fn damaged(error: rusqlite::Error) -> StoreError {
+    StoreError::Damaged(error.to_string())
+}
+
+struct Page<T> {
+    items: Vec<T>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl<T> Page<T> {
+    fn new(limit: usize) -> Self {
+        Self { items: Vec::new(), bytes: 0, limit }
+    }
+
+    fn full(&self) -> bool {
+        self.items.len() >= self.limit || self.bytes >= PAGE_BYTES_MAX
+    }
+
+    fn add(&mut self, item: T, bytes: u64) {
+        self.items.push(item);
+        self.bytes += bytes as usize;
+    }
+}

@@ -1,0 +1,250 @@
+//! How a record lies in a row, of `records` and of `hints` alike.
+//!
+//! Invariants:
+//! - What is read is verified: a row whose columns do not make the record its checksum was made for is *damaged*, and
+//!   nothing in it is believed, its pointer to a large value least of all.
+//! - How a row counts in the totals depends on its raw columns alone, damaged or not, exactly as the SQL that counts
+//!   whole tables sees it.
+
+use rusqlite::types::ValueRef;
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+
+use super::book::Weight;
+use crate::types::{Content, ContentType, Hlc, Key, NodeNum, Record, Slot, Version, Writer};
+
+/// Key, content type and value lie in the row itself up to this many bytes together; a larger value has a row of its
+/// own in `large_values`. Chosen by docs/decisions/0001-record-table.md.
+pub(super) const INLINE_BYTES_MAX: usize = 900;
+
+/// The columns of a record, in the order that [`Loaded::of`] reads; `l` is the row of its large value.
+macro_rules! record_columns {
+    () => {
+        "r.hlc, r.writer, r.rmw, r.written, r.expires_at_ms, r.checksum, r.content_type, r.value, r.large, \
+         r.large_bytes, l.value"
+    };
+}
+
+pub(super) const SELECT_RECORD: &str = concat!(
+    "SELECT ",
+    record_columns!(),
+    " FROM records r LEFT JOIN large_values l ON l.id = r.large WHERE r.slot = ?1 AND r.key = ?2"
+);
+pub(super) const SCAN_RECORDS: &str = concat!(
+    "SELECT ",
+    record_columns!(),
+    ", r.key FROM records r LEFT JOIN large_values l ON l.id = r.large WHERE r.slot = ?1 AND r.key > ?2 ORDER BY r.key"
+);
+pub(super) const SELECT_HINT: &str = concat!(
+    "SELECT ",
+    record_columns!(),
+    ", r.counted, r.kept_at_ms FROM hints r LEFT JOIN large_values l ON l.id = r.large \
+     WHERE r.target = ?1 AND r.slot = ?2 AND r.key = ?3"
+);
+pub(super) const SCAN_HINTS: &str = concat!(
+    "SELECT ",
+    record_columns!(),
+    ", r.counted, r.kept_at_ms, r.slot, r.key FROM hints r LEFT JOIN large_values l ON l.id = r.large \
+     WHERE r.target = ?1 AND (r.slot, r.key) > (?2, ?3) ORDER BY r.slot, r.key"
+);
+/// The first column after those of a record.
+pub(super) const AFTER_RECORD: usize = 11;
+
+/// `REPLACE` on a table without secondary indexes is one insertion into its tree, whether a row stood there or not.
+pub(super) const PUT_RECORD: &str = "REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+pub(super) const PUT_HINT: &str =
+    "REPLACE INTO hints VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+
+/// A row as it was found.
+pub(super) struct Loaded {
+    pub(super) weight: Weight,
+    /// `None`: damaged.
+    pub(super) stored: Option<Stored>,
+}
+
+/// A row that is what was written.
+pub(super) struct Stored {
+    pub(super) record: Record,
+    /// Its row in `large_values`.
+    pub(super) large: Option<i64>,
+}
+
+impl Loaded {
+    /// Reads the columns of [`record_columns`], which come first in the row.
+    pub(super) fn of(row: &Row<'_>, key: &Key) -> rusqlite::Result<Self> {
+        let content_type = row.get_ref(6)?;
+        let value = row.get_ref(7)?;
+        let large = row.get_ref(8)?;
+        let value_bytes = match value {
+            ValueRef::Null => row.get_ref(9)?.as_i64().map_or(0, |n| n.max(0) as u64),
+            value => bytes_of(value).map_or(0, |b| b.len() as u64),
+        };
+        let bytes = key.as_bytes().len() as u64 + bytes_of(content_type).map_or(0, |b| b.len() as u64) + value_bytes;
+        let tombstone = matches!((value, large), (ValueRef::Null, ValueRef::Null));
+        let stored = columns(row).filter(|stored| stored.record.is_intact(key));
+        Ok(Self { weight: Weight { tombstone, bytes }, stored })
+    }
+}
+
+fn bytes_of(value: ValueRef<'_>) -> Option<&[u8]> {
+    value.as_bytes_or_null().ok().flatten()
+}
+
+/// The record that the columns spell, unverified; `None` where they spell none.
+fn columns(row: &Row<'_>) -> Option<Stored> {
+    let int = |column| row.get_ref(column).ok()?.as_i64_or_null().ok()?;
+    let blob = |column| row.get_ref(column).ok().and_then(bytes_of);
+    let hlc = Hlc(int(0)? as u64);
+    let version = Version { hlc, writer: Writer(u32::try_from(int(1)?).ok()?), rmw: u32::try_from(int(2)?).ok()? };
+    let written = int(3).map_or(hlc, |ms| Hlc(ms as u64));
+    let large = int(8);
+    let value = if large.is_some() { Some(blob(10)?) } else { blob(7) };
+    let content = match value {
+        None => Content::Tombstone,
+        Some(bytes) => Content::Value {
+            bytes: bytes.to_vec().into(),
+            content_type: match blob(6) {
+                Some(text) => Some(ContentType::new(text.to_vec()).ok()?),
+                None => None,
+            },
+            expires_at_ms: int(4).map(|ms| ms as u64),
+        },
+    };
+    Some(Stored { record: Record { version, written, content, checksum: int(5)? as u64 }, large })
+}
+
+/// The record of a key, if a row stands there.
+pub(super) fn load(select: &mut CachedStatement<'_>, slot: Slot, key: &Key) -> rusqlite::Result<Option<Loaded>> {
+    select.query_row(params![slot.0, key.as_bytes()], |row| Loaded::of(row, key)).optional()
+}
+
+/// A kept hint with what only a hint has.
+pub(super) struct LoadedHint {
+    pub(super) row: Loaded,
+    pub(super) counted: bool,
+    pub(super) kept_at_ms: u64,
+}
+
+impl LoadedHint {
+    pub(super) fn of(row: &Row<'_>, key: &Key) -> rusqlite::Result<Self> {
+        Ok(Self {
+            row: Loaded::of(row, key)?,
+            counted: row.get_ref(AFTER_RECORD)?.as_i64().is_ok_and(|n| n != 0),
+            kept_at_ms: row.get_ref(AFTER_RECORD + 1)?.as_i64().map_or(0, |ms| ms as u64),
+        })
+    }
+}
+
+pub(super) fn load_hint(
+    select: &mut CachedStatement<'_>,
+    target: NodeNum,
+    slot: Slot,
+    key: &Key,
+) -> rusqlite::Result<Option<LoadedHint>> {
+    select.query_row(params![target.0, slot.0, key.as_bytes()], |row| LoadedHint::of(row, key)).optional()
+}
+
+/// A record about to be written: its columns, and where its value lies.
+pub(super) struct Columns<'a> {
+    record: &'a Record,
+    content_type: Option<&'a [u8]>,
+    expires_at_ms: Option<i64>,
+    inline: Option<&'a [u8]>,
+    large: Option<i64>,
+    large_bytes: Option<i64>,
+}
+
+impl<'a> Columns<'a> {
+    /// Puts a large value into its own row first, in place of the one that stood there (`old`), or takes that away.
+    pub(super) fn place(conn: &Connection, key: &Key, record: &'a Record, old: Option<i64>) -> rusqlite::Result<Self> {
+        let mut columns =
+            Self { record, content_type: None, expires_at_ms: None, inline: None, large: None, large_bytes: None };
+        let mut spilled = None;
+        if let Content::Value { bytes, content_type, expires_at_ms } = &record.content {
+            columns.content_type = content_type.as_ref().map(|c| &c.bytes()[..]);
+            columns.expires_at_ms = expires_at_ms.map(|ms| ms as i64);
+            let size = key.as_bytes().len() + record.content_bytes();
+            if size <= INLINE_BYTES_MAX {
+                columns.inline = Some(&bytes[..]);
+            } else {
+                spilled = Some(&bytes[..]);
+            }
+        }
+        columns.large = match (spilled, old) {
+            (None, None) => None,
+            (None, Some(id)) => {
+                forget_large(conn, id)?;
+                None
+            }
+            (Some(value), Some(id)) => {
+                conn.prepare_cached("REPLACE INTO large_values VALUES (?1, ?2)")?.execute(params![id, value])?;
+                Some(id)
+            }
+            (Some(value), None) => {
+                Some(conn.prepare_cached("INSERT INTO large_values (value) VALUES (?1)")?.insert(params![value])?)
+            }
+        };
+        columns.large_bytes = spilled.map(|value| value.len() as i64);
+        Ok(columns)
+    }
+
+    /// Whether the value reads as a tombstone, and what it weighs.
+    pub(super) fn weight(&self, key: &Key) -> Weight {
+        Weight::of(key, self.record)
+    }
+
+    pub(super) fn put_record(&self, put: &mut CachedStatement<'_>, slot: Slot, key: &Key) -> rusqlite::Result<()> {
+        let (version, written) = (&self.record.version, self.written());
+        put.execute(params![
+            slot.0,
+            key.as_bytes(),
+            version.hlc.0 as i64,
+            version.writer.0,
+            version.rmw,
+            written,
+            self.expires_at_ms,
+            self.record.checksum as i64,
+            self.content_type,
+            self.inline,
+            self.large,
+            self.large_bytes,
+        ])?;
+        Ok(())
+    }
+
+    pub(super) fn put_hint(
+        &self,
+        put: &mut CachedStatement<'_>,
+        (target, slot, key): (NodeNum, Slot, &Key),
+        counted: bool,
+        kept_at_ms: u64,
+    ) -> rusqlite::Result<()> {
+        let (version, written) = (&self.record.version, self.written());
+        put.execute(params![
+            target.0,
+            slot.0,
+            key.as_bytes(),
+            version.hlc.0 as i64,
+            version.writer.0,
+            version.rmw,
+            written,
+            self.expires_at_ms,
+            self.record.checksum as i64,
+            self.content_type,
+            self.inline,
+            self.large,
+            self.large_bytes,
+            counted,
+            kept_at_ms as i64,
+        ])?;
+        Ok(())
+    }
+
+    fn written(&self) -> Option<i64> {
+        (self.record.written != self.record.version.hlc).then_some(self.record.written.0 as i64)
+    }
+}
+
+pub(super) fn forget_large(conn: &Connection, id: i64) -> rusqlite::Result<()> {
+    conn.prepare_cached("DELETE FROM large_values WHERE id = ?1")?.execute([id])?;
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Whether the store writes, and what time it is: shared by all its threads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::watch;
+
+use super::engine::Now;
+use super::gauges::Gauges;
+use crate::ports::{Clock, StoreError};
+use crate::types::{Hlc, NodeNum};
+
+pub(super) struct Status {
+    pub(super) node: NodeNum,
+    pub(super) gauges: Gauges,
+    clock: Arc<dyn Clock>,
+    /// What the node's hybrid clock shows at least.
+    observed: AtomicU64,
+    failure: watch::Sender<Option<StoreError>>,
+    full: AtomicBool,
+}
+
+impl Status {
+    pub(super) fn new(node: NodeNum, clock: Arc<dyn Clock>) -> Self {
+        let gauges = Gauges::new();
+        gauges.writable.set(1.0);
+        let (observed, full) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { node, gauges, clock, observed, failure: watch::Sender::new(None), full }
+    }
+
+    pub(super) fn observe(&self, now: Hlc) {
+        self.observed.fetch_max(now.0, Ordering::Relaxed);
+    }
+
+    pub(super) fn hlc(&self) -> Hlc {
+        Hlc(self.observed.load(Ordering::Relaxed)).max(Hlc::from_ms(self.clock.wall_ms()))
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now { hlc: self.hlc(), wall_ms: self.clock.wall_ms() }
+    }
+
+    /// The store stops writing, for good. Answers with what everybody is told: the first reason stands.
+    pub(super) fn fail(&self, reason: String) -> StoreError {
+        let mut error = StoreError::Failed(reason);
+        self.failure.send_if_modified(|failure| match failure {
+            Some(first) => {
+                error = first.clone();
+                false
+            }
+            None => {
+                tracing::error!(%error, "the store stops writing");
+                *failure = Some(error.clone());
+                true
+            }
+        });
+        self.gauges.writable.set(0.0);
+        error
+    }
+
+    pub(super) fn failure(&self) -> Option<StoreError> {
+        self.failure.borrow().clone()
+    }
+
+    pub(super) fn writable(&self) -> bool {
+        self.failure.borrow().is_none()
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<StoreError>> {
+        self.failure.subscribe()
+    }
+
+    /// Says once that the disk is full, until something was written again.
+    pub(super) fn disk_full(&self) {
+        if !self.full.swap(true, Ordering::Relaxed) {
+            tracing::error!("the disk is full; writes are refused until there is space");
+        }
+    }
+
+    pub(super) fn wrote(&self) {
+        if self.full.load(Ordering::Relaxed) && self.full.swap(false, Ordering::Relaxed) {
+            tracing::info!("the disk has space again; writes go on");
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Opening and closing a store, and the port over its threads.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::book::Book;
+use super::checkpoint::Checkpointer;
+use super::commit::{AnswerTo, Job, WriteQueue, Writer};
+use super::connection::{self, Durability, Role};
+use super::data_dir::DataDir;
+use super::engine::{Change, Engine, Outcome, change_of};
+use super::gauges::Gauges;
+use super::migrations::{self, MigrationError};
+use super::read::{self, Read, ReadQueue, Reader};
+use super::status::Status;
+use super::{count, facts};
+use crate::ports::{
+    Clock, Entropy, Hint, HintTotals, ReplicaReply, Store, StoreError, StoreTotals, Submission, Submissions,
+};
+use crate::types::{Hlc, Identity, Key, NodeNum, Record, Slot, Topology, Version};
+
+/// Threads that read: as many as there are disks' worth of work beside a writer on two cores.
+const READERS: usize = 2;
+/// Changes, and reads, that may wait for the disk; more are refused as `Overloaded`.
+const WAITING_MAX: usize = 65_536;
+/// Hints dropped in one transaction, so that writes get in between.
+const DROP_STEP: u64 = 1_000;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Created where it is missing. One process at a time has it.
+    pub data_dir: PathBuf,
+    /// Whose directory it must be, or becomes.
+    pub node: NodeNum,
+    pub durability: Durability,
+    /// Hints kept here together, in bytes of keys and contents; more are refused.
+    pub hint_bytes_max: u64,
+    /// The write-ahead log, in bytes. It passes three quarters of this only while readers or the disk hold its
+    /// checkpoints up.
+    pub wal_bytes_max: u64,
+}
+
+/// Why a store could not be opened. Nothing in the directory was changed, except as `Io` and `Sqlite` may say.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{}: another process ({holder}) has this data directory; stop it, or choose another DATA_DIR", path.display())]
+    Locked {
+        path: PathBuf,
+        /// Its process id, as it wrote it.
+        holder: String,
+    },
+    #[error("{}: this data directory belongs to node {}, not to node {}", path.display(), found.0, wanted.0)]
+    OtherNode { path: PathBuf, found: NodeNum, wanted: NodeNum },
+    #[error("{}: written by a newer program (schema {found}, this one knows {known}); use that one", path.display(), known = migrations::KNOWN)]
+    NewerSchema { path: PathBuf, found: u32 },
+    #[error("{}: the identity of this data directory cannot be used: {reason}", path.display())]
+    Identity { path: PathBuf, reason: String },
+    #[error("{}: {reason}", path.display())]
+    Sqlite { path: PathBuf, reason: String },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl OpenError {
+    pub(super) fn sqlite(path: &Path, error: &rusqlite::Error) -> Self {
+        OpenError::Sqlite { path: path.to_owned(), reason: error.to_string() }
+    }
+}
+
+/// The store of a node, with its threads.
+pub struct SqliteStore {
+    writes: Arc<WriteQueue>,
+    reads: Arc<ReadQueue>,
+    status: Arc<Status>,
+    book: Arc<Book>,
+    identity: Arc<Mutex<Identity>>,
+    checkpointer: Arc<Checkpointer>,
+    stop_counting: Arc<AtomicBool>,
+    threads: Mutex<Option<Threads>>,
+}
+
+/// What ends in this order.
+struct Threads {
+    writer: JoinHandle<()>,
+    readers: Vec<JoinHandle<()>>,
+    counter: JoinHandle<()>,
+    checkpointer: JoinHandle<()>,
+    /// Let go of last.
+    dir: Arc<DataDir>,
+}
+
+impl SqliteStore {
+    /// Opens the directory, creating what is missing, and starts the store's threads. The identity's generation grows
+    /// by one. Blocks for a few syncs.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(options: Options, clock: Arc<dyn Clock>, entropy: &dyn Entropy) -> Result<Arc<Self>, OpenError> {
+        let dir = Arc::new(DataDir::open(&options.data_dir)?);
+        let database = dir.database();
+        let identity = dir.start(options.node, entropy)?;
+        let engine = Engine::open(&database, options.node, options.durability, options.hint_bytes_max)?;
+        let connect = |role| {
+            connection::open(&database, role).map_err(|e| match e {
+                MigrationError::Newer { found } => OpenError::NewerSchema { path: database.clone(), found },
+                MigrationError::Sqlite(e) => OpenError::sqlite(&database, &e),
+            })
+        };
+        let conns = Connections {
+            readers: (0..READERS).map(|_| connect(Role::Reader)).collect::<Result<_, _>>()?,
+            counter: connect(Role::Counter)?,
+            checkpointer: connect(Role::Checkpointer)?,
+        };
+        let status = Arc::new(Status::new(options.node, clock));
+        let book = engine.book.clone();
+        let wal = dir.wal();
+        let checkpointer =
+            Checkpointer::new(status.clone(), book.clone(), options.wal_bytes_max, database.clone(), wal);
+        let store = Self {
+            writes: Arc::default(),
+            reads: Arc::default(),
+            status,
+            book,
+            identity: Arc::new(Mutex::new(identity)),
+            checkpointer: Arc::new(checkpointer),
+            stop_counting: Arc::default(),
+            threads: Mutex::new(None),
+        };
+        let threads = store.start(engine, conns, dir).map_err(|source| OpenError::Io { path: database, source })?;
+        *store.threads.lock() = Some(threads);
+        Ok(Arc::new(store))
+    }
+
+    fn start(&self, engine: Engine, conns: Connections, dir: Arc<DataDir>) -> io::Result<Threads> {
+        let status = &self.status;
+        let mut readers = Vec::new();
+        for conn in conns.readers {
+            let clock = status.clone();
+            let reader = Reader {
+                conn,
+                queue: self.reads.clone(),
+                book: self.book.clone(),
+                floors: engine.floors(),
+                gauges: status.gauges.clone(),
+                now: Box::new(move || clock.hlc()),
+            };
+            readers.push(thread("a3-reader", status, move || reader.run())?);
+        }
+        let (book, stop, counting) = (self.book.clone(), self.stop_counting.clone(), conns.counter);
+        let counter = thread("a3-counter", status, move || {
+            if let Err(error) = count::count_all(&counting, &book, &stop) {
+                tracing::error!(%error, "the records could not be counted; totals stay partial");
+            }
+        })?;
+        let (checkpointer, conn) = (self.checkpointer.clone(), conns.checkpointer);
+        let checkpointing = thread("a3-checkpointer", status, move || checkpointer.run(&conn))?;
+        let writer = Writer {
+            engine,
+            queue: self.writes.clone(),
+            status: status.clone(),
+            checkpointer: self.checkpointer.clone(),
+        };
+        let writer = thread("a3-writer", status, move || writer.run())?;
+        Ok(Threads { writer, readers, counter, checkpointer: checkpointing, dir })
+    }
+
+    /// Finishes what is queued, empties the log into the database, ends the threads and lets go of the directory.
+    /// Requests that come later are refused as not ready. Blocks for as long as that takes; a second call does nothing.
+    pub fn close(&self) {
+        let Some(threads) = self.threads.lock().take() else { return };
+        self.writes.close();
+        join(threads.writer);
+        self.reads.close();
+        threads.readers.into_iter().for_each(join);
+        self.stop_counting.store(true, Ordering::Relaxed);
+        join(threads.counter);
+        self.checkpointer.close();
+        join(threads.checkpointer);
+        drop(threads.dir);
+    }
+
+    fn change(&self, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
+        change_through(&self.writes, change)
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection, &Gauges) -> Result<T, StoreError> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let (caller, answer) = oneshot::channel();
+        self.reads.push_rare(Box::new(move |conn, gauges| {
+            // Whoever stopped waiting is not told.
+            let _ = caller.send(read(conn, gauges));
+        }));
+        answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
+    }
+}
+
+struct Connections {
+    readers: Vec<Connection>,
+    counter: Connection,
+    checkpointer: Connection,
+}
+
+fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
+    let (caller, answer) = oneshot::channel();
+    let job = Job { change, answer: AnswerTo::Caller(caller) };
+    writes.push([job].into_iter(), usize::MAX);
+    answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
+}
+
+#[expect(clippy::disallowed_methods, reason = "storage owns its threads, and this is the one place that starts them")]
+fn thread(name: &'static str, status: &Arc<Status>, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let watch = Watch { name, status: status.clone() };
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _watch = watch;
+        run();
+    })
+}
+
+/// A thread that dies of a bug takes the store's promise with it: nobody may go on waiting for what it would answer.
+struct Watch {
+    name: &'static str,
+    status: Arc<Status>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.status.fail(format!("the thread {} died", self.name));
+        }
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    // The last owner may be an inbox that one of these threads answers; a thread that died has said so itself.
+    if thread.thread().id() != std::thread::current().id() {
+        let _ = thread.join();
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("identity", &*self.identity.lock()).finish_non_exhaustive()
+    }
+}
+
+impl Store for SqliteStore {
+    fn submit(&self, batch: Submissions) {
+        let (mut jobs, mut reads) = (Submitted::<Job>::new(), Submitted::<Read>::new());
+        for Submission { token, request, reply_to } in batch {
+            let slot = token.slot();
+            match change_of(slot, request) {
+                Ok(change) => jobs.push(Job { change, answer: AnswerTo::Replica(reply_to) }),
+                Err((key, part, hints)) => reads.push(Read { slot, key, part, hints, reply_to }),
+            }
+        }
+        if !reads.is_empty() {
+            for (read, refusal) in self.reads.push(reads.into_iter(), WAITING_MAX) {
+                read.reply_to.send(Ok(ReplicaReply::Refused(refusal)));
+            }
+        }
+        if !jobs.is_empty() {
+            self.writes.push(jobs.into_iter(), WAITING_MAX);
+        }
+    }
+
+    fn observe(&self, now: Hlc) {
+        self.status.observe(now);
+    }
+
+    fn hints(
+        &self,
+        target: NodeNum,
+        after: Option<(Slot, Key)>,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<Hint>, StoreError>> {
+        let page = self.read(move |conn, gauges| read::scan_hints(conn, gauges, target, after.as_ref(), limit));
+        let writes = self.writes.clone();
+        async move {
+            let (hints, damaged) = page.await?;
+            if !damaged.is_empty() {
+                // Forgetting removes a damaged hint whatever version is named, as nobody can deliver it.
+                let lost = damaged.into_iter().map(|(slot, key)| (target, slot, key, Version::default())).collect();
+                change_through(&writes, Change::ForgetHints(lost)).await?;
+            }
+            Ok(hints)
+        }
+        .boxed()
+    }
+
+    fn forget_hints(
+        &self,
+        delivered: Vec<(NodeNum, Slot, Key, Version)>,
+    ) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::ForgetHints(delivered)))
+    }
+
+    fn drop_hints_before(&self, kept_before_ms: u64) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let (writes, gauges) = (self.writes.clone(), self.status.gauges.clone());
+        async move {
+            let mut all = 0;
+            loop {
+                let step = Change::DropHints { kept_before_ms, limit: DROP_STEP };
+                let Outcome::Dropped(dropped) = change_through(&writes, step).await? else { return Ok(all) };
+                gauges.hints_dropped.increment(dropped);
+                all += dropped;
+                if dropped < DROP_STEP {
+                    return Ok(all);
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
+        self.book.hints().targets.into_iter().collect()
+    }
+
+    fn totals(&self) -> StoreTotals {
+        self.book.totals(self.status.writable())
+    }
+
+    fn scan(
+        &self,
+        slot: Slot,
+        after: Option<Key>,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        self.read(move |conn, gauges| read::scan(conn, gauges, slot, after.as_ref(), limit))
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity.lock().clone()
+    }
+
+    fn save_identity(&self, identity: Identity) -> BoxFuture<'static, Result<(), StoreError>> {
+        let Some(dir) = self.threads.lock().as_ref().map(|threads| threads.dir.clone()) else {
+            return std::future::ready(Err(StoreError::Closing)).boxed();
+        };
+        let (caller, answer) = oneshot::channel();
+        let (held, status) = (self.identity.clone(), self.status.clone());
+        self.writes.push_task(Box::new(move || {
+            // Whoever stopped waiting is not told.
+            let _ = caller.send(replace_identity(&dir, &held, &status, identity));
+        }));
+        answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
+    }
+
+    fn topology(&self) -> BoxFuture<'static, Result<Option<Topology>, StoreError>> {
+        self.read(|conn, _| facts::topology(conn))
+    }
+
+    fn save_topology(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::Topology(topology)))
+    }
+
+    fn proposal(&self) -> BoxFuture<'static, Result<Option<Topology>, StoreError>> {
+        self.read(|conn, _| facts::proposal(conn))
+    }
+
+    fn save_proposal(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::Proposal(topology)))
+    }
+
+    fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {
+        self.read(|conn, _| facts::clock_reservation(conn))
+    }
+
+    fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::ReserveClock(until)))
+    }
+
+    fn failed(&self) -> BoxFuture<'static, StoreError> {
+        let mut failure = self.status.subscribe();
+        async move {
+            let seen = failure.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone());
+            match seen {
+                Some(error) => error,
+                // The store is gone without having failed.
+                None => std::future::pending().await,
+            }
+        }
+        .boxed()
+    }
+}
+
+type Submitted<T> = smallvec::SmallVec<[T; 1]>;
+
+fn done(outcome: BoxFuture<'static, Result<Outcome, StoreError>>) -> BoxFuture<'static, Result<(), StoreError>> {
+    outcome.map(|outcome| outcome.map(|_| ())).boxed()
+}
+
+/// Runs on the writer thread, so that replacements keep their order.
+fn replace_identity(
+    dir: &DataDir,
+    held: &Mutex<Identity>,
+    status: &Status,
+    identity: Identity,
+) -> Result<(), StoreError> {
+    if let Some(error) = status.failure() {
+        return Err(error);
+    }
+    let now = held.lock().clone();
+    let cluster = now.cluster.or(identity.cluster);
+    let identity = Identity { node: now.node, instance: now.instance, generation: now.generation, cluster, ..identity };
+    match dir.save(&identity) {
+        Ok(()) => {
+            *held.lock() = identity;
+            Ok(())
+        }
+        Err(e) if e.kind() == io::ErrorKind::StorageFull => Err(StoreError::DiskFull),
+        Err(e) => Err(status.fail(format!("identity: {e}"))),
+    }
+}
