@@ -1,9 +1,7 @@
 //! The accept loop: connections, their limits and their end.
 //!
 //! Caveats: what hyper refuses by itself (a request line or header it cannot parse, more than 100 header fields) it
-//! answers with a bare 400, 414 or 431 before any of our code sees a request. A Content-Length beside a
-//! Transfer-Encoding it drops, reads the body as chunked, and closes the connection after the answer, so that nothing
-//! can hide behind it.
+//! answers with a bare 400, 414 or 431 before any of our code sees a request.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,6 +15,7 @@ use std::time::Duration;
 use ::metrics::{Counter, Gauge};
 use axum::Router;
 use axum::body::Body;
+use axum::http::header::TRANSFER_ENCODING;
 use axum::http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -29,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use super::edge::TwoLengths;
 use super::guard::{Guarded, Patience, Traffic};
 use super::{HEADERS_BYTES_MAX, Options, URI_BYTES_MAX};
 use crate::metrics;
@@ -154,9 +154,12 @@ impl Server {
 async fn answer(
     mut router: Router,
     traffic: Arc<Traffic>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let under_way = traffic.begin(request.version() == Version::HTTP_2);
+    if request.headers().contains_key(TRANSFER_ENCODING) && traffic.announced_length() {
+        request.extensions_mut().insert(TwoLengths);
+    }
     let response = router.call(request).await?;
     traffic.answered(response.status().is_success());
     drop(under_way);
@@ -274,5 +277,162 @@ impl Drop for Place {
         }
         self.admission.all.fetch_sub(1, Ordering::Relaxed);
         self.admission.open.0.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
+    use tokio::task::JoinSet;
+
+    struct Served {
+        address: SocketAddr,
+        stop: oneshot::Sender<()>,
+        server: JoinSet<()>,
+    }
+
+    /// Serves three paths over real sockets: `/` answers at once, `/slow` after 300 ms, `/big` with 64 MiB.
+    async fn served(options: Options) -> Served {
+        let slow = || async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            "slow"
+        };
+        let router = Router::new()
+            .route("/", routing::get(|| async { "hi" }))
+            .route("/refuse", routing::put(|| async { axum::http::StatusCode::PAYLOAD_TOO_LARGE }))
+            .route("/slow", routing::get(slow))
+            .route("/big", routing::get(|| async { vec![0u8; 64 * 1024 * 1024] }));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            serve(listener, router, &options, stopped).await;
+        });
+        Served { address, stop, server }
+    }
+
+    fn short() -> Options {
+        Options {
+            header_timeout: Duration::from_millis(200),
+            idle_timeout: Duration::from_secs(20),
+            write_timeout: Duration::from_millis(200),
+            grace: Duration::from_secs(10),
+            ..Options::default()
+        }
+    }
+
+    async fn open(served: &Served, bytes: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream
+    }
+
+    /// What comes until the server closes, or until it answered and keeps the connection.
+    async fn rest(stream: &mut TcpStream) -> String {
+        let mut got = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut got)).await.expect("it closes");
+        String::from_utf8_lossy(&got).into_owned()
+    }
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const GET_AND_CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn connections_that_never_finish_a_head_are_cut_and_others_served() {
+        let served = served(short()).await;
+        let mut slow = Vec::new();
+        for i in 0..100 {
+            let beginnings: [&[u8]; 4] = [b"", b"P", b"PRI * HT", b"GET / HTTP/1.1\r\nHost: a\r\nX: "];
+            slow.push(open(&served, beginnings[i % 4]).await);
+        }
+        assert!(rest(&mut open(&served, GET_AND_CLOSE).await).await.ends_with("hi"));
+        for stream in &mut slow {
+            assert_eq!(rest(stream).await, "");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_outlives_the_header_deadline() {
+        let served = served(short()).await;
+        let mut stream = open(&served, GET).await;
+        let mut answer = [0; 512];
+        assert!(stream.read(&mut answer).await.unwrap() > 0);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stream.write_all(GET_AND_CLOSE).await.unwrap();
+        assert!(rest(&mut stream).await.ends_with("hi"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_cut() {
+        let served = served(short()).await;
+        let mut stream = open(&served, b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(rest(&mut stream).await.len() < 64 * 1024 * 1024);
+    }
+
+    #[tokio::test]
+    async fn a_refused_body_does_not_lose_the_answer() {
+        let served = served(short()).await;
+        let head = b"PUT /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n";
+        let mut stream = open(&served, head).await;
+        stream.write_all(&vec![0; 2_000_000]).await.unwrap();
+        assert!(rest(&mut stream).await.starts_with("HTTP/1.1 413"));
+    }
+
+    #[tokio::test]
+    async fn connections_are_limited_together_and_by_address() {
+        let limits = [(2, 100), (100, 2)];
+        for (connections_max, connections_per_address_max) in limits {
+            let served = served(Options { connections_max, connections_per_address_max, ..short() }).await;
+            let first = open(&served, GET).await;
+            let mut second = open(&served, GET).await;
+            assert!(second.read(&mut [0; 512]).await.unwrap() > 0);
+            let refused = rest(&mut open(&served, b"").await).await;
+            assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+            drop((first, second));
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+            while !rest(&mut open(&served, GET_AND_CLOSE).await).await.ends_with("hi") {
+                assert!(tokio::time::Instant::now() < deadline, "the places are given back");
+            }
+        }
+    }
+
+    #[test]
+    fn the_refusal_is_a_whole_answer() {
+        let text = std::str::from_utf8(REFUSAL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", body.len())));
+        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+    }
+
+    #[tokio::test]
+    async fn stopping_finishes_requests_closes_idle_connections_and_takes_no_more() {
+        let mut served = served(short()).await;
+        let mut idle = open(&served, GET).await;
+        assert!(idle.read(&mut [0; 512]).await.unwrap() > 0);
+        let mut busy = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        served.stop.send(()).unwrap();
+        assert_eq!(rest(&mut idle).await, "");
+        assert!(rest(&mut busy).await.ends_with("slow"));
+        served.server.join_next().await.unwrap().unwrap();
+        assert!(TcpStream::connect(served.address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn stopping_cuts_what_outlasts_the_grace() {
+        let mut served = served(Options { grace: Duration::from_millis(50), ..short() }).await;
+        let mut busy = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        served.stop.send(()).unwrap();
+        served.server.join_next().await.unwrap().unwrap();
+        assert_eq!(rest(&mut busy).await, "");
     }
 }

@@ -10,10 +10,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Api;
-use super::bodies::{ClusterBody, HealthBody, HintsBody, PlacementBody, RingBody};
+use super::docs::KeyText;
 use super::key;
 use super::problem::{Code, Problem};
 use super::query::Query;
+use super::views::{ClusterBody, HealthBody, HintsBody, PlacementBody, RingBody};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
@@ -64,7 +65,7 @@ async fn ring(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<RingBody>, P
 ///
 /// The key's slot, its home replicas, and who stands in for them. The key need not exist.
 #[utoipa::path(get, path = "/cluster/placement", operation_id = "getPlacement", tag = "cluster",
-    params(("key" = String, Query, description = "The key, percent-encoded (`+` is a space).", min_length = 1, max_length = 1024, example = "name")),
+    params(("key" = inline(KeyText), Query, description = "The key, at most 1024 bytes, percent-encoded (`+` is a space).")),
     responses((status = 200, description = "The placement.", body = PlacementBody)))]
 async fn placement(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<PlacementBody>, Problem> {
     let mut query = Query::new(uri.query(), &["key"]);

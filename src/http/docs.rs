@@ -3,15 +3,15 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::Router;
-use axum::extract::Path;
+use axum::http::Uri;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{Html, IntoResponse};
 use bytes::Bytes;
 use utoipa::ToSchema;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{
-    ContactBuilder, ContentBuilder, Header, InfoBuilder, LicenseBuilder, Object, OpenApi, OpenApiBuilder, Ref, RefOr,
-    Response, ResponseBuilder, ServerBuilder, Type,
+    ContactBuilder, ContentBuilder, Header, InfoBuilder, LicenseBuilder, Object, ObjectBuilder, OpenApi,
+    OpenApiBuilder, Ref, RefOr, Required, Response, ResponseBuilder, Schema, ServerBuilder, Type,
 };
 use utoipa::{PartialSchema, openapi::tag::TagBuilder};
 use utoipa_axum::router::OpenApiRouter;
@@ -20,6 +20,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::Api;
 use super::problem::{BadParameter, CheckBody, Code, FailedReplica, Problem, ProblemBody};
+use super::query::Query;
 use super::{bodies, routes as all_routes};
 
 /// The levels that this version serves.
@@ -40,16 +41,35 @@ pub(super) enum ViewName {
     Record,
 }
 
-/// A duration in a query: exactly what [`super::query::timeout`] takes.
+/// A flag that is on by being there. Written out because the macro cannot name an empty text.
+#[derive(Debug)]
+pub(super) struct Flag;
+
+impl PartialSchema for Flag {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["", "true", "false"])).into()
+    }
+}
+
+impl ToSchema for Flag {}
+
+// Exactly what `query::timeout` takes.
+/// A duration.
 #[derive(Debug, ToSchema)]
 #[schema(value_type = String, example = "500ms",
     pattern = "^(([5-9][0-9]|[1-9][0-9]{2,3}|[1-5][0-9]{4}|60000)ms|([1-9]|[1-5][0-9]|60)s|1m)$")]
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct TimeoutText(String);
 
-/// A key in a path.
+/// ETags, as `If-None-Match` lists them.
 #[derive(Debug, ToSchema)]
-#[schema(value_type = String, example = "name", min_length = 1, max_length = 1024)]
+#[schema(value_type = String, example = "\"018f3c5a1b2c0000-1-0\"")]
+#[expect(dead_code, reason = "it only describes a parameter")]
+pub(super) struct EtagsText(String);
+
+/// A key.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, example = "name", min_length = 1)]
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct KeyText(String);
 
@@ -62,9 +82,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 /// The API in OpenAPI 3.1, as this node serves it.
 #[utoipa::path(get, path = "/openapi.json", operation_id = "getOpenApi", tag = "docs",
     responses((status = 200, description = "The description.", body = Object, content_type = "application/json")))]
-async fn openapi() -> impl IntoResponse {
+async fn openapi(uri: Uri) -> Result<impl IntoResponse, Problem> {
     static TEXT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(openapi_json()));
-    ([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-cache")], TEXT.clone())
+    Query::new(uri.query(), &[]).finish()?;
+    Ok(([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-cache")], TEXT.clone()))
 }
 
 /// A kind of problem
@@ -73,8 +94,13 @@ async fn openapi() -> impl IntoResponse {
 #[utoipa::path(get, path = "/problems/{code}", operation_id = "getProblemPage", tag = "docs",
     params(("code" = String, Path, description = "The problem's `code`.", example = "unavailable")),
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
-async fn problem_page(Path(code): Path<String>) -> Result<impl IntoResponse, Problem> {
-    let known = Code::named(&code).ok_or_else(|| Problem::new(Code::NoSuchPage, "there is no such kind of problem"))?;
+async fn problem_page(uri: Uri) -> Result<impl IntoResponse, Problem> {
+    Query::new(uri.query(), &[]).finish()?;
+    let known = uri
+        .path()
+        .strip_prefix("/problems/")
+        .and_then(Code::named)
+        .ok_or_else(|| Problem::new(Code::NoSuchPage, "there is no such kind of problem"))?;
     let about = known.about();
     let again =
         if about.retryable { "The same request may succeed later." } else { "The same request will fail again." };
@@ -179,6 +205,10 @@ pub fn openapi_json() -> String {
 }
 
 fn describe_answers(operation: &mut Operation, bodies: bool) {
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        // No body is an empty value. The macro would say that by allowing null in its place.
+        body.required = Some(Required::False);
+    }
     let id = operation.operation_id.clone().unwrap_or_default();
     for (status, help) in problems_of(&id) {
         operation.responses.responses.insert(status.to_string(), RefOr::T(problem_response(help, bodies)));
@@ -211,6 +241,12 @@ mod tests {
 
     fn api() -> Value {
         serde_json::from_str(&openapi_json()).unwrap()
+    }
+
+    #[test]
+    fn the_checked_in_description_is_current() {
+        let current = openapi_json() == include_str!("../../openapi/openapi.json");
+        assert!(current, "run `a3 openapi > openapi/openapi.json`");
     }
 
     #[test]

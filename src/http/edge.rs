@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use axum::extract::{Request, State};
-use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, HOST, ORIGIN};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -30,6 +30,10 @@ static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Longest request id that is taken from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Marks a request that had a Content-Length beside its Transfer-Encoding: two readers would see two bodies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TwoLengths;
 
 /// What the edge keeps between requests.
 #[derive(Debug)]
@@ -65,6 +69,9 @@ impl Edge {
         let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         if bytes > HEADERS_BYTES_MAX {
             return Err(Problem::new(Code::HeadersTooLarge, Code::HeadersTooLarge.about().help));
+        }
+        if request.extensions().get::<TwoLengths>().is_some() {
+            return Err(Problem::new(Code::BadRequest, "Content-Length and Transfer-Encoding exclude each other"));
         }
         check_host(request)?;
         if is_safe(request.method()) { Ok(()) } else { self.check_origin(headers) }
@@ -231,12 +238,7 @@ fn finish(response: &mut Response, method: &Method, id: &HeaderValue) {
         problem = problem.or_outcome(Outcome::NotApplied);
     }
     problem.render(id, response);
-    let headers = response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        // A 405 names what is allowed, be it nothing.
-        headers.entry(ALLOW).or_insert(HeaderValue::from_static(""));
-    }
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     match problem.code() {
         Code::Internal => tracing::error!(request_id = id, %method, "the node failed to answer a request"),
         code => tracing::debug!(request_id = id, %method, code = code.about().name, "{}", problem.detail()),

@@ -10,6 +10,10 @@
 //!   on HTTP/2, after its first request, none at all: there pings find a dead peer;
 //! - an answer that the client does not take makes no progress for at most the write time-out.
 //!
+//! The stream also keeps the raw head, because hyper drops a Content-Length that stands beside a Transfer-Encoding before
+//! anyone can see it, and such a request must be refused: two readers would see two bodies. Of requests that were
+//! pipelined only the first is checked; hyper closes the connection after such a request in any case.
+//!
 //! After an answer that may have left a request unread, the stream is closed in two steps: without reading the rest, the
 //! system would reset the connection and the client might lose the answer.
 
@@ -20,12 +24,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use super::{HEADERS_BYTES_MAX, URI_BYTES_MAX};
 
 /// How long a closing connection is read on, and how much, so that a client gets to read its answer.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How much of a head is looked at, and how much of its buffer a connection keeps, in bytes.
+const HEAD_BYTES_MAX: usize = URI_BYTES_MAX + HEADERS_BYTES_MAX;
+const HEAD_BYTES_KEPT: usize = 1024;
 
 /// How long a connection may keep a node waiting.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +54,8 @@ pub(super) struct Traffic {
     multiplexed: AtomicBool,
     /// The last answer may have left a body unread.
     unread: AtomicBool,
+    /// What was read since no request was under way: a head, and maybe more.
+    head: Mutex<Vec<u8>>,
 }
 
 impl Traffic {
@@ -52,6 +65,20 @@ impl Traffic {
         }
         self.begun.fetch_add(1, Ordering::Relaxed);
         UnderWay(Arc::clone(self))
+    }
+
+    /// Whether a request is under way.
+    fn is_busy(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) != self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Whether the head that was read last has a Content-Length.
+    pub(super) fn announced_length(&self) -> bool {
+        let head = self.head.lock();
+        let mut lines = head.split(|b| *b == b'\n').map(<[u8]>::trim_ascii_end).take_while(|line| !line.is_empty());
+        lines.any(|line| {
+            line.split(|b| *b == b':').next().is_some_and(|name| name.eq_ignore_ascii_case(b"content-length"))
+        })
     }
 
     pub(super) fn answered(&self, success: bool) {
@@ -116,13 +143,24 @@ impl<S> Guarded<S> {
         }
     }
 
-    /// Bytes came: the beginning of a head, unless a request is under way or one was begun already.
-    fn came(&mut self) {
-        let served = self.traffic.begun.load(Ordering::Relaxed) != self.seen;
-        if self.waiting == Waiting::Idle || served {
-            self.seen = self.traffic.begun.load(Ordering::Relaxed);
+    /// Bytes came: of a head, unless a request is under way.
+    fn came(&mut self, bytes: &[u8]) {
+        if self.traffic.is_busy() || self.traffic.multiplexed.load(Ordering::Relaxed) {
+            return;
+        }
+        let begun = self.traffic.begun.load(Ordering::Relaxed);
+        let first = self.waiting == Waiting::Idle || begun != self.seen;
+        if first {
+            self.seen = begun;
             self.wait_for(Waiting::Head, self.patience.header);
         }
+        let mut head = self.traffic.head.lock();
+        if first {
+            head.clear();
+            head.shrink_to(HEAD_BYTES_KEPT);
+        }
+        let room = HEAD_BYTES_MAX.saturating_sub(head.len());
+        head.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
     }
 
     fn wait_for(&mut self, what: Waiting, at_most: Duration) {
@@ -132,11 +170,10 @@ impl<S> Guarded<S> {
 
     /// Nothing came. Fails when that has lasted too long.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let begun = self.traffic.begun.load(Ordering::Relaxed);
-        let under_way = begun != self.traffic.ended.load(Ordering::Relaxed);
-        if under_way || self.traffic.multiplexed.load(Ordering::Relaxed) {
+        if self.traffic.is_busy() || self.traffic.multiplexed.load(Ordering::Relaxed) {
             return Ok(());
         }
+        let begun = self.traffic.begun.load(Ordering::Relaxed);
         if begun != self.seen {
             self.seen = begun;
             self.wait_for(Waiting::Idle, self.patience.idle);
@@ -167,16 +204,15 @@ impl<S> Guarded<S> {
     }
 }
 
-use std::future::Future;
-
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                if buf.filled().len() > before {
-                    this.came();
+                match buf.filled().get(before..) {
+                    Some(bytes) if !bytes.is_empty() => this.came(bytes),
+                    _ => {}
                 }
                 Poll::Ready(result)
             }
@@ -238,5 +274,155 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    const PATIENCE: Patience =
+        Patience { header: Duration::from_secs(5), idle: Duration::from_secs(60), write: Duration::from_secs(30) };
+
+    fn guarded() -> (DuplexStream, Guarded<DuplexStream>, Arc<Traffic>) {
+        let (client, server) = duplex(64);
+        let traffic = Arc::new(Traffic::default());
+        (client, Guarded::new(server, Arc::clone(&traffic), PATIENCE), traffic)
+    }
+
+    /// Reads until an error, and says after how many seconds it came.
+    async fn cut_after(stream: &mut Guarded<DuplexStream>) -> u64 {
+        let started = Instant::now();
+        loop {
+            match stream.read(&mut [0; 64]).await {
+                Ok(n) => assert!(n > 0, "the client is still there"),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+                    return started.elapsed().as_secs();
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_asks_nothing_is_cut() {
+        let (_client, mut stream, _) = guarded();
+        assert_eq!(cut_after(&mut stream).await, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_trickles_is_cut_at_its_deadline_and_not_later() {
+        let (mut client, mut stream, _) = guarded();
+        let trickle = async {
+            loop {
+                client.write_all(b"x").await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            seconds = cut_after(&mut stream) => assert_eq!(seconds, 5),
+            () = trickle => unreachable!(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn between_requests_there_is_more_time_and_a_new_head_has_its_own_deadline() {
+        let (mut client, mut stream, traffic) = guarded();
+        client.write_all(b"first").await.unwrap();
+        stream.read_exact(&mut [0; 5]).await.unwrap();
+        drop(traffic.begin(false));
+        let second = async {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            client.write_all(b"begun").await.unwrap();
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            biased;
+            seconds = cut_after(&mut stream) => assert_eq!(seconds, 55),
+            () = second => unreachable!(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_cut_in_the_end() {
+        let (mut client, mut stream, traffic) = guarded();
+        client.write_all(b"first").await.unwrap();
+        stream.read_exact(&mut [0; 5]).await.unwrap();
+        drop(traffic.begin(false));
+        assert_eq!(cut_after(&mut stream).await, 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_under_way_and_http2_have_no_deadline_here() {
+        let (_client, mut stream, traffic) = guarded();
+        let under_way = traffic.begin(false);
+        let read = tokio::time::timeout(Duration::from_secs(1000), stream.read(&mut [0; 8])).await;
+        assert!(read.is_err(), "{read:?}");
+        drop(under_way);
+        assert_eq!(cut_after(&mut stream).await, 60);
+
+        let (_client, mut stream, traffic) = guarded();
+        drop(traffic.begin(true));
+        assert!(tokio::time::timeout(Duration::from_secs(1000), stream.read(&mut [0; 8])).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_taken_ends_the_connection() {
+        let (mut client, mut stream, _) = guarded();
+        stream.write_all(&[0; 64]).await.unwrap();
+        let started = Instant::now();
+        let slow = async {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            client.read_exact(&mut [0; 32]).await.unwrap();
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            biased;
+            result = stream.write_all(&[0; 100]) => assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut),
+            () = slow => unreachable!(),
+        }
+        assert_eq!(started.elapsed().as_secs(), 50, "progress starts the time anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closing_stream_is_read_on_after_a_failure_only() {
+        let (mut client, mut stream, traffic) = guarded();
+        traffic.answered(true);
+        let started = Instant::now();
+        stream.shutdown().await.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
+
+        let (mut refused, mut stream, traffic) = guarded();
+        traffic.answered(false);
+        let sent = async {
+            refused.write_all(&[0; 1000]).await.unwrap();
+            drop(refused);
+        };
+        let both = async { tokio::join!(sent, stream.shutdown()) };
+        tokio::time::timeout(Duration::from_secs(60), both).await.expect("the rest is read").1.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        let (_stays, mut stream, traffic) = guarded();
+        traffic.answered(false);
+        stream.shutdown().await.unwrap();
+        assert_eq!(started.elapsed(), LINGER);
+        client.shutdown().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_length_is_looked_for_in_the_newest_head_alone() {
+        let (mut client, mut stream, traffic) = guarded();
+        for (head, has) in [
+            (&b"PUT / HTTP/1.1\r\ncontent-LENGTH: 3\r\n\r\nabc"[..], true),
+            (b"PUT / HTTP/1.1\r\nHost: a\r\n\r\nContent-Length: 3\r\n", false),
+            (b"PUT / HTTP/1.1\nContent-Length:3\n\n", true),
+            (b"PUT /content-length: HTTP/1.1\r\nX: Content-Length: 3\r\n\r\n", false),
+        ] {
+            client.write_all(head).await.unwrap();
+            stream.read_exact(&mut vec![0; head.len()]).await.unwrap();
+            assert_eq!(traffic.announced_length(), has, "{}", head.escape_ascii());
+            drop(traffic.begin(false));
+        }
     }
 }

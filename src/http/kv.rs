@@ -20,7 +20,7 @@ use utoipa_axum::routes;
 
 use super::Api;
 use super::bodies::{ReceiptBody, RecordBody, ValueBytes};
-use super::docs::{KeyText, LevelName, TimeoutText, ViewName};
+use super::docs::{EtagsText, KeyText, LevelName, TimeoutText, ViewName};
 use super::error::{Operation, problem_of};
 use super::etag::{VersionHeaders, none_match_names};
 use super::key::key_of_path;
@@ -63,7 +63,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
         ("consistency" = inline(Option<LevelName>), Query, description = "How many replicas must answer; `quorum` unless said."),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
         ("view" = inline(Option<ViewName>), Query, description = "`record` shows the record and its copies as JSON."),
-        ("If-None-Match" = Option<String>, Header, description = "ETags the client has already: 304 where the value has one of them.", example = "\"018f3c5a1b2c0000-1-0\""),
+        ("If-None-Match" = inline(Option<EtagsText>), Header, description = "ETags the client has already: 304 where the value has one of them."),
     ),
     responses(
         (status = 200, description = "The value.", content((ValueBytes = "application/octet-stream"), (ValueBytes = "*/*"), (RecordBody = "application/json")),
@@ -99,7 +99,7 @@ pub(super) async fn get(State(api): State<Arc<Api>>, request: Request) -> Result
         ("consistency" = inline(Option<LevelName>), Query, description = "How many replicas must answer; `quorum` unless said."),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
         ("view" = inline(Option<ViewName>), Query, description = "As for GET."),
-        ("If-None-Match" = Option<String>, Header, description = "ETags the client has already: 304 where the value has one of them.", example = "\"018f3c5a1b2c0000-1-0\""),
+        ("If-None-Match" = inline(Option<EtagsText>), Header, description = "ETags the client has already: 304 where the value has one of them."),
     ),
     responses(
         (status = 200, description = "There is a value.",
@@ -126,7 +126,7 @@ pub(super) async fn head(state: State<Arc<Api>>, request: Request) -> Result<Res
         ("consistency" = inline(Option<LevelName>), Query, description = "How many replicas must have it on disk; `quorum` unless said."),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
     ),
-    request_body(content = ValueBytes, description = "The value, of any content type.", content_type = "application/octet-stream"),
+    request_body(content = ValueBytes, description = "The value, of any content type; without a body it is empty.", content_type = "application/octet-stream"),
     responses(
         (status = 200, description = "Stored; there was a value before.", body = ReceiptBody,
             headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."))),

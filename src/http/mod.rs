@@ -25,6 +25,7 @@ mod meters;
 mod observe;
 mod problem;
 mod query;
+mod views;
 
 use std::fmt;
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 
 use super::Api;
 use super::bodies::NodeName;
+use super::docs::Flag;
 use super::problem::{CheckBody, Code, Problem};
 use super::query::Query;
 
@@ -123,7 +124,7 @@ struct ReadyBody {
 /// Whether the node answers clients: its storage is open, it has its cluster, and it is not stopping. Otherwise 503,
 /// and with `verbose` each condition.
 #[utoipa::path(get, path = "/readyz", operation_id = "getReadiness", tag = "observe",
-    params(("verbose" = Option<bool>, Query, description = "List each condition. Also on as a bare `?verbose`.")),
+    params(("verbose" = inline(Option<Flag>), Query, description = "List each condition; on as a bare `?verbose`.")),
     responses((status = 200, description = "Ready.", body = ReadyBody)))]
 async fn readyz(State(api): State<Arc<Api>>, uri: Uri) -> Result<impl IntoResponse, Problem> {
     let mut query = Query::new(uri.query(), &["verbose"]);
@@ -145,6 +146,7 @@ async fn readyz(State(api): State<Arc<Api>>, uri: Uri) -> Result<impl IntoRespon
 /// This node's metrics, as Prometheus reads them.
 #[utoipa::path(get, path = "/metrics", operation_id = "getMetrics", tag = "observe",
     responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain")))]
-async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], NO_STORE, (api.render_metrics)())
+async fn metrics(State(api): State<Arc<Api>>, uri: Uri) -> Result<impl IntoResponse, Problem> {
+    Query::new(uri.query(), &[]).finish()?;
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], NO_STORE, (api.render_metrics)()))
 }

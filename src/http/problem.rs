@@ -127,6 +127,7 @@ pub(super) struct FailedReplica {
 
 /// One condition of readiness.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Check)]
 pub(super) struct CheckBody {
     pub(super) name: &'static str,
     pub(super) ok: bool,
@@ -210,12 +211,17 @@ impl Problem {
     /// The problem a response stands for that is not a success. Whoever made it, its headers stay.
     pub(super) fn of_response(response: &mut Response) -> Self {
         response.extensions_mut().remove::<Problem>().unwrap_or_else(|| {
-            let code = Code::of_status(response.status());
-            Self::new(code, code.about().help)
+            let status = response.status();
+            let code = Code::of_status(status);
+            let detail = match code {
+                Code::BadRequest => status.canonical_reason().unwrap_or("the request could not be understood"),
+                _ => code.about().help,
+            };
+            Self::new(code, detail)
         })
     }
 
-    /// Whether a problem is something else than it says because the request was a write that never began.
+    /// Adds what became of a write where nothing is said of it yet.
     pub(super) fn or_outcome(mut self, outcome: Outcome) -> Self {
         self.0.outcome.get_or_insert(outcome);
         self
