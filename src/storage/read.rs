@@ -145,9 +145,9 @@ impl Reader {
             let reply = answer(&self.conn, &self.floors, &self.gauges, now, (slot, &key), part, targets);
             reply_to.send(Ok(reply));
         }
-        if open {
-            // Nothing to lose: a snapshot that does not end here ends with the next attempt.
-            let _ = self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+        if open && self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).is_err() {
+            // A transaction that met a damaged page cannot be committed; left open, its snapshot would serve the past.
+            let _ = self.conn.execute_batch("ROLLBACK");
         }
     }
 }
