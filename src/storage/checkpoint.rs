@@ -47,12 +47,15 @@ impl Log {
     }
 }
 
-#[derive(Default)]
 struct Signal {
     due: bool,
     wrote: bool,
+    /// Bytes waiting to be carried over at which the next step is due.
+    due_at: u64,
     /// How often the log began anew.
     restarts: u64,
+    /// The log could not begin anew in time: somebody holds a snapshot of it. Nobody waits for that twice.
+    pinned: bool,
     closing: bool,
 }
 
@@ -64,6 +67,7 @@ pub(super) struct Checkpointer {
     status: Arc<Status>,
     book: Arc<Book>,
     wal_bytes_max: u64,
+    step_bytes: u64,
     files: [PathBuf; 2],
 }
 
@@ -100,13 +104,17 @@ impl Checkpointer {
         database: PathBuf,
         wal: PathBuf,
     ) -> Self {
+        let step_bytes = STEP_BYTES.min(wal_bytes_max / 4);
+        let signal =
+            Signal { due: false, wrote: false, due_at: step_bytes, restarts: 0, pinned: false, closing: false };
         let checkpointer = Self {
-            signal: Mutex::default(),
+            signal: Mutex::new(signal),
             wake: Condvar::new(),
             restarted: Condvar::new(),
             status,
             book,
             wal_bytes_max,
+            step_bytes,
             files: [database, wal],
         };
         checkpointer.measure();
@@ -117,17 +125,21 @@ impl Checkpointer {
     pub(super) fn wrote(&self, engine: &Engine) {
         self.status.wrote();
         let Ok((_, log)) = checkpoint(&engine.conn, &Mode::Noop) else { return };
-        let due = log.waiting_bytes() >= STEP_BYTES.min(self.wal_bytes_max / 4);
-        let capped = log.bytes() >= self.wal_bytes_max;
         let mut signal = self.signal.lock();
+        let capped = log.bytes() >= self.wal_bytes_max && !signal.pinned;
         let first = !std::mem::replace(&mut signal.wrote, true);
-        signal.due |= due || capped;
-        if due || capped || first {
+        signal.due |= capped || log.waiting_bytes() >= signal.due_at;
+        if signal.due || first {
             self.wake.notify_one();
         }
         if capped {
             let before = signal.restarts;
-            self.restarted.wait_while_for(&mut signal, |signal| signal.restarts == before, CAP_WAIT);
+            let waited = self.restarted.wait_while_for(&mut signal, |signal| signal.restarts == before, CAP_WAIT);
+            if waited.timed_out() {
+                signal.pinned = true;
+                drop(signal);
+                tracing::warn!(bytes = log.bytes(), "the log is over its cap: a reader holds a snapshot of it");
+            }
         }
     }
 
@@ -173,18 +185,22 @@ impl Checkpointer {
         if !self.status.writable() {
             return;
         }
-        let Some((_, log)) = self.attempt(conn, &Mode::Passive) else { return };
-        if log.bytes() < self.wal_bytes_max / 2 {
-            return;
-        }
-        // Once more, so that little is left to carry while the writer waits.
-        self.attempt(conn, &Mode::Passive);
-        let done = {
+        let Some((_, mut log)) = self.attempt(conn, &Mode::Passive) else { return };
+        let mut restarted = false;
+        if log.bytes() >= self.wal_bytes_max / 2 {
+            // Once more, so that little is left to carry while the writer waits.
+            self.attempt(conn, &Mode::Passive);
             let _between_commits = self.book.gate();
-            self.attempt(conn, &Mode::Restart)
-        };
-        if let Some((false, _)) = done {
-            self.signal.lock().restarts += 1;
+            if let Some((in_the_way, now)) = self.attempt(conn, &Mode::Restart) {
+                (restarted, log) = (!in_the_way, now);
+            }
+        }
+        let mut signal = self.signal.lock();
+        // Counted from what could not be carried: while a snapshot is held, trying more often would only cost.
+        signal.due_at = self.step_bytes + if restarted { 0 } else { log.waiting_bytes() };
+        if restarted {
+            signal.restarts += 1;
+            signal.pinned = false;
             self.restarted.notify_one();
         }
     }

@@ -20,7 +20,8 @@ pub(super) fn count_all(conn: &Connection, book: &Book, stop: &AtomicBool) -> ru
             book.booked(slot)
         };
         let found = count(conn, slot);
-        conn.execute_batch("COMMIT")?;
+        // Not a commit, which a damaged page would make fail.
+        conn.execute_batch("ROLLBACK")?;
         book.counted(slot, found?, booked);
     }
     Ok(())

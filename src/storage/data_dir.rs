@@ -34,6 +34,11 @@ impl DataDir {
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(failed)?;
+        if let Some(parent) = path.canonicalize().map_err(failed)?.parent() {
+            // Else a power cut could take the new directory with everything acknowledged in it. A parent that may not
+            // be opened is one this process did not create anything in.
+            let _ = File::open(parent).and_then(|parent| parent.sync_all());
+        }
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(failed)?;
         match lock.try_lock() {

@@ -4,8 +4,8 @@
 //! Invariants:
 //! - A batch is applied whole or not at all, and its outcomes may be told only after [`Engine::apply`] returned `Ok`:
 //!   then it is on disk, as far as `durability` asks.
-//! - What one change does is whole too: where a statement that writes fails because its page is damaged, the batch is
-//!   rolled back and applied again without that change.
+//! - What one change does is whole too: where one meets a damaged page the batch is rolled back (SQLite commits nothing
+//!   more in such a transaction) and applied again without that change.
 //! - After [`BatchError::Failed`] nothing is known of that batch, and the engine must not be used again: an operating
 //!   system forgets what it could not write, so a second sync that succeeds proves nothing.
 
@@ -180,12 +180,24 @@ impl Engine {
             }
             match batch.perform(change) {
                 Ok(outcome) => outcomes.push(outcome),
-                Err(e) if is_damage(&e) => return Err(Stop::Spoiled(index)),
+                Err(e) if is_damage(&e) => {
+                    self.note_damage(change, &e);
+                    return Err(Stop::Spoiled(index));
+                }
                 Err(e) => return Err(Stop::Batch(BatchError::of(&e))),
             }
         }
         batch.commit()?;
         Ok(outcomes)
+    }
+
+    fn note_damage(&self, change: &Change, error: &rusqlite::Error) {
+        match change {
+            Change::Write { slot, key, .. } | Change::Hint { slot, key, .. } => {
+                self.gauges.damaged(*slot, key, error);
+            }
+            _ => tracing::error!(%error, "the database is damaged"),
+        }
     }
 
     fn roll_back(&self) -> Result<(), BatchError> {
@@ -223,7 +235,7 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 }
 
 enum Stop {
-    /// The change at that index met damage while it wrote.
+    /// The change at that index met damage.
     Spoiled(usize),
     Batch(BatchError),
 }
@@ -283,14 +295,7 @@ impl<'e> Batch<'e> {
     }
 
     fn write(&mut self, slot: Slot, key: &Key, record: &Record) -> rusqlite::Result<ReplicaReply> {
-        let found = match row::load(&mut self.select, slot, key) {
-            Ok(found) => found,
-            Err(e) if is_damage(&e) => {
-                self.gauges.damaged(slot, key, &e);
-                return Ok(ReplicaReply::Refused(crate::ports::Refusal::Damaged));
-            }
-            Err(e) => return Err(e),
-        };
+        let found = row::load(&mut self.select, slot, key)?;
         let stored = found.as_ref().and_then(|loaded| loaded.stored.as_ref());
         let floor = &self.engine.floors[slot.index()];
         let rule = match (&found, stored) {

@@ -92,11 +92,12 @@ impl Batch<'_> {
             let mut select = conn.prepare_cached(
                 "SELECT slot, key FROM hints WHERE target = ?1 AND counted = 0 AND kept_at_ms < ?2 LIMIT ?3",
             )?;
-            let old = select.query_map(params![target.0, kept_before_ms as i64, (limit - dropped) as i64], |row| {
-                let key = Key::new(row.get::<_, Vec<u8>>(1)?).map_err(|_| rusqlite::Error::InvalidQuery)?;
-                Ok((Slot(row.get(0)?), key))
+            let many = (limit - dropped) as i64;
+            let old = select.query_map(params![target.0, kept_before_ms as i64, many], |row| {
+                // A damaged key names no hint that could be looked up.
+                Ok(Key::new(row.get::<_, Vec<u8>>(1)?).ok().map(|key| (Slot(row.get(0).unwrap_or_default()), key)))
             })?;
-            let old: Vec<_> = old.collect::<rusqlite::Result<_>>()?;
+            let old: Vec<_> = old.filter_map(Result::transpose).collect::<rusqlite::Result<_>>()?;
             let mut removed = 0;
             for (slot, key) in &old {
                 removed += u64::from(self.remove_hint(target, *slot, key, |_| true)?);

@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use super::book::Book;
 use super::gauges::Gauges;
 use super::row::{self, AFTER_RECORD, Loaded, LoadedHint};
+use super::status::Status;
 use crate::ports::{Hint, ReadPart, Refusal, ReplicaReply, ReplyTo, Seen, StoreError};
 use crate::types::{Floor, Hlc, Key, NodeNum, Record, Slot};
 
@@ -117,8 +118,7 @@ pub(super) struct Reader {
     pub(super) queue: Arc<ReadQueue>,
     pub(super) book: Arc<Book>,
     pub(super) floors: Arc<[Floor]>,
-    pub(super) gauges: Gauges,
-    pub(super) now: Box<dyn Fn() -> Hlc + Send>,
+    pub(super) status: Arc<Status>,
 }
 
 impl Reader {
@@ -129,25 +129,25 @@ impl Reader {
                 self.drain(&mut reads);
             }
             if let Some(rare) = rare {
-                rare(&self.conn, &self.gauges);
+                rare(&self.conn, &self.status.gauges);
             }
         }
     }
 
     fn drain(&self, reads: &mut Vec<Read>) {
-        let now = (self.now)();
+        let now = self.status.hlc();
         // Looked up after the requests were taken: a hint acknowledged before is booked by now.
         let targets = self.book.hint_targets();
         // The snapshot itself opens with the first statement in it. Without a transaction each read has its own.
         let open = self.conn.prepare_cached("BEGIN").and_then(|mut begin| begin.execute([])).is_ok();
         for Read { slot, key, part, hints, reply_to } in reads.drain(..) {
             let targets = if hints { &targets[..] } else { &[] };
-            let reply = answer(&self.conn, &self.floors, &self.gauges, now, (slot, &key), part, targets);
+            let reply = answer(&self.conn, &self.floors, &self.status.gauges, now, (slot, &key), part, targets);
             reply_to.send(Ok(reply));
         }
-        if open {
-            // Nothing to lose: a snapshot that does not end here ends with the next attempt.
-            let _ = self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+        if open && self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).is_err() {
+            // A transaction that met a damaged page cannot be committed; left open, its snapshot would serve the past.
+            let _ = self.conn.execute_batch("ROLLBACK");
         }
     }
 }

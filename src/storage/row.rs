@@ -14,7 +14,7 @@ use crate::types::{Content, ContentType, Hlc, Key, NodeNum, Record, Slot, Versio
 
 /// Key, content type and value lie in the row itself up to this many bytes together; a larger value has a row of its
 /// own in `large_values`. Chosen by docs/decisions/0001-record-table.md.
-pub(super) const INLINE_BYTES_MAX: usize = 900;
+pub(super) const INLINE_BYTES_MAX: usize = 512;
 
 /// The columns of a record, in the order that [`Loaded::of`] reads; `l` is the row of its large value.
 macro_rules! record_columns {

@@ -28,7 +28,7 @@ use crate::ports::{
 };
 use crate::types::{Hlc, Identity, Key, NodeNum, Record, Slot, Topology, Version};
 
-/// Threads that read: as many as there are disks' worth of work beside a writer on two cores.
+/// Threads that read. Two keep up with the writer on a small machine, and one large read does not stop the others.
 const READERS: usize = 2;
 /// Changes, and reads, that may wait for the disk; more are refused as `Overloaded`.
 const WAITING_MAX: usize = 65_536;
@@ -145,15 +145,8 @@ impl SqliteStore {
         let status = &self.status;
         let mut readers = Vec::new();
         for conn in conns.readers {
-            let clock = status.clone();
-            let reader = Reader {
-                conn,
-                queue: self.reads.clone(),
-                book: self.book.clone(),
-                floors: engine.floors(),
-                gauges: status.gauges.clone(),
-                now: Box::new(move || clock.hlc()),
-            };
+            let (queue, book, floors) = (self.reads.clone(), self.book.clone(), engine.floors());
+            let reader = Reader { conn, queue, book, floors, status: status.clone() };
             readers.push(thread("a3-reader", status, move || reader.run())?);
         }
         let (book, stop, counting) = (self.book.clone(), self.stop_counting.clone(), conns.counter);

@@ -184,7 +184,6 @@ fn reads_see_what_was_acknowledged_before_them_under_load() {
     std::thread::scope(|scope| {
         for worker in 0..8 {
             let store = &store;
-            #[expect(clippy::disallowed_methods, reason = "a test's own threads")]
             scope.spawn(move || {
                 let name = format!("k{worker}");
                 for n in 1..=200u64 {

@@ -208,3 +208,36 @@ fn the_log_stays_under_its_cap_and_is_carried_over_at_rest() {
             .is_ok_and(|oldest| oldest == Some(60))
     });
 }
+
+#[test]
+fn a_snapshot_held_by_somebody_else_does_not_stop_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Options { wal_bytes_max: 4 << 20, ..options(dir.path()) };
+    let store = SqliteStore::open(small, Arc::new(SystemClock), &SystemEntropy::default()).unwrap();
+    let conn = rusqlite::Connection::open(dir.path().join("a3.db")).unwrap();
+    conn.execute_batch("BEGIN; SELECT 1 FROM records").unwrap();
+    let fill = |from: u64| {
+        for round in from..from + 20 {
+            ask_all(&*store, (0..10).map(|n| write(&format!("k{n}"), round, vec![0; 60_000])).collect());
+        }
+        std::fs::metadata(dir.path().join("a3.db-wal")).unwrap().len()
+    };
+    let pinned = fill(1);
+    assert!(pinned > 8 << 20, "{pinned}");
+    conn.execute_batch("COMMIT").unwrap();
+    fill(21);
+    // The log's file keeps its length, and is written over from its beginning.
+    assert!(fill(41) < pinned + (6 << 20));
+}
+
+#[test]
+fn an_engine_in_memory_needs_no_file() {
+    let mut engine = Engine::open(Path::new(":memory:"), NodeNum(1), Durability::Full, 100).unwrap();
+    let (key, slot) = (key("k"), Slot(3));
+    let record = record(&key, 1, Content::value("v"));
+    let change = Change::Write { slot, key: key.clone(), record };
+    let stored = Outcome::Reply(ReplicaReply::Stored { replaced: None });
+    assert_eq!(engine.apply(Now::default(), &[change]).unwrap(), [stored]);
+    assert_eq!(value_of(engine.read(Hlc(1), slot, &key, ReadPart::Record, true)), Some("v".into()));
+    engine.apply(Now::default(), &[Change::ReserveClock(Hlc(1))]).unwrap();
+}
