@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use crate::protocol::founding::Announcement;
 use crate::types::{
     ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Token, Topology, TopologyError,
     Version,
@@ -313,24 +314,12 @@ pub enum PeerReply {
     Topology {
         topology: Option<Arc<Topology>>,
     },
-    /// The topology if there is one, and everyone who announced themselves to the answerer (and itself).
+    /// The topology if there is one, and who takes part in a first start: the answerer, then everyone who announced
+    /// themselves to it lately.
     Announced {
         topology: Option<Arc<Topology>>,
         heard: Vec<Announcement>,
     },
-}
-
-/// A node that has no topology yet, as it presents itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement {
-    pub node: NodeNum,
-    pub instance: InstanceId,
-    pub zone: Option<String>,
-    pub weight: u32,
-    pub mesh_address: String,
-    pub http_address: String,
-    pub cluster_size: u16,
-    pub rf: u8,
 }
 
 /// Which facts about a node somebody holds: a higher (generation, info) is newer.

@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod coordinator;
+#[cfg(test)]
+mod fakes;
 pub mod founding;
 pub mod gossip;
 pub mod handoff;

@@ -232,8 +232,9 @@ impl Layout {
                 // A member over its quota keeps a slot: an empty one would not be over anything.
                 let Some(slot) = direct.or(slots.first()).copied() else { return };
                 self.remove(slot, giver);
-                // A giver that is still over, or at, its quota takes nothing, so its copy ends elsewhere.
-                if !(self.load[giver] >= self.quota[giver] && (self.place(slot) || self.augment(slot))) {
+                // The giver is full even without it, so the copy ends elsewhere.
+                if !(self.place(slot) || self.augment(slot)) {
+                    self.add(slot, giver);
                     return;
                 }
             }
