@@ -88,6 +88,8 @@ metrics_table! {
     PEER_SECONDS = "a3_mesh_request_duration_seconds", Kind::Histogram(LATENCY), "Time from queueing a request to a peer to its answer, in seconds.", PLAIN;
     GOSSIP_MEMBERS = "a3_gossip_members", Kind::Gauge, "Members by what gossip holds of them.", MEMBER_STATES;
     GOSSIP_PACKETS = "a3_gossip_packets_total", Kind::Counter, "Gossip packets, by direction.", DIRECTIONS;
+    GOSSIP_REJECTED = "a3_gossip_packets_rejected_total", Kind::Counter, "Gossip packets that were not understood or not meant for this node.", PLAIN;
+    GOSSIP_RENEWALS = "a3_gossip_renewals_total", Kind::Counter, "Times this node found itself held down by others while it lived.", PLAIN;
     EPOCH = "a3_topology_epoch", Kind::Gauge, "Epoch of the topology this node holds; 0 before it has one.", PLAIN;
     SLOTS = "a3_ring_slots", Kind::Gauge, "Slots by how many of their home replicas are reachable: all, a majority, fewer.", SLOT_HEALTH;
     SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;

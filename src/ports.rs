@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use crate::protocol::founding::Announcement;
+pub use crate::protocol::membership::InfoStamp;
 use crate::types::{
     ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Token, Topology, TopologyError,
     Version,
@@ -320,17 +321,6 @@ pub enum PeerReply {
         topology: Option<Arc<Topology>>,
         heard: Vec<Announcement>,
     },
-}
-
-/// Which facts about a node somebody holds: a higher (generation, info) is newer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct InfoStamp {
-    pub node: NodeNum,
-    pub instance: InstanceId,
-    /// Grows with every start of the instance.
-    pub generation: u64,
-    /// Grows with every change within a generation.
-    pub info: u64,
 }
 
 /// Where a node is in its life.

@@ -32,9 +32,16 @@ impl Entropy for Seeded {
     }
 }
 
-/// A node's tasks; dropping it is a crash.
+/// A node's tasks.
 #[derive(Default)]
 pub(crate) struct Tasks(Mutex<tokio::task::JoinSet<()>>);
+
+impl Tasks {
+    /// Ends them all at their next await. (Tasks hold their node, and so this: dropping it would end none.)
+    pub(crate) fn crash(&self) {
+        self.0.lock().abort_all();
+    }
+}
 
 impl Spawn for Tasks {
     fn spawn(&self, task: BoxFuture<'static, ()>) {

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod coordinator;
+pub mod directory;
 #[cfg(test)]
 mod fakes;
 pub mod founding;
