@@ -89,6 +89,8 @@ metrics_table! {
     PEER_SECONDS = "a3_mesh_request_duration_seconds", Kind::Histogram(LATENCY), "Time from queueing a request to a peer to its answer, in seconds.", PLAIN;
     GOSSIP_MEMBERS = "a3_gossip_members", Kind::Gauge, "Members by what gossip holds of them.", MEMBER_STATES;
     GOSSIP_PACKETS = "a3_gossip_packets_total", Kind::Counter, "Gossip packets, by direction.", DIRECTIONS;
+    GOSSIP_REJECTED = "a3_gossip_packets_rejected_total", Kind::Counter, "Gossip packets that were not understood or not meant for this node.", PLAIN;
+    GOSSIP_RENEWALS = "a3_gossip_renewals_total", Kind::Counter, "Times this node found itself held down by others while it lived.", PLAIN;
     EPOCH = "a3_topology_epoch", Kind::Gauge, "Epoch of the topology this node holds; 0 before it has one.", PLAIN;
     SLOTS = "a3_ring_slots", Kind::Gauge, "Slots by how many of their home replicas are reachable: all, a majority, fewer.", SLOT_HEALTH;
     SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;
@@ -126,4 +128,24 @@ pub fn gauge(metric: Metric, pairs: &[(&'static str, &str)]) -> Gauge {
 /// A handle of a histogram in the table.
 pub fn histogram(metric: Metric, pairs: &[(&'static str, &str)]) -> Histogram {
     ::metrics::histogram!(metric.name, labels(pairs))
+}
+
+/// Describes every metric of the table and registers it at zero. Call it once, after the recorder was installed and
+/// before any handle is taken.
+pub fn register() {
+    for metric in TABLE {
+        match metric.kind {
+            Kind::Counter => ::metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => ::metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram(_) => ::metrics::describe_histogram!(metric.name, metric.help),
+        }
+        for set in metric.zero {
+            match metric.kind {
+                Kind::Counter => counter(*metric, set).absolute(0),
+                Kind::Gauge => gauge(*metric, set).set(0.0),
+                Kind::Histogram(_) => drop(histogram(*metric, set)),
+            }
+        }
+    }
+    gauge(BUILD, BUILD.zero[0]).set(1.0);
 }

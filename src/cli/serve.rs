@@ -1,5 +1,6 @@
 //! `a3 serve`: one node.
 
+use std::io;
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ use tokio::net::unix::pipe;
 use super::settings::SettingFlags;
 use super::{Fault, logging};
 use crate::config::Config;
+use crate::server::ServeError;
 
 /// Run one node until Ctrl-C or SIGTERM.
 #[derive(Debug, Args)]
@@ -31,29 +33,40 @@ impl Serve {
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?;
-        runtime.block_on(serve(config, self.parent_pipe)).map_err(|e| Fault::Failed(format!("{e:#}")))
+        runtime.block_on(serve(config, self.parent_pipe))?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
-async fn serve(config: Config, parent_pipe: bool) -> anyhow::Result<ExitCode> {
+impl From<ServeError> for Fault {
+    fn from(error: ServeError) -> Self {
+        if error.is_configuration() {
+            Fault::Configuration(error.to_string())
+        } else {
+            Fault::Failed(error.to_string())
+        }
+    }
+}
+
+async fn serve(config: Config, parent_pipe: bool) -> Result<(), Fault> {
     // Boxed, because it is as large as everything a node is made of.
     let mut serving = Box::pin(crate::server::serve(config));
     if parent_pipe {
         tokio::select! {
             biased;
-            done = &mut serving => return done,
-            gone = parent_gone() => gone?,
+            done = &mut serving => return Ok(done?),
+            gone = parent_gone() => gone.map_err(|e| Fault::Failed(format!("the pipe on stdin: {e}")))?,
         }
         tracing::info!("the process that started this node is gone");
         // The node's own way to stop, with its order and its deadlines.
-        kill_process(getpid(), Signal::TERM)?;
+        kill_process(getpid(), Signal::TERM).map_err(|e| Fault::Failed(format!("cannot stop: {e}")))?;
     }
-    serving.await
+    Ok(serving.await?)
 }
 
 /// Resolves when the other end of the pipe on stdin is closed, even by `kill -9`.
-async fn parent_gone() -> anyhow::Result<()> {
-    let mut stdin = pipe::Receiver::from_owned_fd(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+async fn parent_gone() -> io::Result<()> {
+    let mut stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
     let mut ignored = [0u8; 64];
     while stdin.read(&mut ignored).await? > 0 {}
     Ok(())

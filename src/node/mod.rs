@@ -1,15 +1,319 @@
 //! The drivers: asynchronous, over `protocol` and the ports. They send and wait; decisions are made by folds.
+//!
+//! [`Node`] puts them together: it is the node as its clients see it (`get`, `put`, and the views of `survey`) and, as
+//! [`PeerHandler`], as its peers see it.
+//!
+//! Invariants: a node's tasks are started through [`Spawn`] and die with it; nothing here iterates a hash map, blocks a
+//! thread or reads a clock of its own, so that a seed replays.
 
 pub mod answers;
 pub mod clock;
 pub mod coordinator;
+pub mod directory;
 #[cfg(test)]
 mod fakes;
 pub mod founding;
 pub mod gossip;
 pub mod handoff;
+pub mod own;
 pub mod reach;
 pub mod replica;
 pub mod request;
 pub mod routing;
+mod survey;
 pub mod views;
+#[cfg(test)]
+mod world;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use crate::ports::{
+    Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
+    StoreError,
+};
+use crate::types::{Hlc, Identity, InstanceId, NodeNum};
+
+use clock::NodeClock;
+use coordinator::Coordinator;
+use directory::Directory;
+use founding::{Founding, FoundingError, FoundingOptions};
+use gossip::{Gossip, GossipOptions, GossipPorts};
+use handoff::Handoff;
+use own::Own;
+use reach::Reach;
+use replica::Replica;
+use request::{Failure, Found, Get, Put, Receipt};
+use routing::Routing;
+
+/// How a node is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Mesh addresses (`host:port`) of any members; none: the node founds a cluster of its own.
+    pub seeds: Vec<String>,
+    /// Instances that found the cluster together.
+    pub cluster_size: u16,
+    /// Copies of each key; counts when the cluster is founded.
+    pub rf: u8,
+    pub zone: Option<String>,
+    pub weight: u32,
+    /// Where peers and clients reach this node, `host:port`.
+    pub mesh_address: String,
+    pub http_address: String,
+    pub gossip_interval: Duration,
+    /// A stamp further ahead of the wall clock than this is refused.
+    pub clock_skew_max: Duration,
+    /// The longest value this replica takes, in bytes.
+    pub value_bytes_max: usize,
+    /// Uncounted hints older than this are dropped.
+    pub hint_window: Duration,
+}
+
+impl Options {
+    fn founding(&self) -> FoundingOptions {
+        FoundingOptions {
+            seeds: self.seeds.clone(),
+            cluster_size: self.cluster_size,
+            rf: self.rf,
+            zone: self.zone.clone(),
+            weight: self.weight,
+            mesh_address: self.mesh_address.clone(),
+            http_address: self.http_address.clone(),
+        }
+    }
+
+    fn gossip(&self) -> GossipOptions {
+        GossipOptions {
+            interval: self.gossip_interval,
+            seeds: self.seeds.clone(),
+            mesh_address: self.mesh_address.clone(),
+        }
+    }
+}
+
+/// The world a node lives in.
+pub struct Ports {
+    pub peers: Arc<dyn Peers>,
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+    pub spawn: Arc<dyn Spawn>,
+}
+
+impl fmt::Debug for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ports").finish_non_exhaustive()
+    }
+}
+
+/// How long a start waits for another member's clock before it trusts its own.
+const COMPARE_WAIT: Duration = Duration::from_secs(2);
+/// How often it looks.
+const COMPARE_EVERY: Duration = Duration::from_millis(20);
+
+/// One node.
+pub struct Node {
+    identity: Identity,
+    store: Arc<dyn Store>,
+    routing: Arc<Routing>,
+    clock: Arc<NodeClock>,
+    reach: Arc<Reach>,
+    directory: Arc<Directory>,
+    coordinator: Arc<Coordinator>,
+    replica: Arc<Replica>,
+    founding: Arc<Founding>,
+    gossip: Arc<Gossip>,
+    own: Arc<Own>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Puts a node together over its world and starts its tasks. It serves nobody before [`Self::join`] ended.
+    ///
+    /// # Errors
+    /// When the store cannot say up to where the clock was reserved. Nothing was written.
+    pub async fn start(options: Options, ports: Ports) -> Result<Arc<Self>, StoreError> {
+        let Ports { peers, store, clock, entropy, spawn } = ports;
+        let identity = store.identity();
+        let me = identity.node;
+        let routing = Arc::new(Routing::default());
+        let reserved = store.clock_reservation().await?;
+        let clock = NodeClock::new(clock, options.clock_skew_max, reserved);
+        let reach = Reach::new(Arc::clone(&peers), me);
+        let coordinator = Coordinator::new(
+            me,
+            Arc::clone(&peers),
+            Arc::clone(&store),
+            Arc::clone(&routing),
+            Arc::clone(&clock),
+            Arc::clone(&reach),
+        );
+        let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
+        let replica_options = replica::Options { node: me, value_bytes_max: options.value_bytes_max };
+        let replica = Replica::new(replica_options, Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
+        let handoff = Handoff::new(
+            handoff::Options { hint_window: options.hint_window },
+            handoff::Parts {
+                store: Arc::clone(&store),
+                peers: Arc::clone(&peers),
+                entropy: Arc::clone(&entropy),
+                reach: Arc::clone(&reach),
+                routing: Arc::clone(&routing),
+                clock: Arc::clone(&clock),
+            },
+        );
+        let founding = Founding::new(
+            options.founding(),
+            Arc::clone(&peers),
+            Arc::clone(&store),
+            Arc::clone(&routing),
+            Arc::clone(&entropy),
+        );
+        let directory = Arc::new(Directory::default());
+        let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
+        let gossip = Gossip::new(
+            options.gossip(),
+            GossipPorts {
+                peers: Arc::clone(&peers),
+                store: Arc::clone(&store),
+                spawn: Arc::clone(&spawn),
+                entropy: Arc::clone(&entropy),
+            },
+            Arc::clone(&routing),
+            Arc::clone(&directory),
+            Box::new(move |node, liveness| heard.gossip(node, liveness)),
+            Box::new(move |stamp| told.info(stamp)),
+        );
+        spawn.spawn(Box::pin(Arc::clone(&clock).keep_reserved(Arc::clone(&store))));
+        spawn.spawn(Box::pin(handoff.run()));
+        spawn.spawn(Box::pin(take_rates(Arc::clone(&own))));
+        coordinator.start(&*spawn);
+        Ok(Arc::new(Self {
+            identity,
+            store,
+            routing,
+            clock,
+            reach,
+            directory,
+            coordinator,
+            replica,
+            founding,
+            gossip,
+            own,
+        }))
+    }
+
+    /// Finds the node's cluster, or founds it, and from then on serves clients.
+    ///
+    /// # Errors
+    /// When the start cannot go on without a person, or the store failed.
+    pub async fn join(&self) -> Result<(), FoundingError> {
+        self.founding.run().await?;
+        self.gossip.start();
+        let others = self.routing.ring().is_some_and(|r| r.topology().members.len() > 1);
+        // A clock that is off must be known to be before anything is stamped by it; a node that nobody answers goes on.
+        let until = Instant::now() + COMPARE_WAIT;
+        while others && !self.clock.is_compared() && Instant::now() < until {
+            sleep(COMPARE_EVERY).await;
+        }
+        self.own.set_state(NodeState::Serving);
+        self.gossip.refresh();
+        Ok(())
+    }
+
+    /// Takes leave: readiness ends, and the other members are told.
+    pub async fn leave(&self) {
+        self.own.set_state(NodeState::Draining);
+        self.gossip.leave().await;
+    }
+
+    /// Reads a key; see [`Coordinator::get`].
+    ///
+    /// # Errors
+    /// As there; [`request::FailureKind::NotReady`] before the node has joined.
+    pub async fn get(&self, get: Get) -> Result<Found, Failure> {
+        self.coordinator.get(get).await
+    }
+
+    /// Writes a key; see [`Coordinator::put`].
+    ///
+    /// # Errors
+    /// As there; [`request::FailureKind::NotReady`] before the node has joined.
+    pub async fn put(&self, put: Put) -> Result<Receipt, Failure> {
+        self.coordinator.put(put).await
+    }
+
+    /// What the node's hybrid clock shows.
+    pub fn clock_now(&self) -> Hlc {
+        self.clock.now()
+    }
+
+    /// How far this node's wall clock is off, where that keeps it from coordinating writes, in milliseconds.
+    pub fn clock_skewed_by_ms(&self) -> Option<i64> {
+        self.clock.skewed_by_ms()
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.store.identity()
+    }
+}
+
+async fn take_rates(own: Arc<Own>) {
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        second.tick().await;
+        own.take_rate();
+    }
+}
+
+impl PeerHandler for Node {
+    fn header(&self) -> Header {
+        Header {
+            cluster: self.store.identity().cluster,
+            node: self.identity.node,
+            instance: self.identity.instance,
+            hlc: self.clock.now(),
+            wall_ms: self.clock.wall_ms(),
+        }
+    }
+
+    fn admit(&self, from: &Header, to: Option<InstanceId>) -> Result<(), PeerError> {
+        if to.is_some_and(|instance| instance != self.identity.instance) {
+            return Err(PeerError::WrongRecipient);
+        }
+        let ours = self.store.identity().cluster;
+        if ours.is_some() && from.cluster.is_some() && from.cluster != ours {
+            return Err(PeerError::ForeignCluster);
+        }
+        self.clock.observe(from.hlc);
+        self.clock.heard(from.node, from.wall_ms);
+        Ok(())
+    }
+
+    fn deliver(&self, from: NodeNum, batch: Deliveries) {
+        self.replica.deliver(from, batch);
+    }
+
+    fn answer(self: Arc<Self>, from: Header, request: PeerRequest) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
+        Box::pin(async move {
+            match request {
+                PeerRequest::Gossip(packet) => {
+                    self.gossip.handle(&packet);
+                    Ok(PeerReply::Done)
+                }
+                PeerRequest::NodeInfo { digest } => Ok(self.gossip.answer_node_info(from.node, &digest)),
+                request => self.founding.answer(from, request).await,
+            }
+        })
+    }
+}

@@ -76,17 +76,12 @@ impl Own {
         self.requests_per_second.store(requests - then, Ordering::Relaxed);
     }
 
-    /// As peers hear it. Which info of this generation it is, gossip fills in.
-    pub fn info(&self) -> NodeInfo {
+    /// As peers hear it, under that stamp.
+    pub fn info(&self, stamp: InfoStamp) -> NodeInfo {
         let totals = self.store.totals();
         let hints = self.store.hint_totals();
         NodeInfo {
-            stamp: InfoStamp {
-                node: self.identity.node,
-                instance: self.identity.instance,
-                generation: self.identity.generation,
-                info: 0,
-            },
+            stamp,
             mesh_address: self.mesh_address.clone(),
             http_address: self.http_address.clone(),
             zone: self.zone.clone(),

@@ -24,9 +24,10 @@ impl Node {
 
     fn member(&self, ring: &Ring, member: &Member) -> MemberView {
         let node = member.node;
-        let info = if node == self.identity.node { Some(self.own.info()) } else { self.directory.info(node) };
+        let info = self.directory.info(node);
         let slots = Slot::all().filter(|s| ring.topology().home_replicas(*s).contains(&node)).count();
-        let owed = |kept: &[(NodeNum, u64, u64)]| kept.iter().filter(|(n, ..)| *n == node).map(|(_, c, _)| c).sum::<u64>();
+        let owed =
+            |kept: &[(NodeNum, u64, u64)]| kept.iter().filter(|(n, ..)| *n == node).map(|(_, c, _)| c).sum::<u64>();
         let others = ring.topology().members.iter().filter(|m| m.node != self.identity.node);
         let told: u64 = others.filter_map(|m| self.directory.info(m.node)).map(|i| owed(&i.hints)).sum();
         let here: u64 = self.store.hint_totals().iter().filter(|(n, _)| *n == node).map(|(_, t)| t.count).sum();
@@ -40,7 +41,7 @@ impl Node {
             http_address: info.as_ref().map_or_else(|| member.http_address.clone(), |i| i.http_address.clone()),
             zone: member.zone.clone(),
             weight: member.weight,
-            info,
+            info: info.as_deref().cloned(),
             hints_owed: told + here,
         }
     }
@@ -53,8 +54,7 @@ impl Node {
     pub fn health(&self) -> Option<HealthView> {
         let ring = self.routing.ring()?;
         let members = &ring.topology().members;
-        let reachable: Vec<NodeNum> =
-            members.iter().map(|m| m.node).filter(|n| self.reach.is_reachable(*n)).collect();
+        let reachable: Vec<NodeNum> = members.iter().map(|m| m.node).filter(|n| self.reach.is_reachable(*n)).collect();
         let of = |slot: Slot| ring.placement(slot).health(|n| reachable.contains(&n));
         let (mut full, mut quorum, mut lost) = (0, 0, 0);
         for slot in Slot::all() {
@@ -114,9 +114,21 @@ impl Node {
         let joined = self.routing.ring().is_some();
         let check = |name, ok, detail: String| Check { name, ok, detail };
         let checks = vec![
-            check("storage", totals.writable, if totals.writable { "takes writes" } else { "has stopped writing" }.into()),
-            check("cluster", joined, if joined { format!("epoch {}", self.routing.epoch()) } else { self.founding.waiting() }),
-            check("draining", state != NodeState::Draining, if state == NodeState::Draining { "finishing" } else { "no" }.into()),
+            check(
+                "storage",
+                totals.writable,
+                if totals.writable { "takes writes" } else { "has stopped writing" }.into(),
+            ),
+            check(
+                "cluster",
+                joined,
+                if joined { format!("epoch {}", self.routing.epoch()) } else { self.founding.waiting() },
+            ),
+            check(
+                "draining",
+                state != NodeState::Draining,
+                if state == NodeState::Draining { "finishing" } else { "no" }.into(),
+            ),
         ];
         Readiness { ready: checks.iter().all(|c| c.ok), checks }
     }

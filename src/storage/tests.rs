@@ -137,6 +137,7 @@ fn an_older_write_is_dominated_and_a_newer_one_says_what_it_replaced() {
         version: version(5),
         written: Hlc(5),
         live: true,
+        tombstone: false,
         checksum: record(&key("k"), 5, Content::value("five")).checksum,
     };
     assert_eq!(ask(&*store, write("k", 4, "four")), ReplicaReply::Dominated { by: five });

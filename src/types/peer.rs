@@ -37,7 +37,8 @@ pub enum PeerReply {
     Topology {
         topology: Option<Arc<Topology>>,
     },
-    /// The topology if there is one, and everyone who announced themselves to the answerer (and itself).
+    /// The topology if there is one, and who takes part in a first start: the answerer, then everyone who
+    /// announced themselves to it lately.
     Announced {
         topology: Option<Arc<Topology>>,
         heard: Vec<Announcement>,
@@ -57,6 +58,13 @@ pub struct Announcement {
     pub rf: u8,
 }
 
+impl Announcement {
+    /// The number, and the instance behind it.
+    pub fn who(&self) -> (NodeNum, InstanceId) {
+        (self.node, self.instance)
+    }
+}
+
 /// Which facts about a node somebody holds: a higher (generation, info) is newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InfoStamp {
@@ -64,8 +72,24 @@ pub struct InfoStamp {
     pub instance: InstanceId,
     /// Grows with every start of the instance.
     pub generation: u64,
-    /// Grows with every change within a generation.
+    /// Grows with every change within a generation: by [`InfoStamp::CHANGE`] when it is worth asking for at once.
     pub info: u64,
+}
+
+impl InfoStamp {
+    /// One change of state, address or epoch. Smaller steps are changes of counters.
+    pub const CHANGE: u64 = 1 << 32;
+
+    /// Whether it is of the same instance and newer.
+    pub fn newer_than(&self, other: &InfoStamp) -> bool {
+        self.instance == other.instance && (self.generation, self.info) > (other.generation, other.info)
+    }
+
+    /// Whether it is newer by more than counters.
+    pub fn changed_since(&self, other: &InfoStamp) -> bool {
+        let change = |stamp: &InfoStamp| (stamp.generation, stamp.info / Self::CHANGE);
+        self.instance == other.instance && change(self) > change(other)
+    }
 }
 
 /// Where a node is in its life.

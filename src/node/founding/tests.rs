@@ -1,0 +1,351 @@
+//! Failure stories of the first start, in virtual time over a small network.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::BoxFuture;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::node::world::{Disk, FakePeers, FakeStore, Host, Network, Seeded};
+use crate::types::{Identity, NodeNum};
+
+struct Plugged {
+    founding: Arc<Founding>,
+    disk: Arc<Disk>,
+}
+
+impl Host for Plugged {
+    fn identity(&self) -> Identity {
+        self.disk.identity.lock().clone()
+    }
+
+    fn answer(&self, from: Header, request: PeerRequest) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
+        let founding = self.founding.clone();
+        Box::pin(async move { founding.answer(from, request).await })
+    }
+}
+
+/// A running node.
+struct Life {
+    address: String,
+    network: Arc<Network>,
+    founding: Arc<Founding>,
+    routing: Arc<Routing>,
+    run: JoinHandle<Result<(), FoundingError>>,
+}
+
+impl Life {
+    fn crash(self) -> String {
+        self.network.unplug(&self.address);
+        self.run.abort();
+        self.address
+    }
+
+    fn cluster(&self) -> Option<ClusterId> {
+        self.routing.ring().map(|r| r.topology().cluster_id)
+    }
+
+    async fn end(self) -> FoundingError {
+        let ended = tokio::time::timeout(Duration::from_secs(30), self.run).await;
+        self.network.unplug(&self.address);
+        ended.expect("the start must end").unwrap().expect_err("the start must fail")
+    }
+}
+
+fn at(node: u16) -> String {
+    format!("10.0.0.{node}:50050")
+}
+
+struct World {
+    network: Arc<Network>,
+    size: u16,
+    rf: u8,
+    seeds: Vec<String>,
+}
+
+impl World {
+    fn new(seed: u64, size: u16) -> Self {
+        Self { network: Network::new(seed), size, rf: 2, seeds: (1..=size).map(at).collect() }
+    }
+
+    fn start(&self, disk: &Arc<Disk>) -> Life {
+        let node = disk.identity.lock().node;
+        self.start_at(disk, &at(node.0))
+    }
+
+    fn start_at(&self, disk: &Arc<Disk>, address: &str) -> Life {
+        let options = FoundingOptions {
+            seeds: self.seeds.clone(),
+            cluster_size: self.size,
+            rf: self.rf,
+            zone: None,
+            weight: 1,
+            mesh_address: address.to_owned(),
+            http_address: "10.0.0.1:8000".to_owned(),
+        };
+        let routing = Arc::new(Routing::default());
+        let peers = FakePeers::new(&self.network, address, disk);
+        let store = Arc::new(FakeStore(disk.clone()));
+        let instance = disk.identity.lock().instance.0.as_u128() as u64;
+        let founding = Founding::new(options, peers, store, routing.clone(), Seeded::new(instance));
+        self.network.plug(address, Arc::new(Plugged { founding: founding.clone(), disk: disk.clone() }));
+        let run = {
+            let founding = founding.clone();
+            spawn(async move { founding.run().await })
+        };
+        Life { address: address.to_owned(), network: self.network.clone(), founding, routing, run }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's own tasks belong to no node")]
+fn spawn(
+    task: impl Future<Output = Result<(), FoundingError>> + Send + 'static,
+) -> JoinHandle<Result<(), FoundingError>> {
+    tokio::spawn(task)
+}
+
+fn disks(nodes: std::ops::RangeInclusive<u16>) -> Vec<Arc<Disk>> {
+    nodes.map(|n| Disk::fresh(n, u128::from(n))).collect()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within 30 s");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn one_cluster(lives: &[&Life]) -> ClusterId {
+    until("all are members", || lives.iter().all(|l| l.cluster().is_some())).await;
+    let clusters: BTreeSet<_> = lives.iter().filter_map(|l| l.cluster()).collect();
+    assert_eq!(clusters.len(), 1, "one cluster: {clusters:?}");
+    *clusters.first().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_nodes_race_and_found_one_cluster() {
+    for seed in 0..20 {
+        let world = World::new(seed, 3);
+        *world.network.lost.lock() = 200;
+        *world.network.doubled.lock() = 200;
+        let disks = disks(1..=3);
+        let lives: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+        let cluster = one_cluster(&lives.iter().collect::<Vec<_>>()).await;
+        for (life, disk) in lives.into_iter().zip(&disks) {
+            life.run.await.unwrap().unwrap();
+            let identity = disk.identity.lock().clone();
+            assert_eq!(identity.cluster, Some(cluster));
+            assert_eq!(identity.known_addresses.len(), 2);
+            let topology = disk.topology.lock().clone().unwrap();
+            assert_eq!(topology.members.iter().map(|m| m.writer.0).collect::<Vec<_>>(), [1, 2, 3]);
+            assert_eq!(topology.next_writer.0, 4);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn seeds_that_start_later_are_waited_for_and_named() {
+    let world = World { seeds: vec![at(1)], ..World::new(7, 3) };
+    let disks = disks(1..=3);
+    let late: Vec<Life> = disks[1..].iter().map(|d| world.start(d)).collect();
+    sleep(Duration::from_secs(20)).await;
+    assert!(late.iter().all(|l| l.cluster().is_none()));
+    let text = late[0].founding.waiting();
+    assert_eq!(text, "waits for 2 more of 3 nodes, heard n2; 10.0.0.1:50050 unreachable");
+    let seed = world.start(&disks[0]);
+    one_cluster(&[&seed, &late[0], &late[1]]).await;
+    assert_eq!(seed.founding.waiting(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_seeds_founds_its_own_and_needs_size_one() {
+    let world = World { seeds: Vec::new(), ..World::new(1, 1) };
+    let disk = Disk::fresh(1, 1);
+    let life = world.start(&disk);
+    let cluster = one_cluster(&[&life]).await;
+    life.crash();
+    assert_eq!(one_cluster(&[&world.start(&disk)]).await, cluster, "a restart founds nothing new");
+
+    let world = World { seeds: Vec::new(), ..World::new(1, 3) };
+    let error = world.start(&Disk::fresh(1, 1)).end().await;
+    assert_eq!(error, Stop::Alone { cluster_size: 3 }.into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_with_seeds_never_founds_alone() {
+    let world = World { seeds: vec![at(1), "alias:50050".into()], ..World::new(1, 1) };
+    let life = world.start(&Disk::fresh(1, 1));
+    sleep(Duration::from_secs(60)).await;
+    assert!(life.cluster().is_none());
+    assert!(
+        life.founding.waiting().starts_with("waits for a seed that knows a cluster"),
+        "{}",
+        life.founding.waiting()
+    );
+}
+
+/// The proposer dies after all have accepted and before it commits; and after it committed, unheard.
+#[tokio::test(start_paused = true)]
+async fn a_crash_between_accept_and_commit_resumes() {
+    for committed in [false, true] {
+        let world = World::new(3, 3);
+        let disks = disks(1..=3);
+        if committed {
+            world.network.cut_requests(|_, _, r| matches!(r, PeerRequest::Founded { .. }));
+            world.network.cut_replies(|_, to, r| to == at(1) && matches!(r, PeerRequest::Announce(_)));
+        } else {
+            world.network.cut_replies(|_, _, r| matches!(r, PeerRequest::Found { .. }));
+        }
+        let mut lives: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+        until("all accept", || disks.iter().all(|d| d.proposal.lock().is_some())).await;
+        if committed {
+            until("the proposer commits", || disks[0].topology.lock().is_some()).await;
+        }
+        let proposed = disks[0].proposal.lock().clone().unwrap().cluster_id;
+        lives.remove(0).crash();
+        sleep(Duration::from_secs(10)).await;
+        assert!(lives.iter().all(|l| l.cluster().is_none()), "nobody else may commit");
+        assert!(lives[0].founding.waiting().contains("waits for n1 to complete the founding of n1, n2, n3"));
+        // One who accepted is restarted, too.
+        lives.remove(0).crash();
+        world.network.cut_requests(|_, _, _| false);
+        world.network.cut_replies(|_, _, _| false);
+        let (first, second) = (world.start(&disks[0]), world.start(&disks[1]));
+        assert_eq!(one_cluster(&[&first, &second, &lives[0]]).await, proposed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn crashes_at_any_time_leave_one_cluster_in_the_end() {
+    for seed in 0..30 {
+        let world = World::new(seed, 3);
+        *world.network.lost.lock() = 100;
+        let entropy = Seeded::new(seed);
+        let disks = disks(1..=3);
+        let mut lives: Vec<Option<Life>> = disks.iter().map(|d| Some(world.start(d))).collect();
+        for _ in 0..12 {
+            sleep(Duration::from_millis(entropy.below(300))).await;
+            let at = entropy.below(3) as usize;
+            match lives[at].take() {
+                Some(life) => drop(life.crash()),
+                None => lives[at] = Some(world.start(&disks[at])),
+            }
+        }
+        for (life, disk) in lives.iter_mut().zip(&disks) {
+            life.get_or_insert_with(|| world.start(disk));
+        }
+        one_cluster(&lives.iter().flatten().collect::<Vec<_>>()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_live_instances_with_one_number_stop_and_name_both() {
+    let world = World { seeds: vec![at(1)], ..World::new(5, 3) };
+    let one = world.start(&Disk::fresh(1, 1));
+    let two = world.start(&Disk::fresh(2, 2));
+    sleep(Duration::from_secs(3)).await;
+    let other = world.start_at(&Disk::fresh(2, 22), "10.0.0.22:50050");
+    // Whoever meets the other first stops; with it gone, the other may go on.
+    until("one of them stops", || two.run.is_finished() || other.run.is_finished()).await;
+    let (stopped, lives, mine) = if two.run.is_finished() { (two, other, 2) } else { (other, two, 22) };
+    let error = stopped.end().await;
+    let FoundingError::Stop(Stop::SameNumber { node, mine: m, .. }) = &error else { panic!("{error}") };
+    assert_eq!((*node, m.0.as_u128()), (NodeNum(2), mine));
+    let text = error.to_string();
+    assert!(text.contains("10.0.0.2:50050") && text.contains("10.0.0.22:50050"), "{text}");
+    assert!(one.cluster().is_none());
+    assert!(one.founding.waiting().contains("two nodes started as n2"), "{}", one.founding.waiting());
+
+    // The other is wiped, and so another instance again, but not beside a live one.
+    lives.crash();
+    let (two, three) = (world.start(&Disk::fresh(2, 222)), world.start(&Disk::fresh(3, 3)));
+    one_cluster(&[&one, &two, &three]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn different_settings_stop_with_both_values() {
+    let world = World::new(5, 3);
+    let _one = world.start(&Disk::fresh(1, 1));
+    let error = World { size: 4, network: world.network.clone(), ..World::new(0, 3) }.start(&Disk::fresh(2, 2)).end();
+    let text = error.await.to_string();
+    assert!(text.starts_with("CLUSTER_SIZE differs: 4 here and 3 at n1 (10.0.0.1:50050)"), "{text}");
+    let world = World::new(5, 3);
+    let _one = world.start(&Disk::fresh(1, 1));
+    let error = World { rf: 3, network: world.network.clone(), ..World::new(0, 3) }.start(&Disk::fresh(2, 2)).end();
+    let text = error.await.to_string();
+    assert!(text.starts_with("REPLICATION_FACTOR differs: 3 here and 2 at n1"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_nodes_than_asked_for_found_nothing() {
+    let world = World { seeds: (1..=4).map(at).collect(), ..World::new(9, 3) };
+    // All four in the same instant: no three of them are alone with each other.
+    let lives: Vec<Life> = disks(1..=4).iter().map(|d| world.start(d)).collect();
+    sleep(Duration::from_secs(30)).await;
+    assert!(lives.iter().all(|l| l.cluster().is_none()));
+    let text = lives[0].founding.waiting();
+    assert!(text.contains("CLUSTER_SIZE is 3, and there are n1, n2, n3, n4"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_served_cluster_takes_back_its_own_and_refuses_others() {
+    let world = World::new(11, 3);
+    let disks = disks(1..=3);
+    let mut lives: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+    let cluster = one_cluster(&lives.iter().collect::<Vec<_>>()).await;
+    lives.remove(0).crash();
+
+    // The founder's directory is wiped: the members know its number as another instance.
+    let error = world.start(&Disk::fresh(1, 100)).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::Replaced { node: NodeNum(1), .. })), "{error}");
+    // A fourth node.
+    let error = world.start(&Disk::fresh(4, 4)).end().await;
+    assert!(error.to_string().contains("has the members n1, n2, n3, and n4 is not one of them"), "{error}");
+    // A node of another cluster, with its database and without.
+    let foreign = Disk::fresh(1, 1);
+    foreign.identity.lock().cluster = Some(ClusterId(uuid::Uuid::from_u128(99)));
+    let error = world.start(&foreign).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::ForeignSeed { .. })), "{error}");
+    *foreign.topology.lock() = disks[1].topology.lock().clone();
+    let error = world.start(&foreign).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::Foreign { .. })), "{error}");
+    // The founder with its database set aside, and with seeds that lead nowhere: its known addresses do.
+    *disks[0].topology.lock() = None;
+    let lost = World { seeds: vec!["nowhere:1".into()], network: world.network.clone(), ..World::new(0, 3) };
+    let founder = lost.start(&disks[0]);
+    assert_eq!(one_cluster(&[&founder, &lives[0], &lives[1]]).await, cluster);
+    assert!(disks[0].topology.lock().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_with_a_cluster_waits_and_never_founds() {
+    let world = World::new(12, 2);
+    let disk = Disk::fresh(1, 1);
+    disk.identity.lock().cluster = Some(ClusterId(uuid::Uuid::from_u128(7)));
+    let (old, new) = (world.start(&disk), world.start(&Disk::fresh(2, 2)));
+    sleep(Duration::from_secs(60)).await;
+    assert!(old.cluster().is_none() && new.cluster().is_none());
+    assert!(old.founding.waiting().contains("waits for a member of its cluster"));
+    assert!(new.founding.waiting().contains("looks for its topology"), "{}", new.founding.waiting());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promise_binds_to_its_proposer() {
+    let world = World::new(13, 3);
+    world.network.cut_replies(|_, _, r| matches!(r, PeerRequest::Found { .. }));
+    let disks = disks(1..=3);
+    let mut lives: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+    until("all accept", || disks.iter().all(|d| d.proposal.lock().is_some())).await;
+    // The proposer is wiped: it might have committed, so the others keep their promise and say so.
+    lives.remove(0).crash();
+    world.network.cut_replies(|_, _, _| false);
+    let wiped = world.start(&Disk::fresh(1, 100));
+    sleep(Duration::from_secs(30)).await;
+    assert!(wiped.cluster().is_none() && lives.iter().all(|l| l.cluster().is_none()));
+    assert!(wiped.founding.waiting().contains("has accepted a proposal of n1"), "{}", wiped.founding.waiting());
+    // And none of them founds alone behind the others' backs.
+    let alone = World { seeds: Vec::new(), size: 1, network: Network::new(0), rf: 2 };
+    let error = alone.start(&disks[1]).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::Promised { .. })), "{error}");
+}
