@@ -465,8 +465,8 @@ impl Gossip {
     }
 }
 
-impl std::fmt::Debug for Gossip {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Gossip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gossip").field("options", &self.options).finish_non_exhaustive()
     }
 }
