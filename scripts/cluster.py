@@ -159,6 +159,7 @@ def _end_all():
 
 
 def _on_sigterm(_signal, _frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Once is enough: the ending itself must not be cut short.
     sys.exit(143)
 
 
