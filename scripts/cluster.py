@@ -298,6 +298,12 @@ class Node:
             raise Failed(f"GET /hints at {self.name}: {answer}")
         return answer.json()["pending"]
 
+    def metric(self, name):
+        """The sum of a metric's samples."""
+        lines = self.ask("GET", "/metrics").body.decode().splitlines()
+        found = [line for line in lines if line.startswith((name + " ", name + "{"))]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
     def rss_mib(self):
         for line in open(f"/proc/{self.process.pid}/status"):
             if line.startswith("VmRSS:"):

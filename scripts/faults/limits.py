@@ -97,9 +97,7 @@ def million(options):
         for i in (0, options.keys // 2, options.keys - 1):
             if cluster.nodes[0].get(f"key-{i:07}").status != 200:
                 raise Failed(f"key-{i:07} is missing")
-        wait_until("a node counts its keys", lambda: counted(cluster.nodes[0]) >= options.keys, 60)
+        def counts():
+            return all(node.metric("a3_store_keys") == options.keys for node in cluster.nodes)
 
-
-def counted(node):
-    own = [m for m in node.ask("GET", "/cluster").json()["members"] if m["id"] == node.name]
-    return own[0].get("keys") or 0
+        wait_until(f"every node counts {options.keys:,} keys", counts, 60)
