@@ -54,6 +54,8 @@ local make = {
 }
 
 local requests, loading
+-- More than a thread can send in one slice of loading.
+local slice = 100000
 
 function init(args)
   local system, operation, keys, offset, nodes = args[1], args[2], tonumber(args[3]), tonumber(args[4]), #args - 4
@@ -63,7 +65,8 @@ function init(args)
   wrk.headers["Host"] = node
   loading = operation == "load"
   requests, sent = {}, 0
-  for i = loading and offset * nodes + id or 0, keys - 1, loading and nodes or 1 do
+  local last = loading and math.min(keys, (offset + slice) * nodes) - 1 or keys - 1
+  for i = loading and offset * nodes + id or 0, last, loading and nodes or 1 do
     -- Values differ between keys and between runs, so that a put never writes what is there.
     local value = (loading or operation == "put") and random_text(100) or nil
     table.insert(requests, make[system](loading and "put" or operation, string.format("key-%07d", i), value))
@@ -79,7 +82,7 @@ function request()
 end
 
 function done(summary, latency)
-  local errors, loaded = summary.errors, math.huge
+  local errors, loaded = summary.errors, slice
   for _, thread in ipairs(threads) do
     loaded = math.min(loaded, thread:get("sent"))
   end

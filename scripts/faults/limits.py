@@ -97,6 +97,7 @@ def million(options):
         for i in (0, options.keys // 2, options.keys - 1):
             if cluster.nodes[0].get(f"key-{i:07}").status != 200:
                 raise Failed(f"key-{i:07} is missing")
+
         def counts():
             return all(node.metric("a3_store_keys") == options.keys for node in cluster.nodes)
 
