@@ -64,7 +64,8 @@ function init(args)
   wrk.thread.addr = wrk.lookup(node:match("^(.*):(%d+)$"))[1]
   wrk.headers["Host"] = node
   loading = operation == "load"
-  requests, sent = {}, 0
+  -- wrk asks the first thread for one request that it only looks at.
+  requests, sent = {}, id == 0 and -1 or 0
   local last = loading and math.min(keys, (offset + slice) * nodes) - 1 or keys - 1
   for i = loading and offset * nodes + id or 0, last, loading and nodes or 1 do
     -- Values differ between keys and between runs, so that a put never writes what is there.
@@ -76,7 +77,7 @@ end
 function request()
   if loading then
     sent = sent + 1
-    return requests[math.min(sent, #requests)] or wrk.format("GET", "/")
+    return requests[math.max(1, math.min(sent, #requests))]
   end
   return requests[math.random(1, #requests)]
 end
