@@ -16,7 +16,8 @@ COPY src src
 RUN find src -name '*.rs' -exec touch {} + && cargo build --release --locked
 
 FROM debian:bookworm-slim
-RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/a3 --create-home a3
+RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/a3 --no-create-home a3 \
+    && install --directory --owner a3 --group a3 /var/lib/a3
 COPY --from=build /src/target/release/a3 /usr/local/bin/a3
 USER a3
 ENV DATA_DIR=/var/lib/a3

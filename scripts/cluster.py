@@ -159,6 +159,7 @@ def _end_all():
 
 
 def _on_sigterm(_signal, _frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Once is enough: the ending itself must not be cut short.
     sys.exit(143)
 
 
@@ -296,6 +297,12 @@ class Node:
         if not answer.ok:
             raise Failed(f"GET /hints at {self.name}: {answer}")
         return answer.json()["pending"]
+
+    def metric(self, name):
+        """The sum of a metric's samples."""
+        lines = self.ask("GET", "/metrics").body.decode().splitlines()
+        found = [line for line in lines if line.startswith((name + " ", name + "{"))]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
     def rss_mib(self):
         for line in open(f"/proc/{self.process.pid}/status"):

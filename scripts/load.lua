@@ -54,6 +54,8 @@ local make = {
 }
 
 local requests, loading
+-- More than a thread can send in one slice of loading.
+local slice = 100000
 
 function init(args)
   local system, operation, keys, offset, nodes = args[1], args[2], tonumber(args[3]), tonumber(args[4]), #args - 4
@@ -62,8 +64,10 @@ function init(args)
   wrk.thread.addr = wrk.lookup(node:match("^(.*):(%d+)$"))[1]
   wrk.headers["Host"] = node
   loading = operation == "load"
-  requests, sent = {}, 0
-  for i = loading and offset * nodes + id or 0, keys - 1, loading and nodes or 1 do
+  -- wrk asks the first thread for one request that it only looks at.
+  requests, sent = {}, id == 0 and -1 or 0
+  local last = loading and math.min(keys, (offset + slice) * nodes) - 1 or keys - 1
+  for i = loading and offset * nodes + id or 0, last, loading and nodes or 1 do
     -- Values differ between keys and between runs, so that a put never writes what is there.
     local value = (loading or operation == "put") and random_text(100) or nil
     table.insert(requests, make[system](loading and "put" or operation, string.format("key-%07d", i), value))
@@ -73,13 +77,13 @@ end
 function request()
   if loading then
     sent = sent + 1
-    return requests[math.min(sent, #requests)] or wrk.format("GET", "/")
+    return requests[math.max(1, math.min(sent, #requests))]
   end
   return requests[math.random(1, #requests)]
 end
 
 function done(summary, latency)
-  local errors, loaded = summary.errors, math.huge
+  local errors, loaded = summary.errors, slice
   for _, thread in ipairs(threads) do
     loaded = math.min(loaded, thread:get("sent"))
   end

@@ -36,7 +36,7 @@ def kill(_options):
             for other in others:
                 other.stop()
             load.every_key([victim], put=False, keys=homes, consistency="one")
-            check(not load.wrong, f"alone, {victim.name} gives the last value of its {len(homes)} keys at consistency=one {load.wrong[:3]}")
+            check(not load.wrong, f"alone, {victim.name} gives the last value of its {len(homes)} keys at `one` {load.wrong[:3]}")
             for other in others:
                 other.start()
             cluster.wait_ready()

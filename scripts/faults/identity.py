@@ -18,7 +18,8 @@ def ports(_options):
     with Cluster(rf=2) as cluster:
         load = Load(cluster.nodes)
         before = members(cluster.nodes[0])
-        held = holdings(cluster)
+        copies = cluster.rf * len(load.keys)
+        held = holdings(cluster, copies)
 
         def again(title, assign):
             for node in cluster.nodes:
@@ -29,7 +30,7 @@ def ports(_options):
                 node.start()
             cluster.wait_ready()
             check(all(members(n) == before for n in cluster.nodes), f"{title}: every node names the same members as before")
-            check(holdings(cluster) == held, f"{title}: every node holds the keys it held: {held}")
+            check(holdings(cluster, copies) == held, f"{title}: every node holds the keys it held: {held}")
             with load:
                 time.sleep(1)
             check(not load.failures(), f"{title}: the load: {load.summary()}")
@@ -56,21 +57,18 @@ def ports(_options):
         first.start(), second.start()
         cluster.wait_ready()
         cluster.drained(10)
-        check(holdings(cluster) == held, "every node holds the keys it held")
+        check(holdings(cluster, copies) == held, "every node holds the keys it held")
         load.verify(cluster.nodes)
 
 
-def holdings(cluster):
-    """How many keys each node has on its own disk, by its own count."""
+def holdings(cluster, copies):
+    """How many keys each node has on its own disk, once they are all the copies there must be."""
 
     def counts():
-        found = {}
-        for node in cluster.nodes:
-            own = [m for m in node.ask("GET", "/cluster").json()["members"] if m["id"] == node.name]
-            found[node.name] = own[0].get("keys")
-        return None if None in found.values() else found
+        found = {node.name: int(node.metric("a3_store_keys")) for node in cluster.nodes}
+        return found if sum(found.values()) == copies else None
 
-    return wait_until("every node counts its keys", counts, 10)
+    return wait_until(f"the nodes hold {copies} copies", counts, 15)
 
 
 def refusals(_options):
