@@ -170,8 +170,8 @@ fn rate(rows: u64, mut batch: impl FnMut(u64)) -> f64 {
 
 // ----------------------------------------------------------------------------------------------------------- store
 
-const KEYS: u64 = 1_000_000;
-const ROUND: Duration = Duration::from_secs(5);
+const KEYS: u64 = 500_000;
+const ROUND: Duration = Duration::from_secs(3);
 
 struct Tray(mpsc::Sender<(u64, Answer)>);
 

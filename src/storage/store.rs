@@ -45,8 +45,8 @@ pub struct Options {
     pub durability: Durability,
     /// Hints kept here together, in bytes of keys and contents; more are refused.
     pub hint_bytes_max: u64,
-    /// The write-ahead log, in bytes. It passes three quarters of this only while readers or the disk hold its
-    /// checkpoints up.
+    /// Cap of the write-ahead log, in bytes. The log passes it only while somebody holds a snapshot (a person with
+    /// `sqlite3`), and by the length of one batch.
     pub wal_bytes_max: u64,
 }
 
@@ -101,7 +101,7 @@ struct Threads {
 
 impl SqliteStore {
     /// Opens the directory, creating what is missing, and starts the store's threads. The identity's generation grows
-    /// by one. Blocks for a few syncs.
+    /// by one. Blocks for a few syncs. Metrics go to the recorder installed by then.
     ///
     /// # Errors
     /// See [`OpenError`].
