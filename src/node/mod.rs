@@ -36,7 +36,7 @@ use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
     StoreError,
 };
-use crate::types::{Hlc, Identity, InstanceId, NodeNum};
+use crate::types::{Identity, InstanceId, NodeNum};
 
 use clock::NodeClock;
 use coordinator::Coordinator;
@@ -250,11 +250,6 @@ impl Node {
     /// As there; [`request::FailureKind::NotReady`] before the node has joined.
     pub async fn put(&self, put: Put) -> Result<Receipt, Failure> {
         self.coordinator.put(put).await
-    }
-
-    /// What the node's hybrid clock shows.
-    pub fn clock_now(&self) -> Hlc {
-        self.clock.now()
     }
 
     /// How far this node's wall clock is off, where that keeps it from coordinating writes, in milliseconds.

@@ -77,8 +77,16 @@ impl Node {
             slots_unavailable: lost,
             slots_total: Slot::COUNT,
             members_down: members.iter().map(|m| m.node).filter(|n| !reachable.contains(n)).collect(),
-            hints_pending: self.store.hint_totals().iter().map(|(_, t)| t.count).sum(),
+            hints_pending: self.hints_pending(members),
         })
+    }
+
+    /// Hints that wait on this node and, as far as they told, on the others.
+    fn hints_pending(&self, members: &[Member]) -> u64 {
+        let here: u64 = self.store.hint_totals().iter().map(|(_, totals)| totals.count).sum();
+        let others = members.iter().map(|m| m.node).filter(|n| *n != self.identity.node);
+        let told = |node| self.directory.info(node).map_or(0, |i| i.hints.iter().map(|(_, count, _)| count).sum());
+        here + others.map(told).sum::<u64>()
     }
 
     pub fn ring(&self) -> Option<RingView> {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::protocol::quorum::{Ask, Asking};
+use crate::protocol::quorum::{Ask, Asking, NOT_ASKED};
 use crate::protocol::ring::Placement;
 use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, ReadPart, Record, Refusal, ReplicaReply, Seen, majority};
 
@@ -101,7 +101,8 @@ impl ReadFold {
         self.placement.needed(self.level)
     }
 
-    /// Begins: as many home replicas as the level needs, this node first if it is one.
+    /// Begins: as many home replicas as the level needs, this node first if it is one. Where the level cannot be met,
+    /// nothing is sent.
     pub fn start(&mut self, me: NodeNum, asking: Asking<'_>) -> SmallVec<[ReadAsk; 4]> {
         let mut homes = self.placement.home_replicas();
         if let Some(at) = homes.iter().position(|n| *n == me) {
@@ -122,6 +123,13 @@ impl ReadFold {
             self.set_hung(ask.to);
         }
         self.ask_more(asking, &mut asks);
+        if self.state() == ReadState::Failed {
+            // Whatever they answered, it would not be enough: nobody is troubled, and nobody is blamed for silence.
+            for asked in &mut self.asked {
+                asked.reply = Reply::Missing { why: NOT_ASKED.into(), damaged: false };
+            }
+            asks.clear();
+        }
         asks
     }
 

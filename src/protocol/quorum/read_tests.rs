@@ -110,9 +110,26 @@ fn what_only_a_hint_holds_is_written_back() {
 fn at_all_and_linearizable_nobody_stands_in() {
     for level in [Level::All, Level::Linearizable] {
         let mut fold = fold(&[1, 2], &[3], level);
-        fold.start(n(1), &down(&[2]));
-        fold.on_answer(n(1), holds(None), &down(&[2]));
+        fold.start(n(1), &all_up);
+        assert!(fold.on_answer(n(2), Err(PeerError::Lost), &all_up).is_empty());
         assert_eq!(fold.state(), ReadState::Failed);
+    }
+}
+
+#[test]
+fn where_the_level_cannot_be_met_nobody_is_asked() {
+    let cases: [(Level, &[u16], &[u16]); 4] = [
+        (Level::All, &[2], &[1]),
+        (Level::Linearizable, &[2], &[1]),
+        (Level::Quorum, &[2, 3], &[1]),
+        (Level::One, &[1, 2, 3], &[]),
+    ];
+    for (level, unreachable, reachable) in cases {
+        let mut fold = fold(&[1, 2], &[3], level);
+        assert!(fold.start(n(1), &down(unreachable)).is_empty(), "{level}");
+        assert_eq!(fold.state(), ReadState::Failed, "{level}");
+        let not_asked: Vec<_> = fold.failed().into_iter().filter(|(_, why)| why.starts_with("not asked")).collect();
+        assert_eq!(not_asked.into_iter().map(|(n, _)| n).collect::<Vec<_>>(), nodes(reachable), "{level}");
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::protocol::quorum::{Ask, Asking};
+use crate::protocol::quorum::{Ask, Asking, NOT_ASKED};
 use crate::protocol::ring::Placement;
 use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, Refusal, ReplicaReply, Seen, Version, majority};
 
@@ -164,7 +164,7 @@ impl WriteFold {
         if self.state() == WriteState::Failed {
             // Nothing has left yet, so nothing is written: say so instead of leaving half a write behind.
             for (_, home) in self.homes.iter_mut().filter(|(_, h)| matches!(h, Home::Silent | Home::Hung)) {
-                *home = Home::Missing { why: "not asked: the level cannot be met".into(), maybe_done: false };
+                *home = Home::Missing { why: NOT_ASKED.into(), maybe_done: false };
             }
             self.hints.clear();
             asks.clear();
