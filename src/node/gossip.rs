@@ -63,6 +63,12 @@ pub struct GossipPorts {
     pub entropy: Arc<dyn Entropy>,
 }
 
+impl std::fmt::Debug for GossipPorts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GossipPorts")
+    }
+}
+
 /// Told whenever a member's liveness changes. Must not block, nor call back.
 pub type OnLiveness = Box<dyn Fn(NodeNum, Liveness) + Send + Sync>;
 /// What this node tells about itself now, under that stamp. Must not block, nor call back.
