@@ -8,7 +8,7 @@
 //!
 //! Rules on top of the machine, each found by measuring:
 //! - Packets may be 64 KiB long: they travel over the mesh, and a feed then holds a whole cluster.
-//! - An announcement can go to an address without knowing who listens there (see [`wire`]).
+//! - An announcement can go to an address without knowing who listens there (see `wire`).
 //! - "You are down" is not said to a member held alive. The machine says it to a suspect that has refuted the
 //!   suspicion just before, which would make it renew itself for nothing.
 //! - What else is to know of a node is pulled; only the number of its info travels on every packet, outside the
