@@ -79,6 +79,7 @@ impl Coordinator {
                 Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => return End::Stale(topology),
                 Arrival::Answer(tag, answer) => reading.fold.on_answer(tag.from(), answer, &|n| self.reach.ask(n)),
                 Arrival::Silence(silent) => reading.fold.on_silence(&silent, &|n| self.reach.ask(n)),
+                Arrival::Deadline if reading.fold.on_deadline() == ReadState::Met => return End::State(ReadState::Met),
                 Arrival::Deadline => return End::TimedOut,
             };
             self.send_reads(reading, &mut flight, asks);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::protocol::quorum::{Ask, Asking, NOT_ASKED};
+use crate::protocol::quorum::{Ask, Asking, NO_ANSWER, NOT_ASKED};
 use crate::protocol::ring::Placement;
 use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, ReadPart, Record, Refusal, ReplicaReply, Seen, majority};
 
@@ -184,6 +184,14 @@ impl ReadFold {
         asks
     }
 
+    /// Time is up. Where the level is met, and the read only waited to show more copies, those at hand must do.
+    pub fn on_deadline(&mut self) -> ReadState {
+        for asked in self.asked.iter_mut().filter(|a| a.reply == Reply::Silent) {
+            asked.reply = Reply::Hung;
+        }
+        self.state()
+    }
+
     pub fn state(&self) -> ReadState {
         let enough = self.placement.write_sets.iter().all(|set| self.answers(set) >= self.level.needed(set.len()));
         let open = |a: &Asked| matches!(a.reply, Reply::Silent | Reply::Hung);
@@ -253,7 +261,7 @@ impl ReadFold {
     /// Who gave no answer that counts, and why.
     pub fn failed(&self) -> Vec<(NodeNum, String)> {
         let why = |a: &Asked| match &a.reply {
-            Reply::Silent | Reply::Hung => Some(PeerError::TimedOut.to_string()),
+            Reply::Silent | Reply::Hung => Some(NO_ANSWER.to_owned()),
             Reply::Missing { why, .. } => Some(why.clone()),
             Reply::Holds(_) => None,
         };

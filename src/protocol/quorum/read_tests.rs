@@ -195,6 +195,18 @@ fn every_copy_is_shown_when_asked_for() {
 }
 
 #[test]
+fn a_copy_that_does_not_come_is_left_out_when_time_is_up() {
+    let mut fold = ReadFold::new(placement(&[&[1, 2, 3]], &[]), Level::Quorum, Hlc::ZERO, true);
+    fold.start(n(1), &all_up);
+    fold.on_answer(n(1), holds(Some(version(5, 1))), &all_up);
+    assert_ne!(fold.clone().on_deadline(), ReadState::Met, "one answer is not enough");
+    fold.on_answer(n(2), says(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.state(), ReadState::Waiting);
+    assert_eq!(fold.on_deadline(), ReadState::Met);
+    assert_eq!(fold.copies().len(), 2);
+}
+
+#[test]
 fn a_probed_replica_is_asked_last_and_not_relied_on() {
     let probing = |node: NodeNum| if node == n(1) { Ask::Probe } else { Ask::Yes };
     let mut fold = fold(&[1, 2], &[3], Level::Quorum);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::protocol::quorum::{Ask, Asking, NOT_ASKED};
+use crate::protocol::quorum::{Ask, Asking, NO_ANSWER, NOT_ASKED};
 use crate::protocol::ring::Placement;
 use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, Refusal, ReplicaReply, Seen, Version, majority};
 
@@ -320,7 +320,7 @@ impl WriteFold {
     /// Who has no copy, and why.
     pub fn failed(&self) -> Vec<(NodeNum, String)> {
         let why = |home: &Home| match home {
-            Home::Silent | Home::Hung => Some(PeerError::TimedOut.to_string()),
+            Home::Silent | Home::Hung => Some(NO_ANSWER.to_owned()),
             Home::Above(_) => Some("holds a newer version".to_owned()),
             Home::Missing { why, .. } => Some(why.clone()),
             Home::Acked => None,
