@@ -27,7 +27,8 @@ use crate::node::reach::Reach;
 use crate::node::request::{Failure, FailureKind};
 use crate::node::routing::Routing;
 use crate::ports::{Peers, ReplicaCall, ReplicaRequest, ReplyTo, Spawn, Store};
-use crate::protocol::ring::Ring;
+use crate::protocol::quorum::Ask;
+use crate::protocol::ring::{Placement, Ring};
 use crate::types::{Epoch, Level, NodeNum, Topology};
 
 use meters::Meters;
@@ -91,6 +92,11 @@ impl Coordinator {
             return Err(Failure::before(FailureKind::NotReady, level));
         }
         self.ring(level)
+    }
+
+    /// Whom to ask of that placement: home replicas are probed where they hung, stand-ins are not.
+    fn asking<'a>(&'a self, placement: &'a Placement) -> impl Fn(NodeNum) -> Ask + 'a {
+        move |n| if placement.is_home(n) { self.reach.ask(n) } else { self.reach.ask_stand_in(n) }
     }
 
     fn send(&self, to: NodeNum, epoch: Epoch, deadline: Instant, request: ReplicaRequest, reply_to: ReplyTo) {

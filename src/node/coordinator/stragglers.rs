@@ -108,7 +108,7 @@ impl Stragglers {
     }
 
     fn finish(&self, writing: &Writing) {
-        for ask in writing.fold.leftovers(&|n| self.reach.ask(n)) {
+        for ask in writing.fold.leftovers(&|n| self.reach.ask_stand_in(n)) {
             writing.send(&*self.peers, ask);
         }
     }

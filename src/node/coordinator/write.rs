@@ -9,7 +9,7 @@ use crate::node::answers::Answers;
 use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
 use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
-use crate::protocol::ring::Ring;
+use crate::protocol::ring::{Placement, Ring};
 use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Version};
 
 use super::Coordinator;
@@ -69,9 +69,9 @@ impl Coordinator {
             NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
             NewContent::Tombstone => Content::Tombstone,
         };
-        let placement = Arc::clone(ring.placement(ring.token(&put.key).slot()));
+        let placement = ring.placement(ring.token(&put.key).slot());
         let mut writing = Writing {
-            fold: WriteFold::plain(placement, put.level, version),
+            fold: WriteFold::plain(Arc::clone(placement), put.level, version),
             record: Record::seal(&put.key, version, version.hlc, content),
             key: put.key,
             epoch: ring.epoch(),
@@ -80,8 +80,8 @@ impl Coordinator {
             round: 0,
         };
         tracing::debug!(target: "a3::events", node = %self.me, key = %writing.key, %version,
-            replicas = ?ring.placement(ring.token(&writing.key).slot()).home_replicas(), "write");
-        let asks = writing.fold.start(&|n| self.reach.ask(n));
+            replicas = ?placement.home_replicas(), "write");
+        let asks = writing.fold.start(&self.asking(placement));
         let mut end = self.drive(&mut writing, asks).await;
         loop {
             match end {
@@ -97,7 +97,8 @@ impl Coordinator {
                     let content = writing.record.content.clone();
                     writing.record = Record::seal(&writing.key, version, version.hlc, content);
                     writing.round += 1;
-                    let asks = writing.fold.restart(version, &|n| self.reach.ask(n));
+                    let placement = ring.placement(ring.token(&writing.key).slot());
+                    let asks = writing.fold.restart(version, &self.asking(placement));
                     end = self.drive(&mut writing, asks).await;
                 }
                 End::State(WriteState::Met) => {
@@ -114,8 +115,8 @@ impl Coordinator {
     async fn write_again(&self, writing: &mut Writing, ring: &Ring) -> End {
         writing.epoch = ring.epoch();
         writing.round += 1;
-        let placement = Arc::clone(ring.placement(ring.token(&writing.key).slot()));
-        let asks = writing.fold.move_to(placement, &|n| self.reach.ask(n));
+        let placement = ring.placement(ring.token(&writing.key).slot());
+        let asks = writing.fold.move_to(Arc::clone(placement), &self.asking(placement));
         self.drive(writing, asks).await
     }
 
@@ -123,8 +124,8 @@ impl Coordinator {
     ///
     /// # Errors
     /// When no majority could be had in time; whether it was written is not known then.
-    pub(super) async fn write_back(&self, mut writing: Writing) -> Result<(), Failure> {
-        let asks = writing.fold.start(&|n| self.reach.ask(n));
+    pub(super) async fn write_back(&self, mut writing: Writing, placement: &Placement) -> Result<(), Failure> {
+        let asks = writing.fold.start(&self.asking(placement));
         match self.drive(&mut writing, asks).await {
             End::State(WriteState::Met) => {
                 self.go_on_behind(writing);
@@ -148,6 +149,7 @@ impl Coordinator {
     async fn drive(&self, writing: &mut Writing, asks: SmallVec<[WriteAsk; 4]>) -> End {
         let mut flight = Flight::default();
         self.send_write(writing, &mut flight, asks);
+        let stand_in = |n| self.reach.ask_stand_in(n);
         loop {
             match writing.fold.state() {
                 WriteState::Waiting => {}
@@ -155,8 +157,8 @@ impl Coordinator {
             }
             let asks = match flight.arrival(&writing.answers, writing.deadline, &self.reach).await {
                 Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => return End::Stale(topology),
-                Arrival::Answer(tag, answer) => writing.on_answer(tag, &answer, &|n| self.reach.ask(n)),
-                Arrival::Silence(silent) => writing.fold.on_silence(&silent, &|n| self.reach.ask(n)),
+                Arrival::Answer(tag, answer) => writing.on_answer(tag, &answer, &stand_in),
+                Arrival::Silence(silent) => writing.fold.on_silence(&silent, &stand_in),
                 Arrival::Deadline => return End::TimedOut,
             };
             self.send_write(writing, &mut flight, asks);
