@@ -106,7 +106,7 @@ impl Coordinator {
 
 impl Failure {
     /// It failed before anything was sent.
-    fn before(kind: FailureKind, level: Level) -> Self {
+    pub(in crate::node) fn before(kind: FailureKind, level: Level) -> Self {
         Self { kind, outcome: None, level, required: 0, acked: Vec::new(), failed: Vec::new() }
     }
 }

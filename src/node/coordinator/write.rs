@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::node::answers::Answers;
 use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
@@ -64,7 +64,7 @@ impl Coordinator {
         if let Some(by_ms) = self.clock.skewed_by_ms() {
             return Err(not_applied(FailureKind::ClockSkew { by_ms }));
         }
-        let version = self.stamp(&ring, Hlc::ZERO).await.ok_or_else(|| not_applied(FailureKind::NotReady))?;
+        let version = self.stamp(&ring, Hlc::ZERO, put.deadline).await.map_err(not_applied)?;
         let content = match put.content {
             NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
             NewContent::Tombstone => Content::Tombstone,
@@ -91,9 +91,8 @@ impl Coordinator {
                 }
                 End::State(WriteState::Restamp { above }) => {
                     self.meters.restamps.increment(1);
-                    let Some(version) = self.stamp(&ring, above).await else {
-                        return Err(self.failure(&writing, FailureKind::NotReady));
-                    };
+                    let stamped = self.stamp(&ring, above, writing.deadline).await;
+                    let version = stamped.map_err(|kind| self.failure(&writing, kind))?;
                     let content = writing.record.content.clone();
                     writing.record = Record::seal(&writing.key, version, version.hlc, content);
                     writing.round += 1;
@@ -136,14 +135,17 @@ impl Coordinator {
         }
     }
 
-    /// A stamp of this node's, above that reading; `None` when the store failed.
-    async fn stamp(&self, ring: &Ring, above: Hlc) -> Option<Version> {
-        let writer = ring.topology().member(self.me)?.writer;
+    /// A stamp of this node's, above that reading. It may have to wait for the disk, but not longer than the client.
+    async fn stamp(&self, ring: &Ring, above: Hlc, deadline: Instant) -> Result<Version, FailureKind> {
+        let writer = ring.topology().member(self.me).ok_or(FailureKind::NotReady)?.writer;
         let hlc = match self.clock.stamp(above) {
             Some(hlc) => hlc,
-            None => self.clock.stamp_reserved(above).await?,
+            None => {
+                let reserved = timeout_at(deadline, self.clock.stamp_reserved(above)).await;
+                reserved.map_err(|_| FailureKind::TimedOut)?.ok_or(FailureKind::NotReady)?
+            }
         };
-        Some(Version::plain(hlc, writer))
+        Ok(Version::plain(hlc, writer))
     }
 
     async fn drive(&self, writing: &mut Writing, asks: SmallVec<[WriteAsk; 4]>) -> End {
@@ -181,7 +183,7 @@ impl Coordinator {
             flight.sent(to, now, self.reach.patience(to));
             tracing::debug!(target: "a3::events", to = %to, key = %writing.key, version = %writing.fold.version(),
                 ?ask, "replicate sent");
-            writing.send(&*self.peers, ask);
+            writing.send(&*self.peers, ask, Some(writing.deadline));
         }
     }
 
@@ -222,7 +224,7 @@ impl Coordinator {
 }
 
 impl Writing {
-    pub(super) fn send(&self, peers: &dyn crate::ports::Peers, ask: WriteAsk) {
+    pub(super) fn send(&self, peers: &dyn crate::ports::Peers, ask: WriteAsk, deadline: Option<Instant>) {
         let (key, record, round) = (self.key.clone(), self.record.clone(), self.round);
         let (to, request, tag) = match ask {
             WriteAsk::Write { to } => (to, ReplicaRequest::Write { key, record }, Tag::Write { from: to, round }),
@@ -231,7 +233,7 @@ impl Writing {
                 (to, ReplicaRequest::Hint { target, key, record, counted }, tag)
             }
         };
-        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline: Some(self.deadline) };
+        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline };
         peers.send(to, call, self.answers.reply_to(tag.pack()));
     }
 
