@@ -119,7 +119,8 @@ impl Node {
     pub fn readiness(&self) -> Readiness {
         let state = self.own.state();
         let totals = self.store.totals();
-        let joined = self.routing.ring().is_some();
+        let founded = self.routing.ring().is_some();
+        let joined = founded && self.own.has_joined();
         let check = |name, ok, detail: String| Check { name, ok, detail };
         let checks = vec![
             check(
@@ -130,7 +131,11 @@ impl Node {
             check(
                 "cluster",
                 joined,
-                if joined { format!("epoch {}", self.routing.epoch()) } else { self.founding.waiting() },
+                match (founded, joined) {
+                    (_, true) => format!("epoch {}", self.routing.epoch()),
+                    (true, false) => "compares its clock with the other members'".into(),
+                    (false, false) => self.founding.waiting(),
+                },
             ),
             check(
                 "draining",
