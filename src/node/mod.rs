@@ -291,9 +291,10 @@ impl PeerHandler for Node {
         if to.is_some_and(|instance| instance != self.identity.instance) {
             return Err(PeerError::WrongRecipient);
         }
-        let ours = self.store.identity().cluster;
-        if ours.is_some() && from.cluster.is_some() && from.cluster != ours {
-            return Err(PeerError::ForeignCluster);
+        if let (Some(ours), Some(theirs)) = (self.store.identity().cluster, from.cluster)
+            && ours != theirs
+        {
+            return Err(PeerError::ForeignCluster(theirs));
         }
         self.clock.observe(from.hlc);
         self.clock.heard(from.node, from.wall_ms);
