@@ -10,6 +10,7 @@ pub mod answers;
 pub mod clock;
 pub mod coordinator;
 pub mod directory;
+mod events;
 #[cfg(test)]
 mod fakes;
 pub mod founding;

@@ -256,7 +256,11 @@ impl ReadFold {
             Reply::Holds(_) => None,
         };
         let asked = self.asked.iter().filter_map(|a| why(a).map(|w| (a.node, w)));
-        let never = self.unreachable.iter().filter(|n| !self.asked.iter().any(|a| a.node == **n)).map(|n| (*n, PeerError::Unreachable.to_string()));
+        let never = self
+            .unreachable
+            .iter()
+            .filter(|n| !self.asked.iter().any(|a| a.node == **n))
+            .map(|n| (*n, PeerError::Unreachable.to_string()));
         asked.chain(never).collect()
     }
 
