@@ -198,7 +198,7 @@ class Answer:
         return json.loads(self.body)
 
     def __repr__(self):
-        return f"{self.status} {self.body[:300]!r}"
+        return f"{self.status} {self.body[:1000]!r}"
 
 
 class Client:

@@ -63,8 +63,13 @@ fn readable(status: u16, body: &[u8]) -> String {
     let text = |name: &str| problem.get(name).and_then(Value::as_str);
     let mut lines = text("title").map_or_else(|| format!("the node answered {status}"), str::to_owned);
     // Writing to a String has no way to fail.
-    if let Some(detail) = text("detail") {
-        let _ = write!(lines, ": {detail}");
+    match text("detail") {
+        // It stands alone, so it may begin with what the title says.
+        Some(detail) if detail.get(..lines.len()).is_some_and(|start| start.eq_ignore_ascii_case(&lines)) => {
+            lines.push_str(&detail[lines.len()..]);
+        }
+        Some(detail) => drop(write!(lines, ": {detail}")),
+        None => {}
     }
     match text("outcome") {
         Some("applied") => lines.push_str("\n  outcome: applied (it is stored, but fewer copies than asked for)"),
@@ -119,6 +124,12 @@ mod tests {
             "Not enough replicas: 2 wanted\n  outcome: unknown (it may have been written)\n  required: 2, acked: n1\n  \
              n2: unreachable"
         );
+    }
+
+    #[test]
+    fn a_detail_that_repeats_its_title_is_told_once() {
+        let body = br#"{"title":"Not enough replicas","detail":"not enough replicas: 1 of 2","status":503}"#;
+        assert_eq!(Fault::of_answer(503, body), Fault::Unavailable("Not enough replicas: 1 of 2".into()));
     }
 
     #[test]

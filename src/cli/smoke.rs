@@ -37,6 +37,7 @@ impl Smoke {
             check.all(&hosts).await?;
             match check.failed {
                 0 => output::line("all is well"),
+                1 => Err(Fault::Failed("1 check failed".into())),
                 n => Err(Fault::Failed(format!("{n} checks failed"))),
             }
         })
@@ -87,13 +88,15 @@ impl Checks {
         for host in hosts {
             let cluster = fetch::<Cluster>(&self.client, host, "/cluster").await;
             let cluster = cluster.and_then(|c| match clusters.first() {
-                Some(first) if *first != c.cluster_id => {
-                    Err(Fault::Failed(format!("it belongs to cluster {}, the first one to {first}", c.cluster_id)))
-                }
+                Some(first) if *first != c.cluster_id => Err(Fault::Failed(format!(
+                    "{host}: it belongs to cluster {}, the first one to {first}",
+                    c.cluster_id
+                ))),
                 _ => Ok(c),
             });
-            let name = cluster.as_ref().map_or_else(|_| host.to_string(), |c| format!("{} ({host})", c.node));
-            if let Some(cluster) = self.note(format!("{name} is up"), cluster)? {
+            // A complaint begins with the host itself.
+            let up = cluster.as_ref().map_or_else(|_| "a node is up".into(), |c| format!("{} ({host}) is up", c.node));
+            if let Some(cluster) = self.note(up, cluster)? {
                 clusters.push(cluster.cluster_id);
                 nodes.push(Node { name: cluster.node, host: host.clone() });
             }

@@ -53,7 +53,8 @@ pub(super) fn summary(health: &Health) -> String {
         line.push_str(&format!("; down: {}", health.members_down.join(", ")));
     }
     if health.hints_pending > 0 {
-        line.push_str(&format!("; {} hints to deliver", health.hints_pending));
+        let hints = if health.hints_pending == 1 { "hint" } else { "hints" };
+        line.push_str(&format!("; {} {hints} to deliver kept here", health.hints_pending));
     }
     line
 }
@@ -104,7 +105,7 @@ mod tests {
         };
         assert_eq!(summary(&fine), "healthy: of 256 slots 256 with all copies, 256 at quorum");
         let down = Health { members_down: vec!["n2".into()], hints_pending: 7, slots_unavailable: 1, ..fine };
-        assert!(summary(&down).ends_with("256 at quorum, 1 unavailable; down: n2; 7 hints to deliver"));
+        assert!(summary(&down).ends_with("256 at quorum, 1 unavailable; down: n2; 7 hints to deliver kept here"));
     }
 
     #[test]

@@ -198,7 +198,8 @@ pub(super) async fn edge(State(edge): State<Arc<Edge>>, request: Request, next: 
     let trace = request.headers().get(&TRACEPARENT).filter(|t| is_traceparent(t.as_bytes())).cloned();
     let method = request.method().clone();
     // The events of a write carry the request id through this span; when they are off it costs one atomic load.
-    let span = tracing::debug_span!(target: "a3::events", "request", id = ?id, trace = ?trace);
+    let span = tracing::debug_span!(target: "a3::events", "request", id = id.to_str().unwrap_or("?"),
+        trace = trace.as_ref().map(tracing::field::debug));
     let mut response = match edge.admit(&request, others) {
         Ok(()) => match AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span).await {
             Ok(response) => response,

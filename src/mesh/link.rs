@@ -174,7 +174,7 @@ fn settle(peer: &Peer, shared: &Shared, settled: &mut Vec<Settled>) {
 /// What requests are told after the link ended, until it is back: nothing of theirs was sent.
 fn lost(status: &Status) -> PeerError {
     match status::error(status) {
-        error @ (PeerError::WrongRecipient | PeerError::ForeignCluster) => error,
+        error @ (PeerError::WrongRecipient | PeerError::ForeignCluster(_)) => error,
         _ => PeerError::Unreachable,
     }
 }

@@ -29,7 +29,7 @@ fn reason(error: &PeerError) -> usize {
         PeerError::TimedOut => 2,
         PeerError::Lost => 3,
         PeerError::WrongRecipient => 4,
-        PeerError::ForeignCluster => 5,
+        PeerError::ForeignCluster(_) => 5,
         PeerError::Protocol(_) => 6,
         PeerError::Refused(_) => 7,
     }

@@ -202,7 +202,7 @@ impl Serving {
     fn take(&mut self, message: proto::Requests) -> Result<(), Status> {
         self.observed.received(&message);
         let (header, to) = wire::read_header(message.header)?;
-        self.handler.admit(&header, to).map_err(status::status)?;
+        self.handler.admit(&header, to).map_err(|error| status::not_admitted(error, &*self.handler))?;
         self.reading.greet |= self.reading.from.is_none();
         self.reading.from = Some(header.instance);
         if message.requests.is_empty() {

@@ -122,7 +122,7 @@ impl Door {
         request: Result<PeerRequest, Malformed>,
     ) -> Result<(Option<proto::Header>, PeerReply), Status> {
         let (from, to) = wire::read_header(header)?;
-        self.handler.admit(&from, to).map_err(status::status)?;
+        self.handler.admit(&from, to).map_err(|error| status::not_admitted(error, &*self.handler))?;
         let reply = self.handler.clone().answer(from, request?).await.map_err(status::status)?;
         Ok((Some(wire::header(&self.handler.header(), Some(from.instance))), reply))
     }

@@ -10,6 +10,8 @@
 //!   the only committer with a cluster that nobody knows.
 //! - One decision at a time reaches the disk (`deciding`), so that no proposal is accepted beside a commit.
 
+mod member;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,9 @@ use crate::types::{ClusterId, NodeNum, Topology};
 const WITHIN: Duration = Duration::from_secs(1);
 /// How often a proposal is sent to those that did not accept it, before the founders are looked at again.
 const PROPOSALS: usize = 3;
+/// For so long the seeds may all be of another cluster before a member's start is refused: its own members may be
+/// starting as well, beside a stranger that took over the port of one.
+const FOREIGN_FOR: Duration = Duration::from_secs(3);
 /// Between two rounds of announcements, in milliseconds: at least, and with how much jitter.
 const PAUSE_MS: u64 = 200;
 const PAUSE_JITTER_MS: u64 = 300;
@@ -142,6 +147,7 @@ impl Founding {
         let identity = self.store.identity();
         if let Some(topology) = self.store.topology().await? {
             self.accept_as_ours(&topology, "the data directory")?;
+            self.meet(topology.cluster_id).await?;
             return self.put_in_force(Arc::new(topology)).await;
         }
         let accepted = self.store.proposal().await?.map(Arc::new);
@@ -219,29 +225,6 @@ impl Founding {
             Err(error) => gathering.failed(address, error.to_string()),
         }
         Ok(None)
-    }
-
-    /// The database was set aside: the identity names a cluster, and its members know the topology.
-    async fn recover(&self, cluster: ClusterId) -> Result<(), FoundingError> {
-        tracing::warn!(%cluster, "{} belongs to a cluster but has no topology: asks the others", self.me.node);
-        while self.routing.ring().is_none() {
-            let known = self.store.identity().known_addresses;
-            let targets = self.state.lock().gathering.addresses(self.options.seeds.iter().chain(&known));
-            let ask =
-                |address: String| async move { (self.ask(&address, PeerRequest::Topology, WITHIN).await, address) };
-            for (answer, address) in join_all(targets.into_iter().map(ask)).await {
-                match answer {
-                    Ok(PeerReply::Topology { topology: Some(topology) }) => return self.take(topology, &address).await,
-                    // A remembered address may be somebody else's by now; a seed was given by a person.
-                    Err(PeerError::ForeignCluster) if self.options.seeds.contains(&address) => {
-                        return Err(Stop::ForeignSeed { mine: cluster, there: address }.into());
-                    }
-                    _ => {}
-                }
-            }
-            self.pause().await;
-        }
-        Ok(())
     }
 
     /// One attempt to found a cluster from exactly these.

@@ -10,6 +10,7 @@
 //! - Gossip changes no ring and stores nothing but addresses to look at after a restart.
 
 mod info;
+mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -104,6 +105,7 @@ pub struct Gossip {
     rescheduled: Notify,
     wanting: Notify,
     in_flight: Arc<()>,
+    strangers: Arc<strangers::Strangers>,
     gauges: [(Liveness, Gauge); 3],
     sent: Counter,
     received: Counter,
@@ -152,6 +154,7 @@ impl Gossip {
             rescheduled: Notify::new(),
             wanting: Notify::new(),
             in_flight: Arc::new(()),
+            strangers: Arc::default(),
             gauges: [gauge(Liveness::Alive), gauge(Liveness::Suspect), gauge(Liveness::Down)],
             sent: packets("sent"),
             received: packets("received"),
@@ -251,9 +254,8 @@ impl Gossip {
         self.sent.increment(1);
         let deadline = Instant::now() + self.options.interval;
         let answer = self.ports.peers.ask(Destination::Address(to.to_owned()), PeerRequest::Gossip(packet), deadline);
-        async move {
-            answer.await.ok();
-        }
+        let (strangers, to) = (self.strangers.clone(), to.to_owned());
+        async move { strangers.note(&to, &answer.await) }
     }
 
     /// The topology's member behind a gossip identity; none for strangers and for this node.

@@ -171,7 +171,7 @@ impl Handoff {
         }
         if ended.delivered > 0 {
             self.delivered.increment(ended.delivered);
-            tracing::debug!(target: "a3::events", "hints delivered to {target}: {}", ended.delivered);
+            tracing::debug!(target: "a3::events", "{} hints delivered to {target}", ended.delivered);
         }
         ended
     }

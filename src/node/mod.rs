@@ -10,6 +10,7 @@ pub mod answers;
 pub mod clock;
 pub mod coordinator;
 pub mod directory;
+mod events;
 #[cfg(test)]
 mod fakes;
 pub mod founding;
@@ -304,9 +305,10 @@ impl PeerHandler for Node {
         if to.is_some_and(|instance| instance != self.identity.instance) {
             return Err(PeerError::WrongRecipient);
         }
-        let ours = self.cluster_id();
-        if ours.is_some() && from.cluster.is_some() && from.cluster != ours {
-            return Err(PeerError::ForeignCluster);
+        if let (Some(ours), Some(theirs)) = (self.cluster_id(), from.cluster)
+            && ours != theirs
+        {
+            return Err(PeerError::ForeignCluster(theirs));
         }
         self.clock.observe(from.hlc);
         self.clock.heard(from.node, from.wall_ms);

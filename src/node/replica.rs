@@ -15,18 +15,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use ::metrics::Counter;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::clock::NodeClock;
+use super::events;
 use super::routing::Routing;
 use crate::metrics;
-use crate::ports::{
-    Answer, Deliveries, Inbox, Refusal, ReplicaReply, ReplicaRequest, ReplyTo, Store, Submission, Submissions,
-};
+use crate::ports::{Deliveries, Refusal, ReplicaReply, ReplicaRequest, Store, Submission, Submissions};
 use crate::protocol::replica::too_far_ahead;
 use crate::protocol::ring::Ring;
-use crate::types::{Content, Epoch, Hlc, Key, NodeNum, Record, Token, Version};
+use crate::types::{Content, Epoch, Hlc, Key, NodeNum, Record, Token};
 
 /// How a replica is set up.
 #[derive(Clone, Debug)]
@@ -71,7 +69,7 @@ impl Replica {
         let door = Door { replica: self, ring: &ring, from, wall_ms: self.clock.wall_ms() };
         let mut passed = Submissions::with_capacity(batch.len());
         let mut newest = Hlc::ZERO;
-        let log = tracing::enabled!(target: "a3::events", tracing::Level::DEBUG);
+        let log = events::shown();
         for delivery in batch {
             let call = delivery.call;
             if call.epoch < ring.epoch() {
@@ -85,8 +83,10 @@ impl Replica {
             match door.check(&call.request) {
                 Ok((token, stamp)) => {
                     newest = newest.max(stamp);
-                    let reply_to =
-                        if log { self.noted(from, &call.request, delivery.reply_to) } else { delivery.reply_to };
+                    let reply_to = match log {
+                        true => events::noted(self.options.node, from, &call.request, delivery.reply_to),
+                        false => delivery.reply_to,
+                    };
                     passed.push(Submission { token, request: call.request, reply_to });
                 }
                 Err(refusal) => delivery.reply_to.send(Ok(ReplicaReply::Refused(refusal))),
@@ -111,24 +111,6 @@ impl Replica {
             *newest = epoch.max(*newest);
             newer
         });
-    }
-
-    /// Puts a line in the log between the store and whoever waits, for writes that come from elsewhere.
-    fn noted(&self, from: NodeNum, request: &ReplicaRequest, reply_to: ReplyTo) -> ReplyTo {
-        let (key, version, target) = match request {
-            ReplicaRequest::Write { key, record } if from != self.options.node => (key, record.version, None),
-            ReplicaRequest::Hint { target, key, record, .. } => (key, record.version, Some(*target)),
-            _ => return reply_to,
-        };
-        let note = Note {
-            node: self.options.node,
-            from,
-            target,
-            key: key.clone(),
-            version,
-            asked: Mutex::new(Some(reply_to)),
-        };
-        ReplyTo::new(Arc::new(note), 0)
     }
 }
 
@@ -189,46 +171,6 @@ impl Door<'_> {
     }
 }
 
-/// An answer on its way back, looked at for the log. Only made while the log is on.
-struct Note {
-    node: NodeNum,
-    from: NodeNum,
-    target: Option<NodeNum>,
-    key: Key,
-    version: Version,
-    asked: Mutex<Option<ReplyTo>>,
-}
-
-impl Inbox for Note {
-    fn deliver(&self, _: u64, answer: Answer) {
-        let Self { node, from, key, version, .. } = self;
-        match (&answer, self.target) {
-            (Ok(ReplicaReply::Hinted), Some(target)) => {
-                tracing::debug!(target: "a3::events", %node, %key, %version, "hint stored for {target}");
-            }
-            (Ok(ReplicaReply::Stored { .. }), None) => {
-                tracing::debug!(target: "a3::events", %node, %key, %version, "replicate from {from} stored");
-            }
-            (other, _) => {
-                tracing::debug!(target: "a3::events", %node, %key, %version, "from {from}, not stored: {}", outcome(other));
-            }
-        }
-        if let Some(asked) = self.asked.lock().take() {
-            asked.send(answer);
-        }
-    }
-}
-
-fn outcome(answer: &Answer) -> String {
-    match answer {
-        Ok(ReplicaReply::Dominated { by }) => format!("dominated by {}", by.version),
-        Ok(ReplicaReply::BelowFloor { .. }) => "below the floor".into(),
-        Ok(ReplicaReply::Refused(refusal)) => refusal.to_string(),
-        Ok(_) => "not understood".into(),
-        Err(error) => error.to_string(),
-    }
-}
-
 impl fmt::Debug for Replica {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Replica").field("options", &self.options).finish_non_exhaustive()
@@ -243,7 +185,7 @@ mod tests {
     use crate::node::answers::Answers;
     use crate::node::fakes::{FakeClock, FakeStore, topology};
     use crate::ports::{Delivery, ReadPart, ReplicaCall};
-    use crate::types::Writer;
+    use crate::types::{Version, Writer};
 
     const ME: NodeNum = NodeNum(1);
     const FROM: NodeNum = NodeNum(2);

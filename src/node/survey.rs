@@ -1,5 +1,7 @@
 //! What a node can tell of its cluster at a glance: views gathered from memory, nothing asked of anybody.
 
+use std::sync::Arc;
+
 use crate::node::Node;
 use crate::node::views::{
     Check, ClusterHealth, ClusterView, HealthView, HintsView, Liveness, MemberView, PlacementView, Readiness, RingView,
@@ -24,7 +26,9 @@ impl Node {
 
     fn member(&self, ring: &Ring, member: &Member) -> MemberView {
         let node = member.node;
-        let info = self.directory.info(node);
+        let told = self.directory.info(node);
+        // What this node told last may be seconds old.
+        let info = if node == self.identity.node { told.map(|i| Arc::new(self.own.info(i.stamp))) } else { told };
         let slots = Slot::all().filter(|s| ring.topology().home_replicas(*s).contains(&node)).count();
         let owed =
             |kept: &[(NodeNum, u64, u64)]| kept.iter().filter(|(n, ..)| *n == node).map(|(_, c, _)| c).sum::<u64>();

@@ -233,7 +233,7 @@ impl Network {
         if let (Some(mine), Some(theirs)) = (from.cluster, host.identity().cluster)
             && mine != theirs
         {
-            return Err(PeerError::ForeignCluster);
+            return Err(PeerError::ForeignCluster(theirs));
         }
         if self.entropy.below(1000) < *self.doubled.lock() {
             host.answer(from, request.clone()).await.ok();

@@ -42,7 +42,7 @@ pub enum Stop {
     Mismatch { setting: &'static str, mine: u64, other: u64, who: NodeNum, there: String },
     #[error(
         "cluster {cluster} has {node} as instance {listed} at {there}, and this data directory is instance {mine}; \
-         start {node} with its own data directory, or give this node a number that is free"
+         start {node} with the data directory of that instance"
     )]
     Replaced { cluster: ClusterId, node: NodeNum, listed: InstanceId, there: String, mine: InstanceId },
     #[error(
@@ -52,8 +52,6 @@ pub enum Stop {
     NotListed { cluster: ClusterId, node: NodeNum, members: String },
     #[error("this data directory belongs to cluster {mine}, and {there} to cluster {theirs}; check SEEDS and DATA_DIR")]
     Foreign { mine: ClusterId, theirs: ClusterId, there: String },
-    #[error("this data directory belongs to cluster {mine}, and the seed {there} to another; check SEEDS and DATA_DIR")]
-    ForeignSeed { mine: ClusterId, there: String },
     #[error(
         "CLUSTER_SIZE is {cluster_size} and there are no SEEDS to find the others; set SEEDS, or CLUSTER_SIZE=1 for a \
          cluster of its own"

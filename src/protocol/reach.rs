@@ -1,8 +1,8 @@
 //! Which peers are worth asking, and for how long to wait: what is known of one peer, from its answers.
 //!
-//! - A peer that gossip holds for down is not asked.
+//! - A peer that gossip holds for down is asked only where nobody else is left.
 //! - A **hang** is a request without an answer within the patience. Three in a row make a peer unreachable; then one
-//!   probe a second tries it, and any answer makes it reachable again. One stall of a peer lets every request under
+//!   probe a second tries it (and whoever has nobody else to ask), and any answer makes it reachable again. One stall of a peer lets every request under
 //!   way hang together, so hangs within one patience of a counted one are the same hang.
 //! - The patience follows the peer's usual p99. That is estimated by a value which each slower answer raises by a
 //!   16th and each faster one lowers by a 1600th: it rests where one answer in about a hundred is slower.
@@ -15,6 +15,10 @@ pub enum Ask {
     Yes,
     /// It hung lately and is being tried: ask it, but a stand-in beside it at once.
     Probe,
+    /// It hung lately, or gossip holds it for down, though it is connected: ask it where nobody else is left to ask.
+    /// Slow is not dead, and a request that waits for it is better off than one that is refused.
+    Last,
+    /// It is not connected: nothing would leave.
     No,
 }
 
@@ -51,14 +55,14 @@ impl PeerReach {
     /// Whether to ask it now. A `Probe` is given once a second: whoever gets it should send.
     pub fn ask(&mut self, now_us: u64) -> Ask {
         if self.down {
-            Ask::No
+            Ask::Last
         } else if self.hangs < HANGS_MAX {
             Ask::Yes
         } else if now_us >= self.next_probe_us {
             self.next_probe_us = now_us + PROBE_EVERY_US;
             Ask::Probe
         } else {
-            Ask::No
+            Ask::Last
         }
     }
 
@@ -132,12 +136,12 @@ mod tests {
             assert_eq!(peer.ask(now), Ask::Yes);
         }
         assert!(peer.hung(120 * MS));
-        assert_eq!(peer.ask(121 * MS), Ask::No);
+        assert_eq!(peer.ask(121 * MS), Ask::Last);
         assert_eq!(peer.ask(1_120 * MS), Ask::Probe);
-        assert_eq!(peer.ask(1_121 * MS), Ask::No, "one probe a second");
+        assert_eq!(peer.ask(1_121 * MS), Ask::Last, "one probe a second");
         assert_eq!(peer.ask(2_120 * MS), Ask::Probe);
         assert!(!peer.hung(2_170 * MS));
-        assert_eq!(peer.ask(2_180 * MS), Ask::No);
+        assert_eq!(peer.ask(2_180 * MS), Ask::Last);
         assert!(peer.answered(90 * MS));
         assert_eq!(peer.ask(2_181 * MS), Ask::Yes);
     }
@@ -166,7 +170,7 @@ mod tests {
     fn gossip_rules_a_peer_out_and_in() {
         let mut peer = PeerReach::default();
         assert!(!peer.gossip(true));
-        assert_eq!(peer.ask(0), Ask::No);
+        assert_eq!(peer.ask(0), Ask::Last);
         assert!(!peer.answered(MS), "an answer does not overrule gossip");
         assert!(peer.gossip(false));
         assert_eq!(peer.ask(0), Ask::Yes);

@@ -180,7 +180,6 @@ impl Writer {
             Ok(outcomes) => {
                 self.status.gauges.commit_seconds.record(started.elapsed());
                 self.status.gauges.commit_batch.record(changes.len() as f64);
-                self.note_hints(changes, &outcomes);
                 for (answer, outcome) in answers.zip(outcomes) {
                     answer.tell(outcome);
                 }
@@ -198,19 +197,6 @@ impl Writer {
             Err(BatchError::Failed(reason)) => {
                 let error = self.status.fail(reason);
                 answers.for_each(|answer| answer.lose(&error));
-            }
-        }
-    }
-
-    fn note_hints(&self, changes: &[Change], outcomes: &[Outcome]) {
-        if !tracing::enabled!(target: "a3::events", tracing::Level::DEBUG) {
-            return;
-        }
-        for (change, outcome) in changes.iter().zip(outcomes) {
-            if let (Change::Hint { target, key, record, .. }, Outcome::Reply(ReplicaReply::Hinted)) = (change, outcome)
-            {
-                let (node, version) = (self.status.node, record.version);
-                tracing::debug!(target: "a3::events", %node, home = %target, %key, %version, "hint stored");
             }
         }
     }

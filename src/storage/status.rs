@@ -8,10 +8,9 @@ use tokio::sync::watch;
 use super::engine::Now;
 use super::gauges::Gauges;
 use crate::ports::{Clock, StoreError};
-use crate::types::{Hlc, NodeNum};
+use crate::types::Hlc;
 
 pub(super) struct Status {
-    pub(super) node: NodeNum,
     pub(super) gauges: Gauges,
     clock: Arc<dyn Clock>,
     /// What the node's hybrid clock shows at least.
@@ -21,11 +20,11 @@ pub(super) struct Status {
 }
 
 impl Status {
-    pub(super) fn new(node: NodeNum, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         let gauges = Gauges::new();
         gauges.writable.set(1.0);
         let (observed, full) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { node, gauges, clock, observed, failure: watch::Sender::new(None), full }
+        Self { gauges, clock, observed, failure: watch::Sender::new(None), full }
     }
 
     pub(super) fn observe(&self, now: Hlc) {

@@ -121,7 +121,7 @@ impl SqliteStore {
             counter: connect(Role::Counter)?,
             checkpointer: connect(Role::Checkpointer)?,
         };
-        let status = Arc::new(Status::new(options.node, clock));
+        let status = Arc::new(Status::new(clock));
         let book = engine.book.clone();
         let wal = dir.wal();
         let checkpointer =

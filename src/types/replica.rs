@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::id::NodeNum;
+use super::id::{ClusterId, NodeNum};
 use super::key::Key;
 use super::record::{Floor, Record};
 use super::topology::Topology;
@@ -147,9 +147,9 @@ pub enum PeerError {
     /// Another instance than the one addressed listens there. Nothing was done.
     #[error("another instance answers at that address")]
     WrongRecipient,
-    /// The peer belongs to another cluster. Nothing was done.
-    #[error("the peer belongs to another cluster")]
-    ForeignCluster,
+    /// The peer belongs to another cluster, this one. Nothing was done.
+    #[error("the peer belongs to another cluster, {0}")]
+    ForeignCluster(ClusterId),
     /// The peer's answer, or our request, was not understood. Nothing was done.
     #[error("protocol error: {0}")]
     Protocol(String),

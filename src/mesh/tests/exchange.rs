@@ -89,7 +89,7 @@ async fn another_instance_or_cluster_gets_nothing() {
     for (other, error) in [
         (lax, PeerError::WrongRecipient),
         (Node::with_instance(2, 9, 99), PeerError::WrongRecipient),
-        (Node::new(2, 8), PeerError::ForeignCluster),
+        (Node::new(2, 8), PeerError::ForeignCluster(cluster(8))),
     ] {
         let listening = Listening::start(&other, None);
         let (peers, answers) = (peers(&one, Options::default()), Answers::new());

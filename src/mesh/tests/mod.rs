@@ -28,6 +28,10 @@ use crate::types::{ClusterId, Content, Epoch, Floor, Hlc, InstanceId, Key, NodeN
 /// The longest that anything here may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+pub(super) fn cluster(number: u128) -> ClusterId {
+    ClusterId(Uuid::from_u128(number))
+}
+
 pub(super) fn instance(n: u128) -> InstanceId {
     InstanceId(Uuid::from_u128(n))
 }
@@ -122,7 +126,7 @@ impl Node {
 
     pub(super) fn with_instance(number: u16, cluster: u128, id: u128) -> Arc<Self> {
         let header = Header {
-            cluster: Some(ClusterId(Uuid::from_u128(cluster))),
+            cluster: Some(self::cluster(cluster)),
             node: NodeNum(number),
             instance: instance(id),
             hlc: Hlc(u64::from(number) * 1000),
@@ -174,8 +178,10 @@ impl PeerHandler for Node {
         if self.lax.load(Ordering::SeqCst) {
             return Ok(());
         }
-        if from.cluster != self.header.cluster {
-            return Err(PeerError::ForeignCluster);
+        if let (Some(ours), Some(theirs)) = (self.header.cluster, from.cluster)
+            && ours != theirs
+        {
+            return Err(PeerError::ForeignCluster(theirs));
         }
         if to.is_some_and(|to| to != self.header.instance) {
             return Err(PeerError::WrongRecipient);

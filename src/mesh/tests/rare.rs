@@ -65,7 +65,7 @@ async fn what_goes_wrong_is_told_apart() {
     assert_eq!(ask(Destination::Member(TWO)).await, Err(PeerError::WrongRecipient));
     let foreign = Node::new(2, 8);
     let elsewhere = Listening::start(&foreign, None);
-    assert_eq!(ask(Destination::Address(elsewhere.text())).await, Err(PeerError::ForeignCluster));
+    assert_eq!(ask(Destination::Address(elsewhere.text())).await, Err(PeerError::ForeignCluster(cluster(8))));
     *two.answer.lock() = Ok(PeerReply::Done);
     assert_eq!(ask(Destination::Address(listening.text())).await, Err(PeerError::Lost), "an answer of another kind");
 }

@@ -52,6 +52,11 @@ impl Tag {
             Tag::Read { from } | Tag::Write { from, .. } | Tag::Hint { from, .. } => from,
         }
     }
+
+    /// Whose copy it is, where it is a hint.
+    pub(super) fn target(self) -> Option<NodeNum> {
+        if let Tag::Hint { target, .. } = self { Some(target) } else { None }
+    }
 }
 
 /// What ended a wait.

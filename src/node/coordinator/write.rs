@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use crate::node::answers::Answers;
+use crate::node::events;
 use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
 use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
@@ -79,8 +80,9 @@ impl Coordinator {
             answers: Answers::new(),
             round: 0,
         };
-        tracing::debug!(target: "a3::events", node = %self.me, key = %writing.key, %version,
-            replicas = ?placement.home_replicas(), "write");
+        if events::shown() {
+            events::write(self.me, &writing.key, version, &writing.fold.replicas());
+        }
         let asks = writing.fold.start(&self.asking(placement));
         let mut end = self.drive(&mut writing, asks).await;
         loop {
@@ -173,16 +175,15 @@ impl Coordinator {
         }
         let now = Instant::now();
         for ask in asks {
-            let to = match ask {
-                WriteAsk::Write { to } => to,
-                WriteAsk::Hint { to, .. } => {
+            let (to, target) = match ask {
+                WriteAsk::Write { to } => (to, None),
+                WriteAsk::Hint { to, target, .. } => {
                     self.meters.stand_ins.increment(1);
-                    to
+                    (to, Some(target))
                 }
             };
             flight.sent(to, now, self.reach.patience(to));
-            tracing::debug!(target: "a3::events", to = %to, key = %writing.key, version = %writing.fold.version(),
-                ?ask, "replicate sent");
+            events::sent(to, target, &writing.key, writing.fold.version());
             writing.send(&*self.peers, ask, Some(writing.deadline));
         }
     }
@@ -244,8 +245,7 @@ impl Writing {
         answer: &crate::ports::Answer,
         asking: crate::protocol::quorum::Asking<'_>,
     ) -> SmallVec<[WriteAsk; 4]> {
-        tracing::debug!(target: "a3::events", from = %tag.from(), key = %self.key, version = %self.fold.version(),
-            ?answer, "replicate answered");
+        events::answered(tag.from(), tag.target(), &self.key, self.fold.version(), answer);
         match tag {
             Tag::Write { from, round } if round == self.round => self.fold.on_write(from, answer, asking),
             Tag::Hint { from, target, counted, round } if round == self.round => {

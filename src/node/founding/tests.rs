@@ -306,10 +306,17 @@ async fn a_served_cluster_takes_back_its_own_and_refuses_others() {
     let foreign = Disk::fresh(1, 1);
     foreign.identity.lock().cluster = Some(ClusterId(uuid::Uuid::from_u128(99)));
     let error = world.start(&foreign).end().await;
-    assert!(matches!(&error, FoundingError::Stop(Stop::ForeignSeed { .. })), "{error}");
+    assert!(matches!(&error, FoundingError::Stop(Stop::Foreign { .. })), "{error}");
     *foreign.topology.lock() = disks[1].topology.lock().clone();
     let error = world.start(&foreign).end().await;
     assert!(matches!(&error, FoundingError::Stop(Stop::Foreign { .. })), "{error}");
+    // The same with a topology of its own: it must not serve alone beside seeds that are not its members.
+    let mut own = disks[1].topology.lock().clone().unwrap();
+    own.cluster_id = ClusterId(uuid::Uuid::from_u128(99));
+    own.members.iter_mut().for_each(|m| m.instance.0 = uuid::Uuid::from_u128(m.node.0.into()));
+    *foreign.topology.lock() = Some(own);
+    let error = world.start(&foreign).end().await.to_string();
+    assert!(error.contains(&cluster.to_string()) && error.contains("-000000000063"), "{error}");
     // The founder with its database set aside, and with seeds that lead nowhere: its known addresses do.
     *disks[0].topology.lock() = None;
     let lost = World { seeds: vec!["nowhere:1".into()], network: world.network.clone(), ..World::new(0, 3) };
@@ -348,4 +355,34 @@ async fn a_promise_binds_to_its_proposer() {
     let alone = World { seeds: Vec::new(), size: 1, network: Network::new(0), rf: 2 };
     let error = alone.start(&disks[1]).end().await;
     assert!(matches!(&error, FoundingError::Stop(Stop::Promised { .. })), "{error}");
+}
+
+/// Another cluster's node took over the port of one seed: the members that answer are enough.
+#[tokio::test(start_paused = true)]
+async fn a_stranger_on_one_seed_stops_no_member() {
+    let world = World::new(14, 3);
+    let disks = disks(1..=3);
+    let lives: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+    let cluster = one_cluster(&lives.iter().collect::<Vec<_>>()).await;
+    let mut lives = lives.into_iter();
+    lives.next().unwrap().crash();
+    lives.next().unwrap().crash();
+    let own = World { seeds: Vec::new(), network: world.network.clone(), ..World::new(0, 1) };
+    let stranger = own.start_at(&Disk::fresh(9, 9), &at(2));
+    until("the stranger has its own", || stranger.cluster().is_some()).await;
+
+    let restarted = world.start(&disks[0]);
+    assert_eq!(one_cluster(&[&restarted]).await, cluster);
+    // With nobody but the stranger there, it waits for a member and then refuses to serve on alone.
+    restarted.crash();
+    lives.next().unwrap().crash();
+    let waiting = world.start(&disks[0]);
+    sleep(FOREIGN_FOR / 2).await;
+    assert!(waiting.cluster().is_none());
+    let third = world.start(&disks[2]);
+    assert_eq!(one_cluster(&[&waiting, &third]).await, cluster, "two members that start meet each other");
+    waiting.crash();
+    third.crash();
+    let error = world.start(&disks[0]).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::Foreign { .. })), "{error}");
 }

@@ -67,7 +67,7 @@ pub struct ReadFold {
     /// Who may be asked, in order: home replicas that can be reached, this node first.
     candidates: SmallVec<[NodeNum; 4]>,
     asked: SmallVec<[Asked; 4]>,
-    /// Home replicas that were not asked because they cannot be reached.
+    /// Home replicas that are not asked: not connected, or, while others are left, silent lately.
     unreachable: SmallVec<[NodeNum; 4]>,
     /// The newest full record so far.
     record: Option<Record>,
@@ -113,7 +113,7 @@ impl ReadFold {
             match asking(node) {
                 Ask::Yes => self.candidates.push(node),
                 Ask::Probe => probed.push(node),
-                Ask::No => self.unreachable.push(node),
+                Ask::No | Ask::Last => self.unreachable.push(node),
             }
         }
         self.candidates.extend(probed.iter().copied());
@@ -266,7 +266,11 @@ impl ReadFold {
             Reply::Holds(_) => None,
         };
         let asked = self.asked.iter().filter_map(|a| why(a).map(|w| (a.node, w)));
-        let never = self.unreachable.iter().map(|n| (*n, PeerError::Unreachable.to_string()));
+        let never = self
+            .unreachable
+            .iter()
+            .filter(|n| !self.asked.iter().any(|a| a.node == **n))
+            .map(|n| (*n, PeerError::Unreachable.to_string()));
         asked.chain(never).collect()
     }
 
@@ -292,20 +296,31 @@ impl ReadFold {
         (homes + stand_ins).min(set.len())
     }
 
-    /// Asks the next candidates until enough answers may come: home replicas first, then stand-ins.
+    /// Whom to ask next: home replicas first, then stand-ins; at last those that did not answer lately, in that order.
+    /// True for a home replica.
+    fn next(&self, asking: Asking<'_>) -> Option<(NodeNum, bool)> {
+        let fresh = |n: &&NodeNum| !self.asked.iter().any(|a| a.node == **n);
+        let fallbacks = match self.level {
+            Level::One | Level::Quorum => self.placement.fallbacks.as_slice(),
+            Level::All | Level::Linearizable => &[],
+        };
+        let first = |nodes: &[NodeNum], may: &dyn Fn(Ask) -> bool| {
+            nodes.iter().filter(fresh).copied().find(|n| may(asking(*n)))
+        };
+        let home = |node| (node, true);
+        let stand_in = |node| (node, false);
+        let candidate = self.candidates.iter().filter(fresh).copied().next();
+        candidate
+            .map(home)
+            .or_else(|| first(fallbacks, &|ask| ask == Ask::Yes).map(stand_in))
+            .or_else(|| first(&self.unreachable, &|ask| ask != Ask::No).map(home))
+            .or_else(|| first(fallbacks, &|ask| ask != Ask::No).map(stand_in))
+    }
+
+    /// Asks one after the other until enough answers may come.
     fn ask_more(&mut self, asking: Asking<'_>, asks: &mut SmallVec<[ReadAsk; 4]>) {
         while self.too_few_asked() {
-            let fresh = |n: &NodeNum| !self.asked.iter().any(|a| a.node == *n);
-            let home = self.candidates.iter().copied().find(fresh);
-            let stand_in = || self.placement.fallbacks.iter().copied().find(|n| fresh(n) && asking(*n) == Ask::Yes);
-            let (to, is_home) = match home {
-                Some(node) => (node, true),
-                None if matches!(self.level, Level::One | Level::Quorum) => match stand_in() {
-                    Some(node) => (node, false),
-                    None => return,
-                },
-                None => return,
-            };
+            let Some((to, is_home)) = self.next(asking) else { return };
             let part = if self.asked.is_empty() || !is_home { ReadPart::Record } else { ReadPart::Version };
             self.asked.push(Asked { node: to, home: is_home, reply: Reply::Silent });
             asks.push(ReadAsk { to, part, hints: !is_home });

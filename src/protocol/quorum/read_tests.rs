@@ -213,3 +213,27 @@ fn a_probed_replica_is_asked_last_and_not_relied_on() {
     let asks = fold.start(n(9), &probing);
     assert_eq!(asks.as_slice(), [whole(2), part(1), stand_in(3)]);
 }
+
+#[test]
+fn who_was_silent_lately_is_asked_where_nobody_else_is_left() {
+    let last = |node: NodeNum| if node == n(2) { Ask::Last } else { Ask::Yes };
+    assert_eq!(fold(&[1, 2], &[3], Level::Quorum).start(n(1), &last).as_slice(), [whole(1), stand_in(3)]);
+    assert_eq!(fold(&[1, 2], &[], Level::Quorum).start(n(1), &last).as_slice(), [whole(1), part(2)]);
+    assert_eq!(fold(&[1, 2], &[3], Level::All).start(n(1), &last).as_slice(), [whole(1), part(2)]);
+    assert_eq!(fold(&[1, 2, 3], &[], Level::Quorum).start(n(1), &last).as_slice(), [whole(1), part(3)]);
+    let only_stand_in = |node: NodeNum| match node.0 {
+        1 => Ask::Yes,
+        2 => Ask::No,
+        _ => Ask::Last,
+    };
+    assert_eq!(fold(&[1, 2], &[3], Level::Quorum).start(n(1), &only_stand_in).as_slice(), [whole(1), stand_in(3)]);
+}
+
+#[test]
+fn what_cannot_be_met_is_not_begun() {
+    let mut fold = fold(&[1, 2], &[3], Level::All);
+    assert!(fold.start(n(1), &down(&[2])).is_empty());
+    assert_eq!(fold.state(), ReadState::Failed);
+    let failed = fold.failed();
+    assert_eq!(failed, [(n(1), "not asked: the level cannot be met".to_owned()), (n(2), "unreachable".to_owned())]);
+}

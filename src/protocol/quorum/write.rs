@@ -142,8 +142,8 @@ impl WriteFold {
         self.placement.home_replicas().to_vec()
     }
 
-    /// Begins the round: every home replica that can be reached is asked at once. Where the level allows no stand-in
-    /// and somebody is unreachable, nothing is sent.
+    /// Begins the round: every home replica that can be reached is asked at once. Where the level cannot be met with
+    /// those, the ones that did not answer lately are asked as well; where it cannot be met at all, nothing is sent.
     pub fn start(&mut self, asking: Asking<'_>) -> SmallVec<[WriteAsk; 4]> {
         let mut asks = SmallVec::new();
         for node in self.placement.home_replicas() {
@@ -151,7 +151,7 @@ impl WriteFold {
                 continue;
             }
             let home = match asking(node) {
-                Ask::No => Home::Missing { why: PeerError::Unreachable.to_string(), maybe_done: false },
+                Ask::No | Ask::Last => Home::Missing { why: PeerError::Unreachable.to_string(), maybe_done: false },
                 Ask::Probe => Home::Hung,
                 Ask::Yes => Home::Silent,
             };
@@ -162,6 +162,9 @@ impl WriteFold {
         }
         self.stand_in(asking, &mut asks);
         if self.state() == WriteState::Failed {
+            self.ask_last(asking, &mut asks);
+        }
+        if self.state() == WriteState::Failed {
             // Nothing has left yet, so nothing is written: say so instead of leaving half a write behind.
             for (_, home) in self.homes.iter_mut().filter(|(_, h)| matches!(h, Home::Silent | Home::Hung)) {
                 *home = Home::Missing { why: NOT_ASKED.into(), maybe_done: false };
@@ -170,6 +173,17 @@ impl WriteFold {
             asks.clear();
         }
         asks
+    }
+
+    /// Asks the home replicas that are connected and did not answer lately, as those that may hang.
+    fn ask_last(&mut self, asking: Asking<'_>, asks: &mut SmallVec<[WriteAsk; 4]>) {
+        for (node, home) in self.homes.iter_mut().filter(|(_, h)| matches!(h, Home::Missing { .. })) {
+            if asking(*node) != Ask::No {
+                *home = Home::Hung;
+                asks.push(WriteAsk::Write { to: *node });
+            }
+        }
+        self.stand_in(asking, asks);
     }
 
     /// The round begins again under a new stamp.
@@ -416,7 +430,11 @@ impl WriteFold {
 
     /// Fallbacks that may be asked for a hint, in order.
     fn fallbacks<'a>(&'a self, asking: Asking<'a>) -> impl Iterator<Item = NodeNum> + 'a {
-        self.placement.fallbacks.iter().copied().filter(move |n| !self.refused.contains(n) && asking(*n) == Ask::Yes)
+        self.fallbacks_that(move |n| asking(n) == Ask::Yes)
+    }
+
+    fn fallbacks_that<'a>(&'a self, may: impl Fn(NodeNum) -> bool + 'a) -> impl Iterator<Item = NodeNum> + 'a {
+        self.placement.fallbacks.iter().copied().filter(move |n| !self.refused.contains(n) && may(*n))
     }
 
     /// Finds somebody for each home replica that cannot be had. A hint counts only where acknowledgements alone
@@ -445,7 +463,9 @@ impl WriteFold {
                 None => {
                     let busy = |n: NodeNum| self.hints.iter().any(|h| h.holder == n);
                     let free = self.fallbacks(asking).find(|n| !busy(*n));
-                    let Some(to) = free.or_else(|| self.fallbacks(asking).next()) else { continue };
+                    // One that did not answer lately may still do; for a hint that may be dropped it is not worth it.
+                    let last = || self.fallbacks_that(|n| counted && !busy(n) && asking(n) != Ask::No).next();
+                    let Some(to) = free.or_else(last).or_else(|| self.fallbacks(asking).next()) else { continue };
                     to
                 }
             };

@@ -226,6 +226,37 @@ fn a_probed_replica_has_a_stand_in_from_the_start() {
     assert_eq!(fold.start(&probing).as_slice(), [write(1), write(2), hint(3, 2, true)]);
 }
 
+fn silent_lately(numbers: &[u16], down: &[u16]) -> impl Fn(NodeNum) -> Ask + use<> {
+    let (last, down) = (nodes(numbers), nodes(down));
+    move |node| match node {
+        node if down.contains(&node) => Ask::No,
+        node if last.contains(&node) => Ask::Last,
+        _ => Ask::Yes,
+    }
+}
+
+#[test]
+fn who_was_silent_lately_is_asked_where_nobody_else_is_left() {
+    // A stand-in takes its place.
+    let mut fresh = fold(&[1, 2], &[3], Level::Quorum);
+    assert_eq!(fresh.start(&silent_lately(&[2], &[])).as_slice(), [write(1), hint(3, 2, true)]);
+    // It is the only stand-in, a home replica beside a dead one, or needed by the level.
+    let mut fresh = fold(&[1, 2], &[3], Level::Quorum);
+    assert_eq!(fresh.start(&silent_lately(&[3], &[2])).as_slice(), [write(1), hint(3, 2, true)]);
+    let mut beside = fold(&[1, 2], &[3], Level::Quorum);
+    let asks = beside.start(&silent_lately(&[1], &[2]));
+    assert_eq!(asks.as_slice(), [hint(3, 1, true), hint(3, 2, true), write(1)]);
+    beside.on_hint(n(3), n(2), true, &HINTED, &all_up);
+    assert_eq!(beside.state(), WriteState::Waiting);
+    beside.on_write(n(1), &stored(None), &all_up);
+    assert_eq!(beside.state(), WriteState::Met);
+    let mut all = fold(&[1, 2], &[3], Level::All);
+    assert_eq!(all.start(&silent_lately(&[2], &[])).as_slice(), [write(1), write(2)]);
+    // Nothing that may be dropped is worth it.
+    let mut fresh = fold(&[1, 2, 3], &[4], Level::Quorum);
+    assert_eq!(fresh.start(&silent_lately(&[4], &[3])).as_slice(), [write(1), write(2)]);
+}
+
 #[test]
 fn every_write_set_must_be_met() {
     let mut fold = WriteFold::plain(placement(&[&[1, 2], &[2, 3]], &[]), Level::Quorum, version(10, 1));

@@ -133,7 +133,7 @@ fn after_a_failed_commit_nothing_is_written_again() {
     let engine = engine(dir.path());
     // SQLite reports what the hook does as an error of COMMIT, as it would a sync that failed.
     engine.conn.commit_hook(Some(|| true)).unwrap();
-    let status = Arc::new(Status::new(NodeNum(1), Arc::new(SystemClock)));
+    let status = Arc::new(Status::new(Arc::new(SystemClock)));
     let (database, wal) = (dir.path().join("a3.db"), dir.path().join("a3.db-wal"));
     let checkpointer = Arc::new(Checkpointer::new(status.clone(), engine.book.clone(), 1 << 28, database, wal));
     let queue = Arc::new(WriteQueue::default());
