@@ -10,7 +10,7 @@ ENV CARGO_PROFILE_RELEASE_DEBUG=none CARGO_TERM_COLOR=never
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
-RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
+RUN mkdir src benches && touch src/lib.rs benches/mesh.rs benches/storage.rs && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked && rm -r src
 COPY src src
 RUN find src -name '*.rs' -exec touch {} + && cargo build --release --locked

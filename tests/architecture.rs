@@ -47,7 +47,7 @@ const OWNED: &[(&str, &[&str])] = &[
 
 /// What some layers do without, and why.
 const BANNED: &[(&[&str], &[&str], &str)] = &[
-    (&["types", "protocol"], &["tokio", "futures_util", "parking_lot"], "it is pure and synchronous"),
+    (&["types", "protocol"], &["tokio", "futures_util"], "it is pure and synchronous"),
     (&["types", "protocol", "ports", "node"], &["std::fs", "std::net", "std::thread"], "its world comes by the ports"),
     (&["types", "protocol"], &["SystemTime", "Instant"], "time is an argument"),
     (&["protocol", "node"], &["HashMap", "HashSet"], "a seed must replay: use an ordered collection"),

@@ -53,17 +53,17 @@ impl PartialSchema for Flag {
 
 impl ToSchema for Flag {}
 
-// Exactly what `query::timeout` takes.
+// Exactly what `query::timeout` takes. Optional parameters have no examples: Swagger UI would fill them in and send them.
 /// A duration.
 #[derive(Debug, ToSchema)]
-#[schema(value_type = String, example = "500ms",
+#[schema(value_type = String,
     pattern = "^(([5-9][0-9]|[1-9][0-9]{2,3}|[1-5][0-9]{4}|60000)ms|([1-9]|[1-5][0-9]|60)s|1m)$")]
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct TimeoutText(String);
 
 /// ETags, as `If-None-Match` lists them.
 #[derive(Debug, ToSchema)]
-#[schema(value_type = String, example = "\"018f3c5a1b2c0000-1-0\"")]
+#[schema(value_type = String)]
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct EtagsText(String);
 

@@ -15,7 +15,6 @@ pub(super) fn problem_of(operation: Operation, failure: Failure) -> Problem {
     let code = match failure.kind {
         FailureKind::Unavailable => Code::Unavailable,
         FailureKind::TimedOut => Code::TimedOut,
-        FailureKind::Impossible => Code::ImpossibleConsistency,
         FailureKind::ClockSkew { .. } => Code::ClockSkew,
         FailureKind::NotReady => Code::NotReady,
         FailureKind::DiskFull => Code::DiskFull,
@@ -29,9 +28,6 @@ pub(super) fn problem_of(operation: Operation, failure: Failure) -> Problem {
             failure.required,
             failure.level
         ),
-        FailureKind::Impossible => {
-            format!("{}: consistency {} needs {}", failure.kind, failure.level, failure.required)
-        }
         FailureKind::ClockSkew { .. } | FailureKind::NotReady | FailureKind::Overloaded => failure.kind.to_string(),
     };
     let replies = Replies { required: failure.required, acked: failure.acked, failed: failure.failed };
@@ -64,7 +60,6 @@ mod tests {
         let table = [
             (FailureKind::Unavailable, 503, "unavailable"),
             (FailureKind::TimedOut, 504, "timed-out"),
-            (FailureKind::Impossible, 400, "impossible-consistency"),
             (FailureKind::ClockSkew { by_ms: -7000 }, 503, "clock-skew"),
             (FailureKind::NotReady, 503, "not-ready"),
             (FailureKind::DiskFull, 507, "disk-full"),

@@ -55,8 +55,6 @@ codes! {
         "A key is 1 to 1024 bytes: everything after /kv/, percent-decoded once. A % must be followed by two hexadecimal digits.";
     BadParameters = "bad-parameters", BAD_REQUEST, false, "Query parameters are wrong",
         "Each wrong, unknown or repeated query parameter is listed in the member parameters.";
-    ImpossibleConsistency = "impossible-consistency", BAD_REQUEST, false, "The cluster can never satisfy this level",
-        "The consistency level asks for more copies than this cluster keeps.";
     CrossSite = "cross-site", FORBIDDEN, false, "Writes from another site are refused",
         "A browser sent this write on behalf of a page of another origin. Allow the origin in the node's configuration, or write without a browser.";
     NoSuchKey = "no-such-key", NOT_FOUND, false, "The key has no value",

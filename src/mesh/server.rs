@@ -3,12 +3,13 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::net::TcpListener;
+use futures_util::stream::{self, Stream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Options;
@@ -25,6 +26,8 @@ use crate::ports::{PeerHandler, PeerReply, PeerRequest};
 pub(super) const LINK: &str = "a3-link";
 pub(super) const LANE: &str = "a3-lane";
 
+/// How long the server rests after a connection that could not be accepted.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Streams and calls one connection may have open.
 const STREAMS_MAX: u32 = 256;
 
@@ -63,8 +66,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_MAX)
         .http2_keepalive_interval(Some(options.keep_alive_interval))
         .http2_keepalive_timeout(Some(options.keep_alive_timeout));
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = builder.add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled());
+    let serving = builder.add_service(service).serve_with_incoming_shutdown(connections(listener), stop.cancelled());
     let drained = async {
         shutdown.await;
         stop.cancel();
@@ -75,6 +77,26 @@ pub async fn serve(
         served = serving => served.map_err(io::Error::other),
         () = drained => Ok(()),
     }
+}
+
+/// The connections that are accepted. Where none can be (no file descriptor is left) it rests instead of trying again
+/// at once, which would take a whole processor.
+fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    stream::unfold(listener, |listener| async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    // It only fails on a connection that is gone, which its reader will see.
+                    let _ = stream.set_nodelay(true);
+                    return Some((Ok(stream), listener));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a peer's connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    })
 }
 
 struct Door {

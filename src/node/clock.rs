@@ -103,6 +103,12 @@ impl NodeClock {
         self.state.lock().hybrid.now(wall_ms)
     }
 
+    /// The greatest reading issued, or seen and believed. What the wall shows is not in it, so that a wrong one leaves no
+    /// trace in what is told of it.
+    pub fn seen(&self) -> Hlc {
+        self.state.lock().hybrid.now(0)
+    }
+
     /// Takes note of a reading that came from elsewhere; one too far ahead of the wall is ignored.
     pub fn observe(&self, seen: Hlc) {
         if too_far_ahead(seen, self.wall_ms(), self.skew_max_ms).is_none() {

@@ -65,6 +65,7 @@ pub(crate) struct FakeStore {
     reservations: AtomicU64,
     failing: Mutex<Option<StoreError>>,
     submitted: Mutex<Vec<usize>>,
+    observed: Mutex<Hlc>,
 }
 
 impl FakeStore {
@@ -92,6 +93,11 @@ impl FakeStore {
 
     pub(crate) fn put_hint(&self, hint: Hint) {
         self.hints.lock().insert((hint.target, hint.slot, hint.key.clone()), hint);
+    }
+
+    /// The greatest clock reading it was told of.
+    pub(crate) fn observed(&self) -> Hlc {
+        *self.observed.lock()
     }
 
     /// How many requests each submitted batch had.
@@ -142,7 +148,10 @@ impl Store for FakeStore {
         }
     }
 
-    fn observe(&self, _: Hlc) {}
+    fn observe(&self, now: Hlc) {
+        let mut observed = self.observed.lock();
+        *observed = now.max(*observed);
+    }
 
     fn hints(
         &self,

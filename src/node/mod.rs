@@ -27,7 +27,7 @@ pub mod views;
 mod world;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -37,7 +37,7 @@ use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
     StoreError,
 };
-use crate::types::{Hlc, Identity, InstanceId, NodeNum};
+use crate::types::{ClusterId, Identity, InstanceId, NodeNum};
 
 use clock::NodeClock;
 use coordinator::Coordinator;
@@ -48,7 +48,7 @@ use handoff::Handoff;
 use own::Own;
 use reach::Reach;
 use replica::Replica;
-use request::{Failure, Found, Get, Put, Receipt};
+use request::{Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
 
 /// How a node is set up.
@@ -85,6 +85,10 @@ impl Options {
             mesh_address: self.mesh_address.clone(),
             http_address: self.http_address.clone(),
         }
+    }
+
+    fn replica(&self, node: NodeNum) -> replica::Options {
+        replica::Options { node, value_bytes_max: self.value_bytes_max }
     }
 
     fn gossip(&self) -> GossipOptions {
@@ -129,6 +133,8 @@ pub struct Node {
     founding: Arc<Founding>,
     gossip: Arc<Gossip>,
     own: Arc<Own>,
+    /// Once there is one it stays, and every message asks for it.
+    cluster: OnceLock<ClusterId>,
 }
 
 impl fmt::Debug for Node {
@@ -159,8 +165,7 @@ impl Node {
             Arc::clone(&reach),
         );
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
-        let replica_options = replica::Options { node: me, value_bytes_max: options.value_bytes_max };
-        let replica = Replica::new(replica_options, Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
+        let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
         let handoff = Handoff::new(
             handoff::Options { hint_window: options.hint_window },
             handoff::Parts {
@@ -210,6 +215,7 @@ impl Node {
             founding,
             gossip,
             own,
+            cluster: OnceLock::new(),
         }))
     }
 
@@ -240,7 +246,7 @@ impl Node {
     /// Reads a key; see [`Coordinator::get`].
     ///
     /// # Errors
-    /// As there; [`request::FailureKind::NotReady`] before the node has joined.
+    /// As there; [`request::FailureKind::NotReady`] before there is a topology.
     pub async fn get(&self, get: Get) -> Result<Found, Failure> {
         self.coordinator.get(get).await
     }
@@ -248,14 +254,14 @@ impl Node {
     /// Writes a key; see [`Coordinator::put`].
     ///
     /// # Errors
-    /// As there; [`request::FailureKind::NotReady`] before the node has joined.
+    /// As there; [`request::FailureKind::NotReady`] before the node has joined: until its clock was compared with the
+    /// others', a stamp of it might be far ahead, and stay.
     pub async fn put(&self, put: Put) -> Result<Receipt, Failure> {
+        if !self.own.has_joined() {
+            let outcome = Some(Outcome::NotApplied);
+            return Err(Failure { outcome, ..Failure::before(FailureKind::NotReady, put.level) });
+        }
         self.coordinator.put(put).await
-    }
-
-    /// What the node's hybrid clock shows.
-    pub fn clock_now(&self) -> Hlc {
-        self.clock.now()
     }
 
     /// How far this node's wall clock is off, where that keeps it from coordinating writes, in milliseconds.
@@ -265,6 +271,13 @@ impl Node {
 
     pub fn identity(&self) -> Identity {
         self.store.identity()
+    }
+
+    fn cluster_id(&self) -> Option<ClusterId> {
+        self.cluster.get().copied().or_else(|| {
+            let cluster = self.store.identity().cluster?;
+            Some(*self.cluster.get_or_init(|| cluster))
+        })
     }
 }
 
@@ -280,7 +293,7 @@ async fn take_rates(own: Arc<Own>) {
 impl PeerHandler for Node {
     fn header(&self) -> Header {
         Header {
-            cluster: self.store.identity().cluster,
+            cluster: self.cluster_id(),
             node: self.identity.node,
             instance: self.identity.instance,
             hlc: self.clock.now(),
@@ -292,7 +305,7 @@ impl PeerHandler for Node {
         if to.is_some_and(|instance| instance != self.identity.instance) {
             return Err(PeerError::WrongRecipient);
         }
-        if let (Some(ours), Some(theirs)) = (self.store.identity().cluster, from.cluster)
+        if let (Some(ours), Some(theirs)) = (self.cluster_id(), from.cluster)
             && ours != theirs
         {
             return Err(PeerError::ForeignCluster(theirs));
@@ -317,5 +330,62 @@ impl PeerHandler for Node {
                 request => self.founding.answer(from, request).await,
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fakes::{FakeClock, FakePeers, topology};
+    use super::request::NewContent;
+    use super::world::{Disk, FakeStore, Seeded, Tasks};
+    use super::*;
+    use crate::types::{Key, Level};
+
+    /// Node 1 of three that has its topology, and hears nobody.
+    async fn node(tasks: &Arc<Tasks>) -> Arc<Node> {
+        let disk = Disk::fresh(1, 1);
+        *disk.topology.lock() = Some((*topology(1, 3, 2)).clone());
+        let options = Options {
+            seeds: Vec::new(),
+            cluster_size: 3,
+            rf: 2,
+            zone: None,
+            weight: 1,
+            mesh_address: "127.0.0.1:50051".into(),
+            http_address: "127.0.0.1:8001".into(),
+            gossip_interval: Duration::from_secs(1),
+            clock_skew_max: Duration::from_secs(300),
+            value_bytes_max: 1024,
+            hint_window: Duration::from_secs(3600),
+        };
+        let ports = Ports {
+            peers: FakePeers::new(),
+            store: Arc::new(FakeStore(disk)),
+            clock: FakeClock::at(1_700_000_000_000),
+            entropy: Seeded::new(1),
+            spawn: Arc::clone(tasks) as Arc<dyn Spawn>,
+        };
+        Node::start(options, ports).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_stamped_before_the_clock_was_compared() {
+        let tasks = Arc::new(Tasks::default());
+        let node = node(&tasks).await;
+        let put = || Put {
+            key: Key::new("k").unwrap(),
+            content: NewContent::Tombstone,
+            level: Level::Quorum,
+            deadline: Instant::now() + Duration::from_millis(100),
+        };
+        let joining = node.join();
+        tokio::pin!(joining);
+        assert!(tokio::time::timeout(COMPARE_WAIT / 2, &mut joining).await.is_err(), "it waits to hear a clock");
+        assert!(node.ring().is_some() && !node.readiness().ready);
+        let failure = node.put(put()).await.unwrap_err();
+        assert_eq!((failure.kind, failure.outcome), (FailureKind::NotReady, Some(Outcome::NotApplied)));
+        joining.await.unwrap();
+        assert_ne!(node.put(put()).await.unwrap_err().kind, FailureKind::NotReady);
+        tasks.crash();
     }
 }

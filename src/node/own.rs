@@ -65,6 +65,11 @@ impl Own {
         }
     }
 
+    /// Whether it is past its start, whatever came then.
+    pub(super) fn has_joined(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != NodeState::Starting as u8
+    }
+
     pub(super) fn set_state(&self, state: NodeState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }

@@ -50,6 +50,16 @@ impl Reach {
         self.known.lock().entry(node).or_default().reach.ask(now_us)
     }
 
+    /// Whether to ask that node to stand in for another. It is never probed for that: only requests that send a probe
+    /// may take one, else a node that hung would stay unreachable for as long as others look at it.
+    pub fn ask_stand_in(&self, node: NodeNum) -> Ask {
+        match (self.is_reachable(node), self.peers.connected(node)) {
+            (true, _) => Ask::Yes,
+            (false, true) => Ask::Last,
+            (false, false) => Ask::No,
+        }
+    }
+
     /// Whether [`Self::ask`] would say `Yes`. For views and plans: it takes no probe.
     pub fn is_reachable(&self, node: NodeNum) -> bool {
         node == self.me
@@ -71,10 +81,8 @@ impl Reach {
         self.note(node, PeerReach::heard);
     }
 
+    /// Of this node itself, too: its patience follows its disk's p99, though it is always asked.
     fn note(&self, node: NodeNum, what: impl FnOnce(&mut PeerReach) -> bool) {
-        if node == self.me {
-            return;
-        }
         let back = what(&mut self.known.lock().entry(node).or_default().reach);
         if back {
             tracing::info!(%node, "answers again");
@@ -184,5 +192,26 @@ mod tests {
         reach.gossip(ME, Liveness::Down);
         assert_eq!((reach.ask(ME), reach.liveness(ME)), (Ask::Yes, Liveness::Alive));
         assert!(reach.is_reachable(ME));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_of_its_own_is_given_time_too() {
+        let (_, reach) = world();
+        for _ in 0..1_000 {
+            reach.answered(ME, Duration::from_millis(100));
+        }
+        assert!(reach.patience(ME) >= Duration::from_millis(300));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_stands_in_is_not_probed_for_it() {
+        let (_, reach) = world();
+        for _ in 0..3 {
+            tokio::time::sleep(reach.patience(OTHER)).await;
+            reach.hung(OTHER);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(reach.ask_stand_in(OTHER), Ask::Last);
+        assert_eq!(reach.ask(OTHER), Ask::Probe, "the probe is still there for who sends it");
     }
 }

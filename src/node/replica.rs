@@ -96,7 +96,7 @@ impl Replica {
             return;
         }
         self.clock.observe(newest);
-        self.store.observe(self.clock.now());
+        self.store.observe(self.clock.seen());
         self.store.submit(passed);
     }
 
@@ -193,6 +193,7 @@ mod tests {
 
     struct World {
         routing: Arc<Routing>,
+        wall: Arc<FakeClock>,
         clock: Arc<NodeClock>,
         store: Arc<FakeStore>,
         replica: Arc<Replica>,
@@ -204,12 +205,13 @@ mod tests {
         if let Some(epoch) = epoch {
             routing.install(topology(epoch, 3, 2));
         }
-        let clock = NodeClock::new(FakeClock::at(WALL), Duration::from_secs(300), Hlc::ZERO);
+        let wall = FakeClock::at(WALL);
+        let clock = NodeClock::new(wall.clone(), Duration::from_secs(300), Hlc::ZERO);
         let store = FakeStore::new();
         let options = Options { node: ME, value_bytes_max: 10 };
         let replica =
             Replica::new(options, Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store) as Arc<dyn Store>);
-        World { routing, clock, store, replica }
+        World { routing, wall, clock, store, replica }
     }
 
     impl World {
@@ -268,6 +270,15 @@ mod tests {
         assert!(matches!(replies[2], ReplicaReply::Stored { replaced: Some(_) }));
         assert_eq!(world.store.batches(), [2]);
         assert_eq!(world.clock.now(), Hlc::from_ms(WALL + 200_000));
+    }
+
+    #[tokio::test]
+    async fn a_wall_clock_that_was_ahead_leaves_no_trace_in_the_store() {
+        let world = world(Some(5));
+        let key = world.key(true, None);
+        world.wall.set(WALL + 3_600_000);
+        assert!(matches!(world.ask_one(write(&key, WALL, b"a")), ReplicaReply::Stored { .. }));
+        assert_eq!(world.store.observed(), Hlc::from_ms(WALL));
     }
 
     #[tokio::test]

@@ -93,9 +93,6 @@ pub enum FailureKind {
     /// Not enough of them answered in time.
     #[error("not enough replicas answered in time")]
     TimedOut,
-    /// This cluster can never satisfy the level.
-    #[error("the cluster keeps fewer copies than the level asks for")]
-    Impossible,
     /// This node's clock is off, so it does not coordinate writes.
     #[error("this node's clock is {by_ms} ms off the median of its peers' clocks")]
     ClockSkew { by_ms: i64 },

@@ -81,8 +81,16 @@ impl Node {
             slots_unavailable: lost,
             slots_total: Slot::COUNT,
             members_down: members.iter().map(|m| m.node).filter(|n| !reachable.contains(n)).collect(),
-            hints_pending: self.store.hint_totals().iter().map(|(_, t)| t.count).sum(),
+            hints_pending: self.hints_pending(members),
         })
+    }
+
+    /// Hints that wait on this node and, as far as they told, on the others.
+    fn hints_pending(&self, members: &[Member]) -> u64 {
+        let here: u64 = self.store.hint_totals().iter().map(|(_, totals)| totals.count).sum();
+        let others = members.iter().map(|m| m.node).filter(|n| *n != self.identity.node);
+        let told = |node| self.directory.info(node).map_or(0, |i| i.hints.iter().map(|(_, count, _)| count).sum());
+        here + others.map(told).sum::<u64>()
     }
 
     pub fn ring(&self) -> Option<RingView> {
@@ -115,7 +123,8 @@ impl Node {
     pub fn readiness(&self) -> Readiness {
         let state = self.own.state();
         let totals = self.store.totals();
-        let joined = self.routing.ring().is_some();
+        let founded = self.routing.ring().is_some();
+        let joined = founded && self.own.has_joined();
         let check = |name, ok, detail: String| Check { name, ok, detail };
         let checks = vec![
             check(
@@ -126,7 +135,11 @@ impl Node {
             check(
                 "cluster",
                 joined,
-                if joined { format!("epoch {}", self.routing.epoch()) } else { self.founding.waiting() },
+                match (founded, joined) {
+                    (_, true) => format!("epoch {}", self.routing.epoch()),
+                    (true, false) => "compares its clock with the other members'".into(),
+                    (false, false) => self.founding.waiting(),
+                },
             ),
             check(
                 "draining",

@@ -75,6 +75,7 @@ pub struct HealthView {
     pub slots_unavailable: usize,
     pub slots_total: usize,
     pub members_down: Vec<NodeNum>,
+    /// On all nodes, as far as they told.
     pub hints_pending: u64,
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Rules on top of the machine, each found by measuring:
 //! - Packets may be 64 KiB long: they travel over the mesh, and a feed then holds a whole cluster.
-//! - An announcement can go to an address without knowing who listens there (see [`wire`]).
+//! - An announcement can go to an address without knowing who listens there (see `wire`).
 //! - "You are down" is not said to a member held alive. The machine says it to a suspect that has refuted the
 //!   suspicion just before, which would make it renew itself for nothing.
 //! - What else is to know of a node is pulled; only the number of its info travels on every packet, outside the
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foca::{Config, Foca, NoCustomBroadcast, Notification, OwnedNotification, PeriodicParams};
-use rand::rngs::StdRng;
+use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 use uuid::Uuid;
 
@@ -116,7 +116,7 @@ impl Membership {
     /// `interval`: how often a member is probed. `members`: how many are expected. `seed` is all its randomness.
     pub fn new(me: GossipId, interval: Duration, members: usize, seed: u64) -> Self {
         let wire = Wire::new(me.clone());
-        let random = Random(StdRng::seed_from_u64(seed));
+        let random = Random(SmallRng::seed_from_u64(seed));
         let foca = Foca::new(me, config(interval, members), random, wire.clone());
         Self { foca, wire, interval, told: BTreeMap::new(), suspects: 0 }
     }
@@ -142,7 +142,16 @@ impl Membership {
     }
 
     pub fn on_packet(&mut self, packet: &[u8]) -> Effects {
-        self.step(|foca, out| foca.handle_data(packet, out))
+        let wire = self.wire.clone();
+        self.step(|foca, out| {
+            foca.handle_data(packet, &mut *out)?;
+            // Whoever holds this node down hears of its new name at once, instead of at the next announcement: so two
+            // sides of a cut grow together from their first contact.
+            match wire.sender().filter(|_| out.renewed) {
+                Some(sender) => foca.announce(GossipId::anybody_at(sender), out),
+                None => Ok(()),
+            }
+        })
     }
 
     pub fn on_timer(&mut self, timer: Timer) -> Effects {
@@ -250,7 +259,7 @@ impl foca::Runtime<GossipId> for Collected {
 }
 
 /// The generator in the dress that the machine wants.
-struct Random(StdRng);
+struct Random(SmallRng);
 
 impl rand_core::TryRng for Random {
     type Error = Infallible;

@@ -8,7 +8,7 @@
 //! - the fewest copies move;
 //! - every member is the first of its slots' replicas, the one asked first, about equally often.
 //!
-//! How: shares are rounded to quotas ([`quota`]), what fits the quotas stays where it is, and each copy that is left is
+//! How: shares are rounded to quotas (`quota`), what fits the quotas stays where it is, and each copy that is left is
 //! placed, directly or along a shortest augmenting path of a flow slot -> zone -> member. Such a path exists whenever
 //! the quotas can be met, and they always can: members laid zone by zone on a line that is wound around the slots meet
 //! them, and put no more of a zone on one slot than the bound that the flow is given.

@@ -51,7 +51,7 @@ impl StoredRow {
 pub enum HintRule {
     /// Keep it in place of what was there. A hint in place of one that counts must outlive it, so it counts too.
     Keep { counted: bool },
-    /// The same version is kept, but not as one that counts: mark it.
+    /// The same version is kept, or a newer one, but not as one that counts: mark it, as it stands for this one too.
     Promote,
     /// The kept one is as new, or newer: it stands for both.
     Kept,
@@ -63,14 +63,8 @@ pub enum HintRule {
 /// A replacement of a kept hint goes by its own size, as the old one makes room.
 pub fn hint(kept: Option<(Version, bool)>, version: Version, counted: bool, bytes: u64, room: u64) -> HintRule {
     match kept {
-        Some((v, _)) if v > version => HintRule::Kept,
-        Some((v, c)) if v == version => {
-            if counted && !c {
-                HintRule::Promote
-            } else {
-                HintRule::Kept
-            }
-        }
+        Some((v, c)) if v >= version && counted && !c => HintRule::Promote,
+        Some((v, _)) if v >= version => HintRule::Kept,
         _ if bytes > room => HintRule::Full,
         _ => HintRule::Keep { counted: counted || kept.is_some_and(|(_, c)| c) },
     }
@@ -113,7 +107,9 @@ mod tests {
         assert_eq!(hint(None, v(1), true, 6, 5), HintRule::Full);
         assert_eq!(hint(Some((v(1), false)), v(1), true, 6, 5), HintRule::Promote);
         assert_eq!(hint(Some((v(1), true)), v(1), false, 6, 5), HintRule::Kept);
-        assert_eq!(hint(Some((v(2), false)), v(1), true, 6, 5), HintRule::Kept);
+        assert_eq!(hint(Some((v(2), false)), v(1), true, 6, 5), HintRule::Promote, "it stands for both");
+        assert_eq!(hint(Some((v(2), true)), v(1), true, 6, 5), HintRule::Kept);
+        assert_eq!(hint(Some((v(2), false)), v(1), false, 6, 5), HintRule::Kept);
         assert_eq!(hint(Some((v(1), true)), v(2), false, 5, 5), HintRule::Keep { counted: true });
     }
 

@@ -23,6 +23,9 @@ use crate::ports::{Refusal, ReplicaReply, ReplyTo, StoreError};
 const BATCH_MAX: usize = 1024;
 /// The same in bytes of contents; one change may be larger.
 const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Requests may wait for the writer with so many bytes of contents together, beside what it has taken already. A disk
+/// that stalls must not fill the memory: whoever asked gives up after a second and would send the next.
+const WAITING_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 /// Who is told.
 pub(super) enum AnswerTo {
@@ -41,6 +44,8 @@ pub(super) type Task = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
+    /// Of contents, of the jobs.
+    bytes: usize,
     tasks: Vec<Task>,
     closing: bool,
 }
@@ -53,16 +58,17 @@ pub(super) struct WriteQueue {
 }
 
 impl WriteQueue {
-    /// Refuses what comes after closing, or over the limit of waiting changes.
+    /// Refuses what comes after closing, and requests over the limit of waiting changes or of their bytes.
     pub(super) fn push(&self, jobs: impl Iterator<Item = Job>, limit: usize) {
         let mut refused = Vec::new();
         let mut waiting = self.waiting.lock();
         for job in jobs {
             if waiting.closing {
                 refused.push((job, Refusal::NotReady));
-            } else if waiting.jobs.len() >= limit {
+            } else if waiting.jobs.len() >= limit || waiting.is_full_for(&job) {
                 refused.push((job, Refusal::Overloaded));
             } else {
+                waiting.bytes += job.change.content_bytes();
                 waiting.jobs.push_back(job);
             }
         }
@@ -97,7 +103,16 @@ impl WriteQueue {
             }
             self.wake.wait(&mut waiting);
         }
+        waiting.bytes = 0;
         Some((std::mem::take(&mut waiting.tasks), std::mem::take(&mut waiting.jobs)))
+    }
+}
+
+impl Waiting {
+    /// One request always fits, and what has no contents does.
+    fn is_full_for(&self, job: &Job) -> bool {
+        let bytes = job.change.content_bytes();
+        bytes > 0 && self.bytes > 0 && self.bytes + bytes > WAITING_BYTES_MAX
     }
 }
 
@@ -192,10 +207,36 @@ fn fill(jobs: &mut VecDeque<Job>, changes: &mut Vec<Change>, answers: &mut Vec<A
     let mut bytes = 0;
     while changes.len() < BATCH_MAX && (changes.is_empty() || bytes < BATCH_BYTES_MAX) {
         let Some(Job { change, answer }) = jobs.pop_front() else { break };
-        if let Change::Write { record, .. } | Change::Hint { record, .. } = &change {
-            bytes += record.content_bytes();
-        }
+        bytes += change.content_bytes();
         changes.push(change);
         answers.push(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Content, Hlc, Key, Record, Slot, Version, Writer as WriterNum};
+
+    fn job(bytes: usize) -> (Job, oneshot::Receiver<Result<Outcome, StoreError>>) {
+        let (caller, answer) = oneshot::channel();
+        let key = Key::new("k").unwrap();
+        let record = Record::seal(&key, Version::plain(Hlc(1), WriterNum(1)), Hlc(1), Content::value(vec![0; bytes]));
+        (Job { change: Change::Write { slot: Slot(0), key, record }, answer: AnswerTo::Caller(caller) }, answer)
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_but_one_always_fits() {
+        let queue = WriteQueue::default();
+        let push = |bytes| {
+            let (job, mut answer) = job(bytes);
+            queue.push([job].into_iter(), usize::MAX);
+            answer.try_recv().is_err()
+        };
+        assert!(push(WAITING_BYTES_MAX + 1));
+        assert!(!push(1));
+        assert!(push(0));
+        assert_eq!(queue.take().unwrap().1.len(), 2);
+        assert!(push(WAITING_BYTES_MAX / 2) && push(WAITING_BYTES_MAX / 2) && !push(1));
     }
 }

@@ -56,6 +56,14 @@ pub enum Change {
 }
 
 impl Change {
+    /// What it holds of values and content types.
+    pub(super) fn content_bytes(&self) -> usize {
+        match self {
+            Change::Write { record, .. } | Change::Hint { record, .. } => record.content_bytes(),
+            _ => 0,
+        }
+    }
+
     /// Must be on disk when it is answered, whatever `DURABILITY` says: a promise to other nodes hangs on it.
     fn always_syncs(&self) -> bool {
         matches!(self, Change::Topology(_) | Change::Proposal(_) | Change::ReserveClock(_))

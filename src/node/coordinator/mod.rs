@@ -27,7 +27,8 @@ use crate::node::reach::Reach;
 use crate::node::request::{Failure, FailureKind};
 use crate::node::routing::Routing;
 use crate::ports::{Peers, ReplicaCall, ReplicaRequest, ReplyTo, Spawn, Store};
-use crate::protocol::ring::Ring;
+use crate::protocol::quorum::Ask;
+use crate::protocol::ring::{Placement, Ring};
 use crate::types::{Epoch, Level, NodeNum, Topology};
 
 use meters::Meters;
@@ -93,6 +94,11 @@ impl Coordinator {
         self.ring(level)
     }
 
+    /// Whom to ask of that placement: home replicas are probed where they hung, stand-ins are not.
+    fn asking<'a>(&'a self, placement: &'a Placement) -> impl Fn(NodeNum) -> Ask + 'a {
+        move |n| if placement.is_home(n) { self.reach.ask(n) } else { self.reach.ask_stand_in(n) }
+    }
+
     fn send(&self, to: NodeNum, epoch: Epoch, deadline: Instant, request: ReplicaRequest, reply_to: ReplyTo) {
         self.peers.send(to, ReplicaCall { epoch, request, deadline: Some(deadline) }, reply_to);
     }
@@ -100,7 +106,7 @@ impl Coordinator {
 
 impl Failure {
     /// It failed before anything was sent.
-    fn before(kind: FailureKind, level: Level) -> Self {
+    pub(in crate::node) fn before(kind: FailureKind, level: Level) -> Self {
         Self { kind, outcome: None, level, required: 0, acked: Vec::new(), failed: Vec::new() }
     }
 }

@@ -49,15 +49,16 @@ impl Coordinator {
     async fn read(&self, get: Get) -> Result<Found, Failure> {
         let mut ring = self.ring(get.level)?;
         loop {
-            let placement = Arc::clone(ring.placement(ring.token(&get.key).slot()));
+            let placement = ring.placement(ring.token(&get.key).slot());
             let mut reading = Reading {
-                fold: ReadFold::new(placement, get.level, self.clock.now(), get.every_copy),
+                fold: ReadFold::new(Arc::clone(placement), get.level, self.clock.now(), get.every_copy),
                 key: get.key.clone(),
                 epoch: ring.epoch(),
                 deadline: get.deadline,
                 answers: Answers::new(),
             };
-            match self.drive_read(&mut reading).await {
+            let asks = reading.fold.start(self.me, &self.asking(placement));
+            match self.drive_read(&mut reading, asks).await {
                 End::State(ReadState::Met) => return self.found(reading, &ring).await,
                 End::Stale(topology) => ring = self.adopt(topology, get.level).await?,
                 End::State(_) => return Err(read_failure(&reading, FailureKind::Unavailable)),
@@ -66,10 +67,10 @@ impl Coordinator {
         }
     }
 
-    async fn drive_read(&self, reading: &mut Reading) -> End {
+    async fn drive_read(&self, reading: &mut Reading, asks: SmallVec<[ReadAsk; 4]>) -> End {
         let mut flight = Flight::default();
-        let asks = reading.fold.start(self.me, &|n| self.reach.ask(n));
         self.send_reads(reading, &mut flight, asks);
+        let stand_in = |n| self.reach.ask_stand_in(n);
         loop {
             match reading.fold.state() {
                 ReadState::Waiting => {}
@@ -77,8 +78,9 @@ impl Coordinator {
             }
             let asks = match flight.arrival(&reading.answers, reading.deadline, &self.reach).await {
                 Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => return End::Stale(topology),
-                Arrival::Answer(tag, answer) => reading.fold.on_answer(tag.from(), answer, &|n| self.reach.ask(n)),
-                Arrival::Silence(silent) => reading.fold.on_silence(&silent, &|n| self.reach.ask(n)),
+                Arrival::Answer(tag, answer) => reading.fold.on_answer(tag.from(), answer, &stand_in),
+                Arrival::Silence(silent) => reading.fold.on_silence(&silent, &stand_in),
+                Arrival::Deadline if reading.fold.on_deadline() == ReadState::Met => return End::State(ReadState::Met),
                 Arrival::Deadline => return End::TimedOut,
             };
             self.send_reads(reading, &mut flight, asks);
@@ -120,7 +122,7 @@ impl Coordinator {
                 answers: Answers::new(),
                 round: 0,
             };
-            self.write_back(writing).await.map_err(|f| Failure { outcome: None, ..f })?;
+            self.write_back(writing, placement).await.map_err(|f| Failure { outcome: None, ..f })?;
         }
         let replicas = placement.home_replicas().to_vec();
         let record = reading.fold.into_record();

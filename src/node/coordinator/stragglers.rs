@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::node::reach::Reach;
@@ -49,19 +50,18 @@ impl Stragglers {
         if !writing.fold.is_open() {
             return self.finish(&writing);
         }
-        let mut dropped = None;
+        let mut dropped: SmallVec<[Writing; 1]> = SmallVec::new();
         {
             let mut queue = self.queue.lock();
-            if queue.writes.len() >= WRITES_MAX || queue.bytes > BYTES_MAX {
-                dropped = queue.writes.pop_front();
-            }
-            queue.bytes -= dropped.as_ref().map_or(0, |w: &Writing| w.record.content_bytes());
             queue.bytes += writing.record.content_bytes();
             queue.writes.push_back(writing);
+            while queue.writes.len() > WRITES_MAX || queue.bytes > BYTES_MAX {
+                let Some(oldest) = queue.writes.pop_front() else { break };
+                queue.bytes -= oldest.record.content_bytes();
+                dropped.push(oldest);
+            }
         }
-        if let Some(writing) = dropped {
-            self.finish(&writing);
-        }
+        dropped.iter().for_each(|writing| self.finish(writing));
     }
 
     pub(super) async fn run(self: Arc<Self>) {
@@ -108,8 +108,9 @@ impl Stragglers {
     }
 
     fn finish(&self, writing: &Writing) {
-        for ask in writing.fold.leftovers(&|n| self.reach.ask(n)) {
-            writing.send(&*self.peers, ask);
+        for ask in writing.fold.leftovers(&|n| self.reach.ask_stand_in(n)) {
+            // The client's time is usually over by now; the mesh's own deadline counts.
+            writing.send(&*self.peers, ask, None);
         }
     }
 }

@@ -247,6 +247,36 @@ async fn a_third_that_hangs_is_left_a_hint_when_its_time_is_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hint_left_behind_does_not_die_with_the_clients_deadline() {
+    let w = world(4, 3);
+    let key = w.key(1);
+    w.net.set(3, Mode::Silent);
+    w.net.set(4, Mode::Silent);
+    w.put(&key, "v", Level::Quorum).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let held = w.net.held.lock();
+    let hints: Vec<_> = held.iter().filter(|(node, ..)| *node == NodeNum(4)).collect();
+    assert_eq!(hints.len(), 1);
+    assert!(hints[0].1.deadline.is_none_or(|by| by > Instant::now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_stalls_keeps_no_client_beyond_its_deadline() {
+    let w = world(3, 2);
+    let key = w.key(2);
+    let c = &w.coordinator;
+    // Nobody reserves this clock, as while its store hangs.
+    let clock: Arc<dyn crate::ports::Clock> = FakeClock::at(NOW_MS);
+    let stalled = NodeClock::new(clock, Duration::from_secs(300), Hlc::ZERO);
+    let (peers, store, routing) = (Arc::clone(&c.peers), Arc::clone(&c.store), Arc::clone(&c.routing));
+    let coordinator = Coordinator::new(NodeNum(1), peers, store, routing, stalled, Arc::clone(&c.reach));
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let put = Put { key, content: NewContent::Tombstone, level: Level::Quorum, deadline };
+    let failure = tokio::time::timeout(Duration::from_secs(2), coordinator.put(put)).await.unwrap().unwrap_err();
+    assert_eq!((failure.kind, failure.outcome), (FailureKind::TimedOut, Some(Outcome::NotApplied)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_nobody_confirmed_in_time_is_unknown() {
     let w = world(2, 2);
     let key = w.key(1);

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::node::answers::Answers;
 use crate::node::events;
 use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
 use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
-use crate::protocol::ring::Ring;
+use crate::protocol::ring::{Placement, Ring};
 use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Version};
 
 use super::Coordinator;
@@ -65,14 +65,14 @@ impl Coordinator {
         if let Some(by_ms) = self.clock.skewed_by_ms() {
             return Err(not_applied(FailureKind::ClockSkew { by_ms }));
         }
-        let version = self.stamp(&ring, Hlc::ZERO).await.ok_or_else(|| not_applied(FailureKind::NotReady))?;
+        let version = self.stamp(&ring, Hlc::ZERO, put.deadline).await.map_err(not_applied)?;
         let content = match put.content {
             NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
             NewContent::Tombstone => Content::Tombstone,
         };
-        let placement = Arc::clone(ring.placement(ring.token(&put.key).slot()));
+        let placement = ring.placement(ring.token(&put.key).slot());
         let mut writing = Writing {
-            fold: WriteFold::plain(placement, put.level, version),
+            fold: WriteFold::plain(Arc::clone(placement), put.level, version),
             record: Record::seal(&put.key, version, version.hlc, content),
             key: put.key,
             epoch: ring.epoch(),
@@ -83,7 +83,7 @@ impl Coordinator {
         if events::shown() {
             events::write(self.me, &writing.key, version, &writing.fold.replicas());
         }
-        let asks = writing.fold.start(&|n| self.reach.ask(n));
+        let asks = writing.fold.start(&self.asking(placement));
         let mut end = self.drive(&mut writing, asks).await;
         loop {
             match end {
@@ -93,13 +93,13 @@ impl Coordinator {
                 }
                 End::State(WriteState::Restamp { above }) => {
                     self.meters.restamps.increment(1);
-                    let Some(version) = self.stamp(&ring, above).await else {
-                        return Err(self.failure(&writing, FailureKind::NotReady));
-                    };
+                    let stamped = self.stamp(&ring, above, writing.deadline).await;
+                    let version = stamped.map_err(|kind| self.failure(&writing, kind))?;
                     let content = writing.record.content.clone();
                     writing.record = Record::seal(&writing.key, version, version.hlc, content);
                     writing.round += 1;
-                    let asks = writing.fold.restart(version, &|n| self.reach.ask(n));
+                    let placement = ring.placement(ring.token(&writing.key).slot());
+                    let asks = writing.fold.restart(version, &self.asking(placement));
                     end = self.drive(&mut writing, asks).await;
                 }
                 End::State(WriteState::Met) => {
@@ -116,8 +116,8 @@ impl Coordinator {
     async fn write_again(&self, writing: &mut Writing, ring: &Ring) -> End {
         writing.epoch = ring.epoch();
         writing.round += 1;
-        let placement = Arc::clone(ring.placement(ring.token(&writing.key).slot()));
-        let asks = writing.fold.move_to(placement, &|n| self.reach.ask(n));
+        let placement = ring.placement(ring.token(&writing.key).slot());
+        let asks = writing.fold.move_to(Arc::clone(placement), &self.asking(placement));
         self.drive(writing, asks).await
     }
 
@@ -125,8 +125,8 @@ impl Coordinator {
     ///
     /// # Errors
     /// When no majority could be had in time; whether it was written is not known then.
-    pub(super) async fn write_back(&self, mut writing: Writing) -> Result<(), Failure> {
-        let asks = writing.fold.start(&|n| self.reach.ask(n));
+    pub(super) async fn write_back(&self, mut writing: Writing, placement: &Placement) -> Result<(), Failure> {
+        let asks = writing.fold.start(&self.asking(placement));
         match self.drive(&mut writing, asks).await {
             End::State(WriteState::Met) => {
                 self.go_on_behind(writing);
@@ -137,19 +137,23 @@ impl Coordinator {
         }
     }
 
-    /// A stamp of this node's, above that reading; `None` when the store failed.
-    async fn stamp(&self, ring: &Ring, above: Hlc) -> Option<Version> {
-        let writer = ring.topology().member(self.me)?.writer;
+    /// A stamp of this node's, above that reading. It may have to wait for the disk, but not longer than the client.
+    async fn stamp(&self, ring: &Ring, above: Hlc, deadline: Instant) -> Result<Version, FailureKind> {
+        let writer = ring.topology().member(self.me).ok_or(FailureKind::NotReady)?.writer;
         let hlc = match self.clock.stamp(above) {
             Some(hlc) => hlc,
-            None => self.clock.stamp_reserved(above).await?,
+            None => {
+                let reserved = timeout_at(deadline, self.clock.stamp_reserved(above)).await;
+                reserved.map_err(|_| FailureKind::TimedOut)?.ok_or(FailureKind::NotReady)?
+            }
         };
-        Some(Version::plain(hlc, writer))
+        Ok(Version::plain(hlc, writer))
     }
 
     async fn drive(&self, writing: &mut Writing, asks: SmallVec<[WriteAsk; 4]>) -> End {
         let mut flight = Flight::default();
         self.send_write(writing, &mut flight, asks);
+        let stand_in = |n| self.reach.ask_stand_in(n);
         loop {
             match writing.fold.state() {
                 WriteState::Waiting => {}
@@ -157,8 +161,8 @@ impl Coordinator {
             }
             let asks = match flight.arrival(&writing.answers, writing.deadline, &self.reach).await {
                 Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => return End::Stale(topology),
-                Arrival::Answer(tag, answer) => writing.on_answer(tag, &answer, &|n| self.reach.ask(n)),
-                Arrival::Silence(silent) => writing.fold.on_silence(&silent, &|n| self.reach.ask(n)),
+                Arrival::Answer(tag, answer) => writing.on_answer(tag, &answer, &stand_in),
+                Arrival::Silence(silent) => writing.fold.on_silence(&silent, &stand_in),
                 Arrival::Deadline => return End::TimedOut,
             };
             self.send_write(writing, &mut flight, asks);
@@ -180,7 +184,7 @@ impl Coordinator {
             };
             flight.sent(to, now, self.reach.patience(to));
             events::sent(to, target, &writing.key, writing.fold.version());
-            writing.send(&*self.peers, ask);
+            writing.send(&*self.peers, ask, Some(writing.deadline));
         }
     }
 
@@ -221,7 +225,7 @@ impl Coordinator {
 }
 
 impl Writing {
-    pub(super) fn send(&self, peers: &dyn crate::ports::Peers, ask: WriteAsk) {
+    pub(super) fn send(&self, peers: &dyn crate::ports::Peers, ask: WriteAsk, deadline: Option<Instant>) {
         let (key, record, round) = (self.key.clone(), self.record.clone(), self.round);
         let (to, request, tag) = match ask {
             WriteAsk::Write { to } => (to, ReplicaRequest::Write { key, record }, Tag::Write { from: to, round }),
@@ -230,7 +234,7 @@ impl Writing {
                 (to, ReplicaRequest::Hint { target, key, record, counted }, tag)
             }
         };
-        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline: Some(self.deadline) };
+        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline };
         peers.send(to, call, self.answers.reply_to(tag.pack()));
     }
 

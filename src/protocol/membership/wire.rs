@@ -52,6 +52,8 @@ struct Table {
     me: GossipId,
     own_info: u64,
     infos: BTreeMap<InstanceId, InfoStamp>,
+    /// Where the last packet came from.
+    sender: Option<Arc<str>>,
     read: Read,
 }
 
@@ -69,7 +71,13 @@ pub(super) struct Wire(Arc<Mutex<Table>>);
 
 impl Wire {
     pub(super) fn new(me: GossipId) -> Self {
-        Self(Arc::new(Mutex::new(Table { me, own_info: 0, infos: BTreeMap::new(), read: Read::default() })))
+        Self(Arc::new(Mutex::new(Table {
+            me,
+            own_info: 0,
+            infos: BTreeMap::new(),
+            sender: None,
+            read: Read::default(),
+        })))
     }
 
     pub(super) fn set_own(&self, me: &GossipId) {
@@ -77,6 +85,10 @@ impl Wire {
         if own != me {
             *own = me.clone();
         }
+    }
+
+    pub(super) fn sender(&self) -> Option<Arc<str>> {
+        self.0.lock().sender.clone()
     }
 
     pub(super) fn set_own_info(&self, info: u64) {
@@ -210,6 +222,7 @@ impl Codec<GossipId> for Wire {
         if dst.is_anybody() {
             dst = table.me.clone();
         }
+        table.sender = Some(src.address.clone());
         table.note(stamp);
         Ok(Header { src, src_incarnation, dst, message })
     }

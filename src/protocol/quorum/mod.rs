@@ -19,6 +19,12 @@ use crate::types::NodeNum;
 /// What is known of the nodes' reachability when a fold decides.
 pub type Asking<'a> = &'a dyn Fn(NodeNum) -> Ask;
 
+/// Why a replica that can be reached has no part in an operation that failed at once.
+const NOT_ASKED: &str = "not asked: the level cannot be met";
+
+/// What is said of a replica whose answer the operation did not live to see.
+const NO_ANSWER: &str = "no answer so far";
+
 #[cfg(test)]
 mod read_tests;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::protocol::quorum::{Ask, Asking};
+use crate::protocol::quorum::{Ask, Asking, NO_ANSWER, NOT_ASKED};
 use crate::protocol::ring::Placement;
 use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, ReadPart, Record, Refusal, ReplicaReply, Seen, majority};
 
@@ -101,7 +101,8 @@ impl ReadFold {
         self.placement.needed(self.level)
     }
 
-    /// Begins: as many home replicas as the level needs, this node first if it is one.
+    /// Begins: as many home replicas as the level needs, this node first if it is one. Where the level cannot be met,
+    /// nothing is sent.
     pub fn start(&mut self, me: NodeNum, asking: Asking<'_>) -> SmallVec<[ReadAsk; 4]> {
         let mut homes = self.placement.home_replicas();
         if let Some(at) = homes.iter().position(|n| *n == me) {
@@ -123,9 +124,10 @@ impl ReadFold {
         }
         self.ask_more(asking, &mut asks);
         if self.state() == ReadState::Failed {
-            // Nothing has left yet: nobody is asked in vain.
-            let why = "not asked: the level cannot be met";
-            self.asked.iter_mut().for_each(|a| a.reply = Reply::Missing { why: why.into(), damaged: false });
+            // Whatever they answered, it would not be enough: nobody is troubled, and nobody is blamed for silence.
+            for asked in &mut self.asked {
+                asked.reply = Reply::Missing { why: NOT_ASKED.into(), damaged: false };
+            }
             asks.clear();
         }
         asks
@@ -180,6 +182,14 @@ impl ReadFold {
         self.ask_more(asking, &mut asks);
         self.fetch(&mut asks);
         asks
+    }
+
+    /// Time is up. Where the level is met, and the read only waited to show more copies, those at hand must do.
+    pub fn on_deadline(&mut self) -> ReadState {
+        for asked in self.asked.iter_mut().filter(|a| a.reply == Reply::Silent) {
+            asked.reply = Reply::Hung;
+        }
+        self.state()
     }
 
     pub fn state(&self) -> ReadState {
@@ -251,7 +261,7 @@ impl ReadFold {
     /// Who gave no answer that counts, and why.
     pub fn failed(&self) -> Vec<(NodeNum, String)> {
         let why = |a: &Asked| match &a.reply {
-            Reply::Silent | Reply::Hung => Some(PeerError::TimedOut.to_string()),
+            Reply::Silent | Reply::Hung => Some(NO_ANSWER.to_owned()),
             Reply::Missing { why, .. } => Some(why.clone()),
             Reply::Holds(_) => None,
         };

@@ -110,9 +110,26 @@ fn what_only_a_hint_holds_is_written_back() {
 fn at_all_and_linearizable_nobody_stands_in() {
     for level in [Level::All, Level::Linearizable] {
         let mut fold = fold(&[1, 2], &[3], level);
-        fold.start(n(1), &down(&[2]));
-        fold.on_answer(n(1), holds(None), &down(&[2]));
+        fold.start(n(1), &all_up);
+        assert!(fold.on_answer(n(2), Err(PeerError::Lost), &all_up).is_empty());
         assert_eq!(fold.state(), ReadState::Failed);
+    }
+}
+
+#[test]
+fn where_the_level_cannot_be_met_nobody_is_asked() {
+    let cases: [(Level, &[u16], &[u16]); 4] = [
+        (Level::All, &[2], &[1]),
+        (Level::Linearizable, &[2], &[1]),
+        (Level::Quorum, &[2, 3], &[1]),
+        (Level::One, &[1, 2, 3], &[]),
+    ];
+    for (level, unreachable, reachable) in cases {
+        let mut fold = fold(&[1, 2], &[3], level);
+        assert!(fold.start(n(1), &down(unreachable)).is_empty(), "{level}");
+        assert_eq!(fold.state(), ReadState::Failed, "{level}");
+        let not_asked: Vec<_> = fold.failed().into_iter().filter(|(_, why)| why.starts_with("not asked")).collect();
+        assert_eq!(not_asked.into_iter().map(|(n, _)| n).collect::<Vec<_>>(), nodes(reachable), "{level}");
     }
 }
 
@@ -174,6 +191,18 @@ fn every_copy_is_shown_when_asked_for() {
     assert_eq!(fold.state(), ReadState::Waiting);
     fold.on_answer(n(3), Err(PeerError::Lost), &all_up);
     assert_eq!(fold.state(), ReadState::Met);
+    assert_eq!(fold.copies().len(), 2);
+}
+
+#[test]
+fn a_copy_that_does_not_come_is_left_out_when_time_is_up() {
+    let mut fold = ReadFold::new(placement(&[&[1, 2, 3]], &[]), Level::Quorum, Hlc::ZERO, true);
+    fold.start(n(1), &all_up);
+    fold.on_answer(n(1), holds(Some(version(5, 1))), &all_up);
+    assert_ne!(fold.clone().on_deadline(), ReadState::Met, "one answer is not enough");
+    fold.on_answer(n(2), says(Some(version(5, 1))), &all_up);
+    assert_eq!(fold.state(), ReadState::Waiting);
+    assert_eq!(fold.on_deadline(), ReadState::Met);
     assert_eq!(fold.copies().len(), 2);
 }
 

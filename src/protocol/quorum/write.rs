@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::protocol::quorum::{Ask, Asking};
+use crate::protocol::quorum::{Ask, Asking, NO_ANSWER, NOT_ASKED};
 use crate::protocol::ring::Placement;
 use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, Refusal, ReplicaReply, Seen, Version, majority};
 
@@ -167,7 +167,7 @@ impl WriteFold {
         if self.state() == WriteState::Failed {
             // Nothing has left yet, so nothing is written: say so instead of leaving half a write behind.
             for (_, home) in self.homes.iter_mut().filter(|(_, h)| matches!(h, Home::Silent | Home::Hung)) {
-                *home = Home::Missing { why: "not asked: the level cannot be met".into(), maybe_done: false };
+                *home = Home::Missing { why: NOT_ASKED.into(), maybe_done: false };
             }
             self.hints.clear();
             asks.clear();
@@ -293,10 +293,14 @@ impl WriteFold {
     /// When nothing more is expected: hints, that count for nothing, for home replicas that have no copy and nobody
     /// who keeps one for them. A home replica that has the record keeps them where there is no fallback.
     pub fn leftovers(&self, asking: Asking<'_>) -> SmallVec<[WriteAsk; 4]> {
-        let keeper = self.fallbacks(asking).next().or_else(|| self.acked().next());
-        let Some(to) = keeper else { return SmallVec::new() };
         let bare = |n: NodeNum| !self.hints.iter().any(|h| h.target == n && h.kept);
         let missing = self.homes.iter().filter(|(n, h)| !matches!(h, Home::Acked | Home::Above(_)) && bare(*n));
+        // Nearly every write: nobody's reachability is looked up for it.
+        if missing.clone().next().is_none() {
+            return SmallVec::new();
+        }
+        let keeper = self.fallbacks(asking).next().or_else(|| self.acked().next());
+        let Some(to) = keeper else { return SmallVec::new() };
         missing.filter(|(n, _)| *n != to).map(|(n, _)| WriteAsk::Hint { to, target: *n, counted: false }).collect()
     }
 
@@ -334,7 +338,7 @@ impl WriteFold {
     /// Who has no copy, and why.
     pub fn failed(&self) -> Vec<(NodeNum, String)> {
         let why = |home: &Home| match home {
-            Home::Silent | Home::Hung => Some(PeerError::TimedOut.to_string()),
+            Home::Silent | Home::Hung => Some(NO_ANSWER.to_owned()),
             Home::Above(_) => Some("holds a newer version".to_owned()),
             Home::Missing { why, .. } => Some(why.clone()),
             Home::Acked => None,
@@ -450,8 +454,12 @@ impl WriteFold {
             let held = self.hints.iter().position(|h| h.target == target);
             let to = match held {
                 Some(i) if self.hints[i].counted || !counted => continue,
-                // It is kept as one that may be dropped; ask the same node to keep it for good.
-                Some(i) => self.hints.remove(i).holder,
+                // It is kept as one that may be dropped; ask the same node to keep it for good. Should that be refused,
+                // the first one may be delivered all the same.
+                Some(i) => {
+                    self.maybe_stored = true;
+                    self.hints.remove(i).holder
+                }
                 None => {
                     let busy = |n: NodeNum| self.hints.iter().any(|h| h.holder == n);
                     let free = self.fallbacks(asking).find(|n| !busy(*n));

@@ -206,6 +206,20 @@ fn refusals_by_all_leave_nothing_behind() {
 }
 
 #[test]
+fn a_hint_that_could_not_be_promoted_may_still_be_delivered() {
+    let refused: Answer = Ok(ReplicaReply::Refused(Refusal::DiskFull));
+    let mut fold = fold(&[1, 2, 3], &[4], Level::Quorum);
+    assert_eq!(fold.start(&down(&[1])).as_slice(), [write(2), write(3), hint(4, 1, false)]);
+    fold.on_hint(n(4), n(1), false, &HINTED, &down(&[1]));
+    assert!(fold.on_write(n(2), &refused, &down(&[1])).contains(&hint(4, 1, true)));
+    fold.on_hint(n(4), n(1), true, &Err(PeerError::Unreachable), &down(&[1, 4]));
+    fold.on_hint(n(4), n(2), true, &Err(PeerError::Unreachable), &down(&[1, 4]));
+    fold.on_write(n(3), &refused, &down(&[1, 4]));
+    assert_eq!(fold.state(), WriteState::Failed);
+    assert!(fold.maybe_stored(), "n4 kept the first hint");
+}
+
+#[test]
 fn a_probed_replica_has_a_stand_in_from_the_start() {
     let probing = |node: NodeNum| if node == n(2) { Ask::Probe } else { Ask::Yes };
     let mut fold = fold(&[1, 2], &[3], Level::Quorum);

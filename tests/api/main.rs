@@ -1,0 +1,16 @@
+//! The REST API from end to end: real nodes in this process, asked over HTTP.
+//!
+//! Reading order: `values` (what goes in comes out), `answers` (statuses, versions, receipts), `refusals` (what is
+//! refused, and that nothing was written), `outage` (a home replica is gone, and returns), `views` (what a node tells of
+//! itself), `browser` (what pages of other origins may do).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod answers;
+mod browser;
+mod client;
+mod harness;
+mod outage;
+mod refusals;
+mod values;
+mod views;
