@@ -121,7 +121,7 @@ impl Founding {
             return String::new();
         }
         if let Some(cluster) = self.store.identity().cluster {
-            return format!("waits for a member of its cluster {cluster} to tell the topology");
+            return format!("looks for the members of its cluster {cluster}");
         }
         let state = self.state.lock();
         let gathering = state.gathering.waiting();
@@ -157,7 +157,7 @@ impl Founding {
             state.loaded = true;
         }
         if let Some(cluster) = identity.cluster {
-            return self.recover(cluster).await;
+            return Err(Stop::DatabaseLost { cluster }.into());
         }
         if self.options.seeds.is_empty() {
             return self.found_alone(accepted).await;

@@ -53,6 +53,11 @@ pub enum Stop {
     #[error("this data directory belongs to cluster {mine}, and {there} to cluster {theirs}; check SEEDS and DATA_DIR")]
     Foreign { mine: ClusterId, theirs: ClusterId, there: String },
     #[error(
+        "this data directory belongs to cluster {cluster}, but its database is gone; a replica without its records must \
+         not answer for them: put the database back"
+    )]
+    DatabaseLost { cluster: ClusterId },
+    #[error(
         "CLUSTER_SIZE is {cluster_size} and there are no SEEDS to find the others; set SEEDS, or CLUSTER_SIZE=1 for a \
          cluster of its own"
     )]

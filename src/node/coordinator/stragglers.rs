@@ -1,10 +1,11 @@
-//! Writes whose client was answered before every replica was heard.
+//! Writes whose client was answered, or went away, before every replica was heard.
 //!
 //! They are left to finish, never cancelled. One task looks after all of them, a few times a second, so that a write
 //! costs no task and no wake-up of its own: by then the answers are usually all there. Where a home replica has not
 //! got the record by the write's deadline, a hint is left that counts for nothing and may be dropped.
 
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,37 @@ struct Queue {
     bytes: usize,
 }
 
+/// A write that goes on when whoever drives it is done, whether it was answered, failed, or its client went away:
+/// what was begun is left to finish. One of which nothing can be stored ends there.
+pub(super) struct Attended<'a> {
+    writing: Option<Writing>,
+    stragglers: &'a Stragglers,
+}
+
+impl Deref for Attended<'_> {
+    type Target = Writing;
+
+    #[expect(clippy::expect_used, reason = "taken only by drop")]
+    fn deref(&self) -> &Writing {
+        self.writing.as_ref().expect("a write is attended until it is dropped")
+    }
+}
+
+impl DerefMut for Attended<'_> {
+    #[expect(clippy::expect_used, reason = "taken only by drop")]
+    fn deref_mut(&mut self) -> &mut Writing {
+        self.writing.as_mut().expect("a write is attended until it is dropped")
+    }
+}
+
+impl Drop for Attended<'_> {
+    fn drop(&mut self) {
+        if let Some(writing) = self.writing.take().filter(|w| w.fold.maybe_stored()) {
+            self.stragglers.take(writing);
+        }
+    }
+}
+
 /// The writes that go on behind their answers.
 pub(super) struct Stragglers {
     peers: Arc<dyn Peers>,
@@ -44,8 +76,13 @@ impl Stragglers {
         Self { peers, reach, queue: Mutex::default() }
     }
 
+    /// Sees to it that a write is looked after whatever becomes of its driver.
+    pub(super) fn attend(&self, writing: Writing) -> Attended<'_> {
+        Attended { writing: Some(writing), stragglers: self }
+    }
+
     /// Looks after a write from here on. One that has heard of everybody is finished at once.
-    pub(super) fn take(&self, mut writing: Writing) {
+    fn take(&self, mut writing: Writing) {
         self.drain(&mut writing);
         if !writing.fold.is_open() {
             return self.finish(&writing);
@@ -97,7 +134,7 @@ impl Stragglers {
     }
 
     /// Tells the fold what has come. Nobody is asked for a hint that counts any more: the level is met.
-    fn drain(&self, writing: &mut Writing) {
+    pub(super) fn drain(&self, writing: &mut Writing) {
         while let Some((tag, answer)) = writing.answers.try_next() {
             let tag = Tag::unpack(tag);
             if answer.is_ok() {

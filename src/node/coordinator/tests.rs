@@ -277,6 +277,34 @@ async fn a_disk_that_stalls_keeps_no_client_beyond_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_whose_client_went_away_is_left_to_finish() {
+    let w = world(3, 2);
+    let key = w.key(2);
+    w.net.set(3, Mode::Broken(PeerError::Lost));
+    w.net.set(1, Mode::Silent);
+    let put = w.put(&key, "v", Level::Quorum);
+    assert!(tokio::time::timeout(Duration::from_millis(10), put).await.is_err(), "the client goes");
+    w.net.set(1, Mode::Up);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(w.on(2, &key).is_some());
+    assert_eq!(w.net.disks[&NodeNum(1)].hint_count(), 1, "the copy of n3 is kept for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_refused_by_all_leaves_nothing() {
+    let w = world(3, 2);
+    let key = w.key(2);
+    w.net.set(1, Mode::Broken(PeerError::Unreachable));
+    w.net.set(2, Mode::Broken(PeerError::Unreachable));
+    w.net.set(3, Mode::Broken(PeerError::Unreachable));
+    let failure = w.put(&key, "v", Level::Quorum).await.unwrap_err();
+    assert_eq!(failure.outcome, Some(Outcome::NotApplied));
+    w.net.set(1, Mode::Up);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(w.net.disks[&NodeNum(1)].hint_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_nobody_confirmed_in_time_is_unknown() {
     let w = world(2, 2);
     let key = w.key(1);

@@ -71,7 +71,7 @@ impl Coordinator {
             NewContent::Tombstone => Content::Tombstone,
         };
         let placement = ring.placement(ring.token(&put.key).slot());
-        let mut writing = Writing {
+        let mut writing = self.stragglers.attend(Writing {
             fold: WriteFold::plain(Arc::clone(placement), put.level, version),
             record: Record::seal(&put.key, version, version.hlc, content),
             key: put.key,
@@ -79,7 +79,7 @@ impl Coordinator {
             deadline: put.deadline,
             answers: Answers::new(),
             round: 0,
-        };
+        });
         if events::shown() {
             events::write(self.me, &writing.key, version, &writing.fold.replicas());
         }
@@ -102,12 +102,8 @@ impl Coordinator {
                     let asks = writing.fold.restart(version, &self.asking(placement));
                     end = self.drive(&mut writing, asks).await;
                 }
-                End::State(WriteState::Met) => {
-                    let receipt = receipt(&writing, put.level);
-                    self.go_on_behind(writing);
-                    return Ok(receipt);
-                }
-                End::State(_) | End::TimedOut => return Err(self.gave_up(writing, matches!(end, End::TimedOut))),
+                End::State(WriteState::Met) => return Ok(receipt(&writing, put.level)),
+                End::State(_) | End::TimedOut => return Err(self.gave_up(&mut writing, matches!(end, End::TimedOut))),
             }
         }
     }
@@ -125,13 +121,11 @@ impl Coordinator {
     ///
     /// # Errors
     /// When no majority could be had in time; whether it was written is not known then.
-    pub(super) async fn write_back(&self, mut writing: Writing, placement: &Placement) -> Result<(), Failure> {
+    pub(super) async fn write_back(&self, writing: Writing, placement: &Placement) -> Result<(), Failure> {
+        let mut writing = self.stragglers.attend(writing);
         let asks = writing.fold.start(&self.asking(placement));
         match self.drive(&mut writing, asks).await {
-            End::State(WriteState::Met) => {
-                self.go_on_behind(writing);
-                Ok(())
-            }
+            End::State(WriteState::Met) => Ok(()),
             End::TimedOut => Err(self.failure(&writing, FailureKind::TimedOut)),
             End::State(_) | End::Stale(_) => Err(self.failure(&writing, FailureKind::Unavailable)),
         }
@@ -188,22 +182,15 @@ impl Coordinator {
         }
     }
 
-    /// The client has its answer; the other replicas still get theirs.
-    fn go_on_behind(&self, writing: Writing) {
-        self.stragglers.take(writing);
-    }
-
-    fn gave_up(&self, writing: Writing, timed_out: bool) -> Failure {
+    fn gave_up(&self, writing: &mut Writing, timed_out: bool) -> Failure {
+        // An answer that is there already may make what became of it definite.
+        self.stragglers.drain(writing);
         let kind = match (timed_out, writing.fold.disks_full()) {
             (_, true) => FailureKind::DiskFull,
             (true, false) => FailureKind::TimedOut,
             (false, false) => FailureKind::Unavailable,
         };
-        let failure = self.failure(&writing, kind);
-        if writing.fold.majority_acked() {
-            self.go_on_behind(writing);
-        }
-        failure
+        self.failure(writing, kind)
     }
 
     fn failure(&self, writing: &Writing, kind: FailureKind) -> Failure {
