@@ -55,8 +55,12 @@ impl ServeError {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            ServeError::Open(OpenError::Locked { .. } | OpenError::OtherNode { .. } | OpenError::NewerSchema { .. })
-                | ServeError::Founding(FoundingError::Stop(_))
+            ServeError::Open(
+                OpenError::Locked { .. }
+                    | OpenError::OtherNode { .. }
+                    | OpenError::NewerSchema { .. }
+                    | OpenError::Identity { .. }
+            ) | ServeError::Founding(FoundingError::Stop(_))
                 | ServeError::Listen { .. }
         )
     }
@@ -161,13 +165,6 @@ fn banner(config: &Config, node: &Node) {
         "ready at http://{}{alone}",
         config.http_address(),
     );
-    if usize::from(cluster.rf) != usize::from(config.replication_factor) {
-        tracing::warn!(
-            "REPLICATION_FACTOR is {}, but the cluster keeps {} copies: the topology wins",
-            config.replication_factor,
-            cluster.rf
-        );
-    }
 }
 
 async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {

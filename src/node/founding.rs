@@ -317,7 +317,7 @@ impl Founding {
         tracing::info!(cluster = %topology.cluster_id, epoch = %topology.epoch, "{} is a member of {members}", self.me.node);
         if topology.rf != self.options.rf {
             let (rf, asked) = (topology.rf, self.options.rf);
-            tracing::warn!("the cluster keeps {rf} copies; REPLICATION_FACTOR={asked} has no effect on it");
+            tracing::warn!("REPLICATION_FACTOR={asked} has no effect: the cluster was founded with {rf}");
         }
         self.routing.install(topology);
         Ok(())

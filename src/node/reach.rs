@@ -53,7 +53,11 @@ impl Reach {
     /// Whether to ask that node to stand in for another. It is never probed for that: only requests that send a probe
     /// may take one, else a node that hung would stay unreachable for as long as others look at it.
     pub fn ask_stand_in(&self, node: NodeNum) -> Ask {
-        if self.is_reachable(node) { Ask::Yes } else { Ask::No }
+        match (self.is_reachable(node), self.peers.connected(node)) {
+            (true, _) => Ask::Yes,
+            (false, true) => Ask::Last,
+            (false, false) => Ask::No,
+        }
     }
 
     /// Whether [`Self::ask`] would say `Yes`. For views and plans: it takes no probe.
@@ -207,7 +211,7 @@ mod tests {
             reach.hung(OTHER);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(reach.ask_stand_in(OTHER), Ask::No);
+        assert_eq!(reach.ask_stand_in(OTHER), Ask::Last);
         assert_eq!(reach.ask(OTHER), Ask::Probe, "the probe is still there for who sends it");
     }
 }

@@ -59,7 +59,7 @@ pub enum OpenError {
         /// Its process id, as it wrote it.
         holder: String,
     },
-    #[error("{}: this data directory belongs to node {}, not to node {}", path.display(), found.0, wanted.0)]
+    #[error("{}: this data directory belongs to {found}, and this node is {wanted}; check NODE_NUM and DATA_DIR", path.display())]
     OtherNode { path: PathBuf, found: NodeNum, wanted: NodeNum },
     #[error("{}: written by a newer program (schema {found}, this one knows {known}); use that one", path.display(), known = migrations::KNOWN)]
     NewerSchema { path: PathBuf, found: u32 },
@@ -67,7 +67,7 @@ pub enum OpenError {
     Identity { path: PathBuf, reason: String },
     #[error("{}: {reason}", path.display())]
     Sqlite { path: PathBuf, reason: String },
-    #[error("{}: {source}", path.display())]
+    #[error("{} cannot be used: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
 

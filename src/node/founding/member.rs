@@ -8,7 +8,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
 use super::{FOREIGN_FOR, Founding, WITHIN};
-use crate::ports::{PeerError, PeerRequest};
+use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::protocol::founding::Stop;
 use crate::types::ClusterId;
 
@@ -28,7 +28,7 @@ impl Founding {
             return Ok(());
         }
         let began = Instant::now();
-        while let Round::Foreign(theirs, there) = self.look_around().await {
+        while let Round::Foreign(theirs, there) = self.look_around(mine).await {
             self.bear(mine, theirs, there, began)?;
             self.pause().await;
         }
@@ -41,7 +41,7 @@ impl Founding {
     }
 
     /// Asks the seeds and the remembered addresses, and ends with the first answer that decides.
-    async fn look_around(&self) -> Round {
+    async fn look_around(&self, mine: ClusterId) -> Round {
         let known = self.store.identity().known_addresses;
         let targets = self.state.lock().gathering.addresses(self.options.seeds.iter().chain(&known));
         let ask = |address: String| async move { (self.ask(&address, PeerRequest::Topology, WITHIN).await, address) };
@@ -49,6 +49,10 @@ impl Founding {
         let mut round = Round::Nobody;
         while let Some((answer, address)) = asks.next().await {
             match answer {
+                // Before this node's identity names its cluster, others tell it of theirs.
+                Ok(PeerReply::Topology { topology: Some(topology) }) if topology.cluster_id != mine => {
+                    round = Round::Foreign(topology.cluster_id, address);
+                }
                 Ok(_) => return Round::Ours,
                 // A remembered address may be somebody else's by now; a seed was given by a person.
                 Err(PeerError::ForeignCluster(theirs)) if self.options.seeds.contains(&address) => {

@@ -18,8 +18,18 @@ pub(super) struct Own {
     told: Option<(Instant, NodeInfo)>,
 }
 
-/// Whether two infos of one node differ in more than counters.
+/// Whether a counter moved so far that a person who looks at the other nodes would find the old value wrong. The steps
+/// grow with it, so that they are few.
+fn moved(a: u64, b: u64) -> bool {
+    a.abs_diff(b) > a.max(b) / 4
+}
+
+/// Whether two infos of one node differ in more than counters, or counters by much.
 fn changed(a: &NodeInfo, b: &NodeInfo) -> bool {
+    let hints = |info: &NodeInfo| info.hints.iter().map(|(_, count, _)| count).sum();
+    if moved(a.keys, b.keys) || moved(hints(a), hints(b)) {
+        return true;
+    }
     let NodeInfo { mesh_address, http_address, zone, weight, state, program, epoch, .. } = a;
     (mesh_address, http_address, zone, program) != (&b.mesh_address, &b.http_address, &b.zone, &b.program)
         || (*weight, *state, *epoch) != (b.weight, b.state, b.epoch)

@@ -1,0 +1,117 @@
+//! A few real processes: what a person sees who kills nodes, restarts them and mixes them up. `scripts/check-faults`
+//! does the same at length.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod load;
+mod nodes;
+
+use load::Load;
+use nodes::{Cluster, Node};
+
+#[tokio::test]
+async fn a_killed_node_is_stood_in_for_and_gets_what_it_missed() {
+    let mut cluster = Cluster::start().await;
+    assert_eq!(cluster.nodes[0].ask("PUT", "/kv/name", "anas").await.status, 201);
+    for node in &cluster.nodes {
+        assert_eq!(node.ask("GET", "/kv/name", "").await.body, "anas", "{}", node.name);
+    }
+
+    let mut load = Load::new();
+    let [first, second, victim] = &mut cluster.nodes[..] else { panic!("three nodes") };
+    let failed = load
+        .run(&[first, second], async |progress| {
+            progress.more(100).await;
+            victim.kill().await;
+            progress.more(200).await;
+        })
+        .await;
+    assert_eq!(failed, [] as [&str; 0], "the other two answer everything");
+
+    let mut homes = Vec::new();
+    for key in &mut load.keys {
+        let receipt = key.put(first).await.json();
+        if receipt["replicas"].as_array().unwrap().contains(&"n3".into()) {
+            assert!(receipt["hinted"]["n3"].is_string(), "{receipt}");
+            assert_eq!(receipt["strict"], false, "{receipt}");
+            homes.push(key);
+        }
+    }
+    let refused = first.ask("PUT", &homes[0].path("?consistency=all"), "x").await;
+    assert_eq!((refused.status, &refused.json()["outcome"]), (503, &"not_applied".into()));
+    assert!(refused.json()["failed"].as_array().unwrap().iter().any(|f| f["node"] == "n3"), "{refused:?}");
+
+    victim.start();
+    victim.ready().await;
+    for node in [&*first, &*second] {
+        node.healthy().await;
+    }
+    assert_eq!((first.stop().await, second.stop().await), (0, 0));
+    for key in homes {
+        let answer = key.get(victim, "?consistency=one").await;
+        assert_eq!(answer.body, format!("{} {}", key.name, key.acked), "alone with its own copy");
+    }
+}
+
+#[tokio::test]
+async fn all_killed_at_once_lose_nothing_acknowledged() {
+    let mut cluster = Cluster::start().await;
+    let mut load = Load::new();
+    for _ in 0..2 {
+        let before = load.acked();
+        // The clients hold on to the nodes, so the processes are killed by their ids.
+        let nodes: Vec<&Node> = cluster.nodes.iter().collect();
+        load.run(&nodes, async |progress| {
+            progress.more(200).await;
+            nodes.iter().for_each(|node| node.kill_now());
+            progress.more(20).await;
+        })
+        .await;
+        assert!(load.acked() > before);
+        for node in &mut cluster.nodes {
+            node.kill().await;
+            node.start();
+        }
+        cluster.healthy().await;
+        for node in &cluster.nodes {
+            for key in &load.keys {
+                let answer = key.get(node, "").await;
+                assert!(answer.ok() || key.acked == 0, "{} at {}: {answer:?}", key.name, node.name);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stop_is_clean_and_what_cannot_be_right_is_refused() {
+    let mut cluster = Cluster::start().await;
+    let seeds = cluster.nodes.iter().map(|n| n.mesh.clone()).collect::<Vec<_>>().join(",");
+    let member = |number, dir| {
+        let settings = [("SEEDS", seeds.clone()), ("CLUSTER_SIZE", "3".into()), ("REPLICATION_FACTOR", "2".into())];
+        Node::new(number, dir, &settings)
+    };
+
+    let same = cluster.dir.path().join("twin");
+    std::os::unix::fs::symlink(&cluster.nodes[1].dir, &same).unwrap();
+    let mut twin = member(2, same);
+    twin.start();
+    assert_eq!(twin.ended().await, 78);
+    assert!(twin.said().contains("another process"), "{}", twin.said());
+
+    let mut double = member(2, cluster.dir.path().join("double"));
+    double.start();
+    assert_eq!(double.ended().await, 78);
+    assert!(double.said().contains("has n2 as instance"), "{}", double.said());
+
+    let mut foreign = Node::new(4, cluster.dir.path().join("foreign"), &[]);
+    foreign.start();
+    foreign.ready().await;
+    assert_eq!(foreign.stop().await, 0);
+    foreign.set("SEEDS", seeds);
+    foreign.start();
+    assert_eq!(foreign.ended().await, 78);
+    assert!(foreign.said().lines().last().unwrap().contains("belongs to cluster"), "{}", foreign.said());
+
+    for node in &mut cluster.nodes {
+        assert_eq!(node.stop().await, 0, "{}", node.said());
+    }
+}
