@@ -34,7 +34,10 @@ pub(super) enum Role {
 pub(super) const PAGE_BYTES: u64 = 4096;
 /// Each connection's own pages, in KiB; the operating system's cache does the rest.
 const CACHE_KIB: i64 = 2048;
-/// How much of the file a reader maps, in bytes.
+/// The writer's: it meets the pages it changed again before they are in the database, and a page in the log is not
+/// mapped but read with a system call.
+const WRITER_CACHE_KIB: i64 = 8192;
+/// How much of the file the writer and the readers map, in bytes.
 const MMAP_BYTES: i64 = 1 << 30;
 /// How long a connection waits for another program (a person with `sqlite3`) to let go of the database.
 const BUSY: Duration = Duration::from_secs(5);
@@ -51,7 +54,7 @@ pub(super) fn open(path: &Path, role: Role) -> Result<Connection, MigrationError
     let mut conn = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(if role == Role::Checkpointer { CHECKPOINT_BUSY } else { BUSY })?;
     conn.set_prepared_statement_cache_capacity(32);
-    conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    conn.pragma_update(None, "cache_size", if let Role::Writer(_) = role { -WRITER_CACHE_KIB } else { -CACHE_KIB })?;
     conn.pragma_update(None, "trusted_schema", false)?;
     match role {
         Role::Writer(durability) => {
@@ -61,6 +64,7 @@ pub(super) fn open(path: &Path, role: Role) -> Result<Connection, MigrationError
             conn.pragma_update(None, "journal_mode", "WAL")?;
             // Checkpoints beside the writer: see `checkpoint`.
             conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+            conn.pragma_update(None, "mmap_size", MMAP_BYTES)?;
             set_synchronous(&conn, Durability::Full)?;
             migrations::migrate(&mut conn)?;
             set_synchronous(&conn, durability)?;
