@@ -7,13 +7,12 @@ simple: whatever is read is a number that was sent, and none below the last ackn
 import json
 import os
 import random
-import re
 import subprocess
 import threading
 import time
 from collections import namedtuple
 
-from cluster import ROOT, Client, Failed, path_of, say
+from cluster import Client, Failed, binary, path_of, say
 
 # Times are monotonic seconds; `number` is what a PUT wrote or a GET returned (None: nothing).
 Op = namedtuple("Op", "begin end kind key number node status body")
@@ -133,27 +132,24 @@ class Load:
         return f"{len(ops):,} requests, {len(failed)} failed" + (f" (first: {failed[0]})" if failed else "")
 
 
-def wrk(ports, operation, keys, seconds, connections, kind="a3", offset=0):
-    """One run of load.lua with connections spread over these ports; returns what wrk counted and measured."""
-    nodes = [f"127.0.0.1:{port}" for port in ports]
-    each = max(1, connections // len(nodes))
-    command = ["wrk", "-t", str(len(nodes)), "-c", str(each * len(nodes)), "-d", f"{seconds}s", "--timeout", "10s",
-               "-s", os.path.join(ROOT, "scripts", "load.lua"), f"http://{nodes[0]}/",
-               "--", kind, operation, str(keys), str(offset), *nodes]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds + 60)
-    found = re.search(r"^RESULT (.*)$", done.stdout, re.M)
-    if not found:
-        raise Failed(f"wrk gave no result:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return json.loads(found.group(1))
+def bench(ports, operation, keys, seconds, connections, kind="a3"):
+    """One run of `a3 bench` with connections spread over these ports; what it counted and measured. The same generator
+    speaks to etcd, so that both are measured by one ruler. Operations: put, quorum, one, load (each key once)."""
+    command = [binary(), "bench", "--output", "json", "--hosts", ",".join(f"127.0.0.1:{port}" for port in ports),
+               "--connections", str(connections), "--seconds", str(seconds), "--keys", str(keys), "--prefix", "key-",
+               "--value-bytes", "100", "--warmup", "0" if operation == "load" else "1"]
+    command += {"put": ["--op", "put"], "quorum": ["--op", "get"], "one": ["--op", "get", "--consistency", "one"],
+                "load": ["--load", "--op", "get"]}[operation]
+    command += ["--etcd"] if kind == "etcd" else []
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds + 900)
+    if done.returncode:
+        raise Failed(f"a3 bench failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    result = json.loads(done.stdout)
+    latency, failed = result["latency_ms"], sum(result["errors"].values())
+    return {"requests": result["operations"], "failed": failed, "rate": result["operations_per_second"],
+            "p50_ms": latency["p50"], "p99_ms": latency["p99"]}
 
 
 def store_keys(ports, keys, kind="a3"):
-    """Stores each key once: wrk ends only when its time is up, so in slices that begin where the last one ended."""
-    connections, offset, share = 48, 0, -(-keys // len(ports))
-    while offset < share:
-        result = wrk(ports, "load", keys, 3, connections, kind, offset)
-        if result["failed"]:
-            raise Failed(f"storing {keys:,} keys: {result['failed']} of {result['requests']} requests failed")
-        # What was under way when the time was up may not have been stored.
-        sure = offset + result["sent"] - connections
-        offset = share if sure >= share else max(offset, min(sure, share - 2))
+    """Stores each key (`key-` and ten digits) once."""
+    bench(ports, "load", keys, 0.1, 64, kind)

@@ -4,8 +4,8 @@ import select
 import socket
 import time
 
-from cluster import Cluster, Failed, check, debian, say, wait_until
-from load import Load, store_keys, wrk
+from cluster import Cluster, Failed, check, say, wait_until
+from load import Load, bench, store_keys
 
 
 def slow(_options):
@@ -56,7 +56,6 @@ def select_readable(sockets):
 
 def memory(options):
     """An idle node needs at most 40 MiB; memory stays flat over many requests with nobody scraping."""
-    debian("wrk", "wrk")
     with Cluster(rf=2) as cluster:
         time.sleep(3)
         idle = [node.rss_mib() for node in cluster.nodes]
@@ -67,7 +66,7 @@ def memory(options):
         store_keys(ports, keys)
         while done < options.requests or len(samples) < 6:
             for operation in ("put", "quorum", "one"):
-                result = wrk(ports, operation, keys, 2, 48)
+                result = bench(ports, operation, keys, 2, 48)
                 done, failed = done + result["requests"], failed + result["failed"]
             samples.append(max(node.rss_mib() for node in cluster.nodes))
             say(f"      after {done:,} requests: {samples[-1]:.1f} MiB")
@@ -79,7 +78,6 @@ def memory(options):
 
 def million(options):
     """A node with a million keys is ready within a second of its start."""
-    debian("wrk", "wrk")
     # With three copies every node holds every key.
     with Cluster(rf=3) as cluster:
         begin = time.monotonic()
@@ -93,8 +91,8 @@ def million(options):
                 took = time.monotonic() - begin
                 check(took <= 1, f"{node.name} is ready {took:.2f} s after its start ({title} before)")
         for i in (0, options.keys // 2, options.keys - 1):
-            if cluster.nodes[0].get(f"key-{i:07}").status != 200:
-                raise Failed(f"key-{i:07} is missing")
+            if cluster.nodes[0].get(f"key-{i:010}").status != 200:
+                raise Failed(f"key-{i:010} is missing")
 
         def counts():
             return all(node.metric("a3_store_keys") == options.keys for node in cluster.nodes)
