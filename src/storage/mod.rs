@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! submit ---> write queue ---> writer thread: engine, one transaction a batch ---> answers, after the commit
-//!        \--> read queue ----> two reader threads: one snapshot a drain ---------> answers
+//!        \--> read queue ----> reader threads: one snapshot a drain -------------> answers
 //!                              checkpointer thread: the log into the database, in steps
 //!                              counter thread: once after opening, slot by slot
 //! ```

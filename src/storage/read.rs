@@ -1,4 +1,4 @@
-//! Reading: two threads that drain a queue, one snapshot a drain.
+//! Reading: threads that drain one queue, one snapshot a drain.
 //!
 //! Invariants:
 //! - A drain opens its snapshot after it took its requests, so each of them sees every change that was acknowledged
@@ -21,7 +21,7 @@ use super::status::Status;
 use crate::ports::{Hint, ReadPart, Refusal, ReplicaReply, ReplyTo, Seen, StoreError};
 use crate::types::{Floor, Hlc, Key, NodeNum, Record, Slot};
 
-/// Requests of the hot path in one snapshot. Small enough that both threads get work from one burst.
+/// Requests of the hot path in one snapshot. Small enough that all threads get work from one burst.
 const DRAIN_MAX: usize = 128;
 /// A page of a scan ends at this many bytes of keys and contents.
 const PAGE_BYTES_MAX: usize = 1024 * 1024;

@@ -28,8 +28,8 @@ use crate::ports::{
 };
 use crate::types::{Hlc, Identity, Key, NodeNum, Record, Slot, Topology, Version};
 
-/// Threads that read. Two keep up with the writer on a small machine, and one large read does not stop the others.
-const READERS: usize = 2;
+/// Most reader threads.
+const READERS_MAX: usize = 4;
 /// Changes, and reads, that may wait for the disk; more are refused as `Overloaded`.
 const WAITING_MAX: usize = 65_536;
 /// Hints dropped in one transaction, so that writes get in between.
@@ -77,6 +77,12 @@ impl OpenError {
     }
 }
 
+/// A reader for two processors: one serves more than its node's other threads can ask of it, and each more must be woken
+/// instead of finding work.
+fn readers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, READERS_MAX)
+}
+
 /// The store of a node, with its threads.
 pub struct SqliteStore {
     writes: Arc<WriteQueue>,
@@ -117,7 +123,7 @@ impl SqliteStore {
             })
         };
         let conns = Connections {
-            readers: (0..READERS).map(|_| connect(Role::Reader)).collect::<Result<_, _>>()?,
+            readers: (0..readers()).map(|_| connect(Role::Reader)).collect::<Result<_, _>>()?,
             counter: connect(Role::Counter)?,
             checkpointer: connect(Role::Checkpointer)?,
         };
