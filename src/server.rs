@@ -102,23 +102,23 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let mesh = mesh::serve(mesh_listener, handler, mesh::Options::default(), stop_mesh.clone().cancelled_owned());
     spawn.spawn(Box::pin(upkeep(recorder, node.clone(), store.clone())));
 
-    let life = async {
-        let ended = live(&config, &node, &store).await;
-        node.leave().await;
-        stop_http.cancel();
-        ended
-    };
     // REST ends only after its requests have; they may need the mesh, which ends last.
-    let inner = async {
+    let life = async {
+        let life = async {
+            let ended = live(&config, &node, &store).await;
+            node.leave().await;
+            stop_http.cancel();
+            ended
+        };
         let ((), ended) = tokio::join!(rest, life);
         stop_mesh.cancel();
         ended
     };
-    let (mesh_ended, ended) = tokio::join!(mesh, inner);
+    let ended = tokio::try_join!(async { mesh.await.map_err(ServeError::Mesh) }, life);
     tasks.stop().await;
     store.close();
     tracing::info!(node = %me, "stopped");
-    ended.and(mesh_ended.map_err(ServeError::Mesh))
+    ended.map(drop)
 }
 
 /// From the search for the cluster to a reason to stop.

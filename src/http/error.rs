@@ -18,7 +18,6 @@ pub(super) fn problem_of(operation: Operation, failure: Failure) -> Problem {
         FailureKind::ClockSkew { .. } => Code::ClockSkew,
         FailureKind::NotReady => Code::NotReady,
         FailureKind::DiskFull => Code::DiskFull,
-        FailureKind::Overloaded => Code::Overloaded,
     };
     let detail = match failure.kind {
         FailureKind::Unavailable | FailureKind::TimedOut | FailureKind::DiskFull => format!(
@@ -28,7 +27,7 @@ pub(super) fn problem_of(operation: Operation, failure: Failure) -> Problem {
             failure.required,
             failure.level
         ),
-        FailureKind::ClockSkew { .. } | FailureKind::NotReady | FailureKind::Overloaded => failure.kind.to_string(),
+        FailureKind::ClockSkew { .. } | FailureKind::NotReady => failure.kind.to_string(),
     };
     let replies = Replies { required: failure.required, acked: failure.acked, failed: failure.failed };
     let problem = Problem::new(code, detail).with_replies(replies);
@@ -63,7 +62,6 @@ mod tests {
             (FailureKind::ClockSkew { by_ms: -7000 }, 503, "clock-skew"),
             (FailureKind::NotReady, 503, "not-ready"),
             (FailureKind::DiskFull, 507, "disk-full"),
-            (FailureKind::Overloaded, 503, "overloaded"),
         ];
         for (kind, status, code) in table {
             let body = shown(Operation::Write, kind, Some(Outcome::NotApplied));

@@ -264,11 +264,6 @@ impl Node {
         self.coordinator.put(put).await
     }
 
-    /// How far this node's wall clock is off, where that keeps it from coordinating writes, in milliseconds.
-    pub fn clock_skewed_by_ms(&self) -> Option<i64> {
-        self.clock.skewed_by_ms()
-    }
-
     pub fn identity(&self) -> Identity {
         self.store.identity()
     }

@@ -102,9 +102,6 @@ pub enum FailureKind {
     /// Replicas have no room.
     #[error("the replicas' disks are full")]
     DiskFull,
-    /// Fewer requests, please.
-    #[error("too many requests are under way")]
-    Overloaded,
 }
 
 /// A failed operation: who was needed, who answered, and why the others did not.

@@ -45,12 +45,13 @@ impl Routing {
         self.epoch.send_replace(epoch);
     }
 
-    /// Saves a topology and puts it in force.
+    /// Saves a newer topology of this node's cluster and puts it in force; any other changes nothing.
     ///
     /// # Errors
     /// When it could not be saved; the one before stays in force.
     pub async fn adopt(&self, store: &dyn Store, topology: Arc<Topology>) -> Result<(), StoreError> {
-        if topology.epoch > self.epoch() {
+        let ours = self.ring().is_none_or(|ring| ring.topology().cluster_id == topology.cluster_id);
+        if ours && topology.epoch > self.epoch() {
             store.save_topology(Arc::clone(&topology)).await?;
             self.install(topology);
         }

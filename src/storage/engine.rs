@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{CachedStatement, Connection, ErrorCode};
+use rusqlite::{CachedStatement, Connection, ErrorCode, ffi};
 
 use super::book::{Book, Count, Entries};
 use super::connection::{self, Durability, Role};
@@ -227,6 +227,8 @@ impl BatchError {
     fn of(error: &rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => BatchError::Full,
+            // The index of the log could not grow for a full disk; what was written of the batch is not committed.
+            _ if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_SHMSIZE) => BatchError::Full,
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => BatchError::Busy,
             _ => BatchError::Failed(error.to_string()),
         }
@@ -262,7 +264,7 @@ pub(super) struct Batch<'e> {
     pub(super) gauges: &'e Gauges,
     select: CachedStatement<'e>,
     put: CachedStatement<'e>,
-    hints_stored: u64,
+    pub(super) hints_stored: u64,
     /// Targets that lost a hint: their oldest may be another one now.
     pub(super) bereft: BTreeSet<NodeNum>,
 }
@@ -288,9 +290,8 @@ impl<'e> Batch<'e> {
         match change {
             Change::Write { slot, key, record } => self.write(*slot, key, record).map(Outcome::Reply),
             Change::Hint { target, slot, key, record, counted } => {
-                let reply = self.hint(self.engine.hint_bytes_max, (*target, *slot, key), record, *counted)?;
-                self.hints_stored += u64::from(reply == ReplicaReply::Hinted);
-                Ok(Outcome::Reply(reply))
+                let room = self.engine.hint_bytes_max;
+                self.hint(room, (*target, *slot, key), record, *counted).map(Outcome::Reply)
             }
             Change::ForgetHints(hints) => self.forget_hints(hints).map(|()| Outcome::Done),
             Change::DropHints { kept_before_ms, limit } => {

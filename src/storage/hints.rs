@@ -62,6 +62,7 @@ impl Batch<'_> {
                 let columns = Columns::place(conn, key, record, stored.and_then(|s| s.large))?;
                 let mut put = conn.prepare_cached(row::PUT_HINT)?;
                 columns.put_hint(&mut put, (target, slot, key), counted, self.now.wall_ms)?;
+                self.hints_stored += 1;
             }
         }
         if let Some(old) = &found {
