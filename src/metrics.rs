@@ -35,7 +35,7 @@ const PLAIN: &[&[(&str, &str)]] = &[&[]];
 macro_rules! metrics_table {
     ($($konst:ident = $name:literal, $kind:expr, $help:literal, $zero:expr;)*) => {
         $(pub const $konst: Metric = Metric { name: $name, kind: $kind, help: $help, zero: $zero };)*
-        /// The table, in the order of the docs.
+        /// The table.
         pub const TABLE: &[Metric] = &[$($konst),*];
     };
 }
@@ -80,7 +80,7 @@ metrics_table! {
     HINTS_DROPPED = "a3_hints_dropped_total", Kind::Counter, "Hints dropped undelivered.", PLAIN;
     MESH_MESSAGES = "a3_mesh_messages_total", Kind::Counter, "Messages of the hot path, by direction.", DIRECTIONS;
     MESH_BATCH = "a3_mesh_batch_requests", Kind::Histogram(BATCH), "Requests in one sent message of the hot path.", PLAIN;
-    MESH_BYTES = "a3_mesh_bytes_total", Kind::Counter, "Bytes of messages of the hot path before compression and framing, by direction.", DIRECTIONS;
+    MESH_BYTES = "a3_mesh_bytes_total", Kind::Counter, "Bytes of messages of the hot path before framing, by direction.", DIRECTIONS;
     MESH_ERRORS = "a3_mesh_errors_total", Kind::Counter, "Requests to peers without an answer, by reason.", &[
         &[("reason", "unreachable")], &[("reason", "timed_out")], &[("reason", "lost")], &[("reason", "overloaded")],
         &[("reason", "wrong_recipient")], &[("reason", "foreign_cluster")], &[("reason", "protocol")], &[("reason", "refused")],

@@ -1,6 +1,6 @@
 //! The ports: what the node's drivers need from the world, and what the world may ask of a node.
 //!
-//! Production plugs in SQLite, gRPC, the system clock and tokio; the simulation plugs in a simulated disk and network.
+//! Production plugs in SQLite, gRPC, the system clock and tokio; tests plug in a disk and a network of their own.
 //! The ports are shaped for the hot path: [`Peers::send`] and [`Store::submit`] only queue, and batches form behind
 //! them. Rare requests are futures.
 //!
@@ -28,7 +28,7 @@ use crate::types::{
 
 // ------------------------------------------------------------------------------------------------ the node's world
 
-/// Wall time. Timers use `tokio::time`, which is virtual in simulation.
+/// Wall time. Timers use `tokio::time`, which is virtual where a test pauses it.
 pub trait Clock: Send + Sync {
     /// Milliseconds since 1970; may jump either way.
     fn wall_ms(&self) -> u64;
@@ -205,7 +205,7 @@ pub struct HintTotals {
     pub bytes: u64,
     /// Wall milliseconds of the oldest, 0 when there is none.
     pub oldest_ms: u64,
-    /// Dropped undelivered since the node started: too old, or no longer wanted.
+    /// Dropped undelivered since the node started, for their age.
     pub dropped: u64,
 }
 

@@ -1,5 +1,5 @@
-//! The wiring: the only file that knows every module. It starts them in order, waits for a reason to stop, and stops them in
-//! the opposite order.
+//! The wiring: the only file that knows every module. It starts them in order, waits for a reason to stop, and stops
+//! them in the opposite order.
 //!
 //! Up: metrics, the data directory and its store, both listeners (a port that is taken is told before anything else
 //! happens), the mesh, the node, REST (which answers `/readyz` with 503 until the node has its cluster), then the cluster.

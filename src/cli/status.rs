@@ -54,7 +54,7 @@ pub(super) fn summary(health: &Health) -> String {
     }
     if health.hints_pending > 0 {
         let hints = if health.hints_pending == 1 { "hint" } else { "hints" };
-        line.push_str(&format!("; {} {hints} to deliver kept here", health.hints_pending));
+        line.push_str(&format!("; {} {hints} to deliver", health.hints_pending));
     }
     line
 }
@@ -105,7 +105,7 @@ mod tests {
         };
         assert_eq!(summary(&fine), "healthy: of 256 slots 256 with all copies, 256 at quorum");
         let down = Health { members_down: vec!["n2".into()], hints_pending: 7, slots_unavailable: 1, ..fine };
-        assert!(summary(&down).ends_with("256 at quorum, 1 unavailable; down: n2; 7 hints to deliver kept here"));
+        assert!(summary(&down).ends_with("256 at quorum, 1 unavailable; down: n2; 7 hints to deliver"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The table of settings. Flags, environment variables, the file's names, their checks, `a3 config` and the docs all
-//! come from here; nothing about a setting is written down twice.
+//! The table of settings. Flags and their help, environment variables, the file's names, their checks and `a3 config`
+//! all come from here.
 
 use crate::types::limits::{MEMBERS_MAX, REPLICATION_FACTOR_MAX, VALUE_BYTES_CEILING, WEIGHT_MAX, ZONE_BYTES_MAX};
 
@@ -94,7 +94,7 @@ macro_rules! settings {
     ($($name:ident: $kind:expr, $default:expr, $meaning:literal;)*) => {
         $(pub const $name: Setting =
             Setting { name: stringify!($name), kind: $kind, default: $default, meaning: $meaning };)*
-        /// Every setting, in the order of the docs.
+        /// Every setting, in the order in which `a3 config` shows them.
         pub const TABLE: &[Setting] = &[$($name),*];
     };
 }

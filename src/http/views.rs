@@ -69,7 +69,7 @@ pub(super) struct MemberBody {
     keys: Option<u64>,
     /// Bytes of keys and values it keeps.
     bytes: Option<u64>,
-    /// Requests answered in the last second.
+    /// Client operations begun in the last full second.
     requests_per_second: Option<u64>,
 }
 
@@ -241,7 +241,7 @@ pub(super) struct HintTargetBody {
     bytes: u64,
     /// When the oldest was kept, milliseconds since 1970; null when there is none.
     oldest_ms: Option<u64>,
-    /// Dropped undelivered since the node started: too old, or no longer wanted.
+    /// Dropped undelivered since the node started, for their age.
     dropped: u64,
 }
 

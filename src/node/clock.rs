@@ -71,8 +71,8 @@ struct Outcome {
 }
 
 impl NodeClock {
-    /// `reserved` is what the store's reservation says at start: stamps up to it may have been issued in an earlier life.
-    /// No stamp is issued before [`Self::keep_reserved`] runs.
+    /// `reserved` is what the store's reservation says at start: stamps up to it may have been issued in an earlier
+    /// life. No stamp is issued before [`Self::keep_reserved`] runs.
     pub fn new(wall: Arc<dyn Clock>, skew_max: Duration, reserved: Hlc) -> Arc<Self> {
         let skew_max_ms = u64::try_from(skew_max.as_millis()).unwrap_or(u64::MAX);
         Arc::new(Self {
@@ -103,8 +103,8 @@ impl NodeClock {
         self.state.lock().hybrid.now(wall_ms)
     }
 
-    /// The greatest reading issued, or seen and believed. What the wall shows is not in it, so that a wrong one leaves no
-    /// trace in what is told of it.
+    /// The greatest reading issued, or seen and believed. What the wall shows is not in it, so that a wrong one leaves
+    /// no trace in what is told of it.
     pub fn seen(&self) -> Hlc {
         self.state.lock().hybrid.now(0)
     }

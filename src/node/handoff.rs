@@ -239,7 +239,7 @@ impl Handoff {
         let before_ms = self.parts.clock.wall_ms().saturating_sub(window_ms);
         match self.parts.store.drop_hints_before(before_ms).await {
             Ok(0) => {}
-            Ok(dropped) => tracing::info!(dropped, "hints dropped: older than the hint window; anti-entropy repairs"),
+            Ok(dropped) => tracing::info!(dropped, "hints dropped: older than the hint window; reads repair what they find"),
             Err(error) => tracing::warn!(%error, "old hints could not be dropped"),
         }
     }

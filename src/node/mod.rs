@@ -60,11 +60,14 @@ pub struct Options {
     pub cluster_size: u16,
     /// Copies of each key; counts when the cluster is founded.
     pub rf: u8,
+    /// Where this node stands; the copies of a key are spread over zones.
     pub zone: Option<String>,
+    /// This node's share of the slots, relative to the others'.
     pub weight: u32,
     /// Where peers and clients reach this node, `host:port`.
     pub mesh_address: String,
     pub http_address: String,
+    /// How often a member is probed.
     pub gossip_interval: Duration,
     /// A stamp further ahead of the wall clock than this is refused.
     pub clock_skew_max: Duration,

@@ -9,7 +9,7 @@ use super::routing::Routing;
 use crate::ports::{InfoStamp, NodeInfo, NodeState, Store};
 use crate::types::Identity;
 
-/// Facts about this node that change while it runs, and where to find the others.
+/// The facts about this node, and the parts that know those which change while it runs.
 pub struct Own {
     identity: Identity,
     mesh_address: String,

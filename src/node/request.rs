@@ -96,7 +96,7 @@ pub enum FailureKind {
     /// This node's clock is off, so it does not coordinate writes.
     #[error("this node's clock is {by_ms} ms off the median of its peers' clocks")]
     ClockSkew { by_ms: i64 },
-    /// No topology yet, or draining.
+    /// No topology yet, or not yet joined; for a write also: not a member, or no stamps could be reserved on disk.
     #[error("the node is not ready")]
     NotReady,
     /// Replicas have no room.

@@ -1,6 +1,6 @@
 //! The decisions: pure, synchronous, without a clock; randomness only as an argument; ordered collections only.
 //!
-//! Every protocol is a fold (`new`, `on_reply`, a verdict, side effects returned as data); `node` drives it.
+//! Every protocol is a fold (told what came, it says where it stands; side effects are returned as data); `node` drives it.
 
 pub mod founding;
 pub mod hints;

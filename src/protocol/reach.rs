@@ -2,8 +2,9 @@
 //!
 //! - A peer that gossip holds for down is asked only where nobody else is left.
 //! - A **hang** is a request without an answer within the patience. Three in a row make a peer unreachable; then one
-//!   probe a second tries it (and whoever has nobody else to ask), and any answer makes it reachable again. One stall of a peer lets every request under
-//!   way hang together, so hangs within one patience of a counted one are the same hang.
+//!   probe a second tries it (and whoever has nobody else to ask), and any answer makes it reachable again. One stall
+//!   of a peer lets every request under way hang together, so hangs within one patience of a counted one are the same
+//!   hang.
 //! - The patience follows the peer's usual p99. That is estimated by a value which each slower answer raises by a
 //!   16th and each faster one lowers by a 1600th: it rests where one answer in about a hundred is slower.
 

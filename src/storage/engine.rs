@@ -1,5 +1,5 @@
 //! The engine: applies a batch of changes to the database in one transaction. Synchronous; production runs it in the
-//! writer thread, the simulation inline.
+//! writer thread, tests inline.
 //!
 //! Invariants:
 //! - A batch is applied whole or not at all, and its outcomes may be told only after [`Engine::apply`] returned `Ok`:

@@ -120,6 +120,6 @@ pub struct NodeInfo {
     pub bytes: u64,
     /// Hints this node keeps: for whom, how many, how many bytes.
     pub hints: Vec<(NodeNum, u64, u64)>,
-    /// Requests answered in the last second.
+    /// Client operations begun in the last full second.
     pub requests_per_second: u64,
 }

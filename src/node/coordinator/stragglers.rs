@@ -133,7 +133,7 @@ impl Stragglers {
         queue.writes = open;
     }
 
-    /// Tells the fold what has come. Nobody is asked for a hint that counts any more: the level is met.
+    /// Tells the fold what has come. Nobody is asked for anything more: the client was answered, or is about to be.
     pub(super) fn drain(&self, writing: &mut Writing) {
         while let Some((tag, answer)) = writing.answers.try_next() {
             let tag = Tag::unpack(tag);
