@@ -38,14 +38,14 @@
 //!
 //! # Glossary
 //!
-//! *node* a process · *member* a node as the topology lists it · *peer* the other end of a mesh call · *token* 64-bit hash of
-//! a key · *slot* one of 256 equal pieces of the keyspace · *home replica* a node that owns a slot · *fallback* a node standing
-//! in for an unreachable home replica · *ring* the table slot -> home replicas · *preference list* the home replicas of a slot,
-//! then the fallbacks in order · *coordinator* the node a client asked · *hint* a record a fallback keeps for its home
-//! replica · *handoff* delivering hints · *read repair* writing the newest copy back where a read found an older one ·
-//! *topology* the member list and ring, numbered by *epoch* · *write sets* the replica sets a write must satisfy · *version*
-//! clock, writer number and count of conditional writes of a record · *tombstone* a deleted key's record · *floor* what a slot
-//! has purged up to · *level* the consistency of a request.
+//! *node* a process · *member* a node as the topology lists it · *peer* the other end of a mesh call · *token* 64-bit
+//! hash of a key · *slot* one of 256 equal pieces of the keyspace · *home replica* a node that owns a slot · *fallback*
+//! a node standing in for an unreachable home replica · *ring* the table from slots to home replicas · *preference list* the
+//! home replicas of a slot, then the fallbacks in order · *coordinator* the node a client asked · *hint* a record a
+//! fallback keeps for its home replica · *handoff* delivering hints · *read repair* writing the newest copy back where
+//! a read found an older one · *topology* the member list and ring, numbered by *epoch* · *write sets* the replica sets
+//! a write must satisfy · *version* clock, writer number and count of conditional writes of a record · *tombstone* a
+//! deleted key's record · *floor* what a slot has purged up to · *level* the consistency of a request.
 
 pub mod cli;
 pub mod config;
