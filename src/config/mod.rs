@@ -66,9 +66,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub debug_log: bool,
     pub durability: Durability,
-    pub anti_entropy_interval: Duration,
     pub gossip_interval: Duration,
-    pub gc_grace: Duration,
     pub hint_window: Duration,
     pub hint_bytes_max: u64,
     /// At most [`VALUE_BYTES_CEILING`](crate::types::limits::VALUE_BYTES_CEILING).

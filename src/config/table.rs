@@ -120,11 +120,11 @@ settings! {
     DURABILITY: Kind::Choice(&["full", "normal"]), Default::Text("full"),
         "full: what is acknowledged is on disk; normal: it survives a crash of the process, not a power cut.";
     ANTI_ENTROPY_INTERVAL: Kind::Duration { min_ms: SECOND, max_ms: DAY }, Default::Text("30s"),
-        "Time between two comparisons of copies with a peer.";
+        "Time between two comparisons of copies with a peer; no effect yet, as this version compares none.";
     GOSSIP_INTERVAL: Kind::Duration { min_ms: 100, max_ms: MINUTE }, Default::Text("1s"),
         "Time between two gossip probes.";
     GC_GRACE: Kind::Duration { min_ms: SECOND, max_ms: 365 * DAY }, Default::Text("24h"),
-        "How long a deleted key's tombstone is kept at least.";
+        "How long a deleted key's tombstone is kept at least; no effect yet, as all are kept.";
     HINT_WINDOW: Kind::Duration { min_ms: SECOND, max_ms: 30 * DAY }, Default::Text("3h"),
         "How long a hint that no acknowledgement rests on is kept.";
     HINT_BYTES_MAX: Kind::Bytes { min: MIB, max: 16 * 1024 * 1024 * MIB }, Default::Text("1GiB"),

@@ -51,8 +51,10 @@ impl Reader<'_> {
         let node = self.node(&seeds);
         let bind = self.ip(&table::BIND_ADDR);
         let advertise = self.text(&table::ADVERTISE_ADDR).unwrap_or_else(|| bind.to_string());
-        // Nothing comes of it but a warning; a bad one is refused all the same.
-        self.value(&table::GOSSIP_PORT);
+        // Nothing comes of these but a warning; a bad one is refused all the same.
+        for setting in [&table::GOSSIP_PORT, &table::ANTI_ENTROPY_INTERVAL, &table::GC_GRACE] {
+            self.value(setting);
+        }
         Config {
             node: NodeNum(node),
             http_port: self.port(&table::HTTP_PORT, 8000, node),
@@ -69,9 +71,7 @@ impl Reader<'_> {
                 Some("normal") => Durability::Normal,
                 _ => Durability::Full,
             },
-            anti_entropy_interval: self.duration(&table::ANTI_ENTROPY_INTERVAL),
             gossip_interval: self.duration(&table::GOSSIP_INTERVAL),
-            gc_grace: self.duration(&table::GC_GRACE),
             hint_window: self.duration(&table::HINT_WINDOW),
             hint_bytes_max: self.number(&table::HINT_BYTES_MAX),
             value_bytes_max: narrow(self.number(&table::VALUE_BYTES_MAX)),
@@ -278,8 +278,17 @@ fn is_loopback(host: &str) -> bool {
 
 fn warnings(raw: &RawConfig, config: &Config) -> Vec<String> {
     let mut warnings = raw.warnings.clone();
-    if raw.get(&table::GOSSIP_PORT).is_some_and(|s| s.origin != Origin::Default) {
+    let is_stated = |setting| raw.get(setting).is_some_and(|s| s.origin != Origin::Default);
+    if is_stated(&table::GOSSIP_PORT) {
         warnings.push(format!("GOSSIP_PORT is not used: gossip runs on GRPC_PORT, {}", config.grpc_port));
+    }
+    for (setting, lacking) in [
+        (&table::ANTI_ENTROPY_INTERVAL, "this version does not compare copies in the background"),
+        (&table::GC_GRACE, "this version keeps every tombstone"),
+    ] {
+        if is_stated(setting) {
+            warnings.push(format!("{} has no effect: {lacking}", setting.name));
+        }
     }
     if config.bind.is_loopback() && !is_loopback(&config.advertise) {
         let what = format!("BIND_ADDR is {}, so nobody reaches this node", config.bind);
