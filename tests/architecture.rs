@@ -42,7 +42,6 @@ const OWNED: &[(&str, &[&str])] = &[
     ("utoipa_swagger_ui", &["http"]),
     ("foca", &["protocol"]),
     ("clap", &["config", "cli", "main"]),
-    ("anyhow", &["server", "cli", "main"]),
 ];
 
 /// What some layers do without, and why.
