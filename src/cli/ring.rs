@@ -39,7 +39,7 @@ impl Ring {
 fn by_homes(slots: &[Slot]) -> BTreeMap<&[String], Vec<usize>> {
     let mut lists: BTreeMap<&[String], Vec<usize>> = BTreeMap::new();
     for (number, slot) in slots.iter().enumerate() {
-        lists.entry(slot.replicas()).or_default().push(number);
+        lists.entry(slot.replicas.as_slice()).or_default().push(number);
     }
     lists
 }
@@ -57,9 +57,9 @@ mod tests {
 
     #[test]
     fn slots_are_gathered_by_their_home_replicas() {
-        let json = r#"{"slots":[["n1","n2"],{"slot":"01","replicas":["n1","n2"]},["n2","n3"],["n1","n2"]]}"#;
-        let ring: Table = serde_json::from_str(json).unwrap();
-        let lists: Vec<_> = by_homes(&ring.slots).into_iter().map(|(h, s)| (h.join("+"), ranges(&s))).collect();
+        let slot = |homes: [&str; 2]| Slot { replicas: homes.map(str::to_owned).into() };
+        let slots = [["n1", "n2"], ["n1", "n2"], ["n2", "n3"], ["n1", "n2"]].map(slot);
+        let lists: Vec<_> = by_homes(&slots).into_iter().map(|(h, s)| (h.join("+"), ranges(&s))).collect();
         assert_eq!(lists, [("n1+n2".to_owned(), "00-01 03".to_owned()), ("n2+n3".into(), "02".into())]);
     }
 }

@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn members_of_a_poorer_answer_still_show() {
         let cluster: Cluster =
-            serde_json::from_str(r#"{"asked":"n1","members":[{"node":"n1","liveness":"alive","reachable":true}]}"#)
+            serde_json::from_str(r#"{"node":"n1","members":[{"id":"n1","liveness":"alive","reachable":true}]}"#)
                 .unwrap();
         assert_eq!((cluster.node.as_str(), state(&cluster.members[0])), ("n1", "alive".to_owned()));
         assert!(members(&cluster.members).lines().nth(1).is_some_and(|row| row.starts_with("n1")));

@@ -12,7 +12,6 @@ use super::client::{Client, Host};
 #[serde(default)]
 pub(super) struct Cluster {
     /// The node that was asked.
-    #[serde(alias = "asked")]
     pub(super) node: String,
     pub(super) cluster_id: String,
     pub(super) epoch: u64,
@@ -23,7 +22,6 @@ pub(super) struct Cluster {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Member {
-    #[serde(alias = "node")]
     pub(super) id: String,
     pub(super) liveness: String,
     pub(super) state: Option<String>,
@@ -59,20 +57,11 @@ pub(super) struct Ring {
     pub(super) slots: Vec<Slot>,
 }
 
-/// The home replicas of one slot.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Slot {
-    Named { replicas: Vec<String> },
-    Bare(Vec<String>),
-}
-
-impl Slot {
-    pub(super) fn replicas(&self) -> &[String] {
-        match self {
-            Slot::Named { replicas } | Slot::Bare(replicas) => replicas,
-        }
-    }
+/// The home replicas of one slot; the slots come in their order.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Slot {
+    pub(super) replicas: Vec<String>,
 }
 
 /// Asks a node for one of these.

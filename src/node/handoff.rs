@@ -239,7 +239,9 @@ impl Handoff {
         let before_ms = self.parts.clock.wall_ms().saturating_sub(window_ms);
         match self.parts.store.drop_hints_before(before_ms).await {
             Ok(0) => {}
-            Ok(dropped) => tracing::info!(dropped, "hints dropped: older than the hint window; reads repair what they find"),
+            Ok(dropped) => {
+                tracing::info!(dropped, "hints dropped: older than the hint window; reads repair what they find")
+            }
             Err(error) => tracing::warn!(%error, "old hints could not be dropped"),
         }
     }
@@ -287,7 +289,7 @@ fn fate(answer: &Answer) -> Fate {
 #[derive(Default)]
 struct Meters {
     targets: BTreeMap<NodeNum, (Gauge, Gauge)>,
-    common: Option<(Gauge, Counter)>,
+    oldest_age: Option<Gauge>,
 }
 
 impl Meters {
@@ -304,12 +306,9 @@ impl Meters {
             pending.set(of_target.count as f64);
             bytes.set(of_target.bytes as f64);
         }
-        let (oldest_age, dropped) = self.common.get_or_insert_with(|| {
-            (metrics::gauge(metrics::HINTS_OLDEST, &[]), metrics::counter(metrics::HINTS_DROPPED, &[]))
-        });
+        let oldest_age = self.oldest_age.get_or_insert_with(|| metrics::gauge(metrics::HINTS_OLDEST, &[]));
         let oldest_ms = totals.iter().filter(|(_, t)| t.count > 0).map(|(_, t)| t.oldest_ms).min();
         oldest_age.set(oldest_ms.map_or(0.0, |ms| wall_ms.saturating_sub(ms) as f64 / 1000.0));
-        dropped.absolute(totals.iter().map(|(_, t)| t.dropped).sum());
     }
 }
 

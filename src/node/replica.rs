@@ -6,8 +6,7 @@
 //! - A message stays one batch, in its order, so that its writes become one transaction.
 //!
 //! A request computed under an older topology is told the newer one. One computed under a newer topology is served
-//! where this node's own ring has it serve the key anyway, and [`Replica::newer_epochs`] says that there is something
-//! to fetch.
+//! where this node's own ring has it serve the key anyway.
 //!
 //! Caveat: this node's own requests are not checked against their checksum: they were sealed a moment ago.
 
@@ -15,7 +14,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use ::metrics::Counter;
-use tokio::sync::watch;
 
 use super::clock::NodeClock;
 use super::events;
@@ -24,7 +22,7 @@ use crate::metrics;
 use crate::ports::{Deliveries, Refusal, ReplicaReply, ReplicaRequest, Store, Submission, Submissions};
 use crate::protocol::replica::too_far_ahead;
 use crate::protocol::ring::Ring;
-use crate::types::{Content, Epoch, Hlc, Key, NodeNum, Record, Token};
+use crate::types::{Content, Hlc, Key, NodeNum, Record, Token};
 
 /// How a replica is set up.
 #[derive(Clone, Debug)]
@@ -41,20 +39,12 @@ pub struct Replica {
     routing: Arc<Routing>,
     clock: Arc<NodeClock>,
     store: Arc<dyn Store>,
-    newer: watch::Sender<Epoch>,
     stamps_refused: Counter,
 }
 
 impl Replica {
     pub fn new(options: Options, routing: Arc<Routing>, clock: Arc<NodeClock>, store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self {
-            options,
-            routing,
-            clock,
-            store,
-            newer: watch::Sender::new(Epoch::default()),
-            stamps_refused: metrics::counter(metrics::CLOCK_REFUSED, &[]),
-        })
+        Arc::new(Self { options, routing, clock, store, stamps_refused: metrics::counter(metrics::CLOCK_REFUSED, &[]) })
     }
 
     /// A whole message of requests. Only queues; each is answered where its `reply_to` says, those that are refused at
@@ -77,9 +67,6 @@ impl Replica {
                 delivery.reply_to.send(Ok(ReplicaReply::WrongEpoch { topology }));
                 continue;
             }
-            if call.epoch > ring.epoch() {
-                self.heard_of(call.epoch);
-            }
             match door.check(&call.request) {
                 Ok((token, stamp)) => {
                     newest = newest.max(stamp);
@@ -98,19 +85,6 @@ impl Replica {
         self.clock.observe(newest);
         self.store.observe(self.clock.seen());
         self.store.submit(passed);
-    }
-
-    /// The newest epoch that a request was computed under, where that was ahead of ours at the time.
-    pub fn newer_epochs(&self) -> watch::Receiver<Epoch> {
-        self.newer.subscribe()
-    }
-
-    fn heard_of(&self, epoch: Epoch) {
-        self.newer.send_if_modified(|newest| {
-            let newer = epoch > *newest;
-            *newest = epoch.max(*newest);
-            newer
-        });
     }
 }
 
@@ -185,7 +159,7 @@ mod tests {
     use crate::node::answers::Answers;
     use crate::node::fakes::{FakeClock, FakeStore, topology};
     use crate::ports::{Delivery, ReadPart, ReplicaCall};
-    use crate::types::{Version, Writer};
+    use crate::types::{Epoch, Version, Writer};
 
     const ME: NodeNum = NodeNum(1);
     const FROM: NodeNum = NodeNum(2);
@@ -293,17 +267,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_older_epoch_is_told_and_a_newer_one_is_noted() {
+    async fn an_older_epoch_is_told_and_a_newer_one_served() {
         let world = world(Some(5));
         let key = world.key(true, None);
-        let newer = world.replica.newer_epochs();
         let told = world.ask(FROM, 4, vec![write(&key, WALL, b"a")]);
         assert!(matches!(&told[0], ReplicaReply::WrongEpoch { topology } if topology.epoch == Epoch(5)));
         assert_eq!(world.store.record(&key), None);
-        assert!(!newer.has_changed().unwrap());
         let served = world.ask(FROM, 6, vec![write(&key, WALL, b"a"), write(&key, WALL + 1, b"a")]);
         assert!(served.iter().all(|r| matches!(r, ReplicaReply::Stored { .. })));
-        assert_eq!(*newer.borrow(), Epoch(6));
     }
 
     #[tokio::test]

@@ -1,7 +1,6 @@
-//! A key and where it lives: its token, and the pieces of the keyspace the token falls into.
+//! A key and where it lives: its token, and the piece of the keyspace the token falls into.
 //!
-//! `token = xxh3_64(key)`, seeded by the cluster id. Its first hex digit is the chunk, its first byte the slot, its
-//! second byte the leaf inside the slot.
+//! `token = xxh3_64(key)`, seeded by the cluster id. Its first byte is the slot.
 
 use std::fmt;
 
@@ -85,10 +84,6 @@ impl Token {
     pub fn slot(self) -> Slot {
         Slot(self.0.to_be_bytes()[0])
     }
-
-    pub fn leaf(self) -> Leaf {
-        Leaf(self.0.to_be_bytes()[1])
-    }
 }
 
 impl fmt::Display for Token {
@@ -117,10 +112,6 @@ impl Slot {
         (0..Self::COUNT).map(|n| Slot(n as u8))
     }
 
-    pub fn chunk(self) -> Chunk {
-        Chunk(self.0 >> 4)
-    }
-
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -137,14 +128,6 @@ impl fmt::Debug for Slot {
         fmt::Display::fmt(self, f)
     }
 }
-
-/// One of 16 pieces of the keyspace: the first hex digit of the token, 16 slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Chunk(pub u8);
-
-/// One of 256 pieces of a slot: the second byte of the token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Leaf(pub u8);
 
 #[cfg(test)]
 mod tests {
@@ -164,8 +147,6 @@ mod tests {
         let token = Key::new("name").unwrap().token(seed);
         assert_eq!(token.to_string(), Key::new("name").unwrap().token(seed).to_string());
         assert_eq!(token.slot().0, (token.0 >> 56) as u8);
-        assert_eq!(token.leaf().0, (token.0 >> 48) as u8);
-        assert_eq!(token.slot().chunk().0, (token.0 >> 60) as u8);
         let other = TokenSeed::of(ClusterId(Uuid::from_u128(2)));
         assert_ne!(token, Key::new("name").unwrap().token(other));
     }

@@ -16,7 +16,7 @@ mod version;
 
 pub use id::{ClusterId, Epoch, InstanceId, NodeNum, Writer};
 pub use identity::Identity;
-pub use key::{Chunk, Key, KeyError, Leaf, Slot, Token, TokenSeed};
+pub use key::{Key, KeyError, Slot, Token, TokenSeed};
 pub use level::{Level, LevelParseError, majority};
 pub use peer::{Announcement, InfoStamp, NodeInfo, NodeState, PeerReply, PeerRequest};
 pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
