@@ -335,7 +335,7 @@ impl PeerHandler for Node {
 mod tests {
     use super::fakes::{FakeClock, FakePeers, topology};
     use super::request::NewContent;
-    use super::world::{Disk, FakeStore, Seeded, Tasks};
+    use super::world::{Disk, DiskStore, Seeded, Tasks};
     use super::*;
     use crate::types::{Key, Level};
 
@@ -358,7 +358,7 @@ mod tests {
         };
         let ports = Ports {
             peers: FakePeers::new(),
-            store: Arc::new(FakeStore(disk)),
+            store: Arc::new(DiskStore(disk)),
             clock: FakeClock::at(1_700_000_000_000),
             entropy: Seeded::new(1),
             spawn: Arc::clone(tasks) as Arc<dyn Spawn>,

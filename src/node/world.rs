@@ -72,12 +72,12 @@ impl Disk {
 }
 
 /// A store over a disk, for what these drivers need of one.
-pub(crate) struct FakeStore(pub(crate) Arc<Disk>);
+pub(crate) struct DiskStore(pub(crate) Arc<Disk>);
 
 /// A sync of the disk.
 const SYNC: Duration = Duration::from_millis(2);
 
-impl Store for FakeStore {
+impl Store for DiskStore {
     fn submit(&self, _: Submissions) {}
 
     fn observe(&self, _: Hlc) {}
@@ -249,14 +249,14 @@ impl Network {
 }
 
 /// One node's side of the network.
-pub(crate) struct FakePeers {
+pub(crate) struct NetworkPeers {
     pub(crate) network: Arc<Network>,
     pub(crate) address: String,
     pub(crate) disk: Arc<Disk>,
     pub(crate) introduced: Mutex<BTreeMap<NodeNum, (InstanceId, String)>>,
 }
 
-impl FakePeers {
+impl NetworkPeers {
     pub(crate) fn new(network: &Arc<Network>, address: &str, disk: &Arc<Disk>) -> Arc<Self> {
         Arc::new(Self {
             network: network.clone(),
@@ -267,7 +267,7 @@ impl FakePeers {
     }
 }
 
-impl Peers for FakePeers {
+impl Peers for NetworkPeers {
     fn send(&self, _: NodeNum, _: ReplicaCall, reply_to: ReplyTo) {
         reply_to.send(Err(PeerError::Unreachable));
     }

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::node::world::{Disk, FakePeers, FakeStore, Host, Network, Seeded};
+use crate::node::world::{Disk, DiskStore, Host, Network, NetworkPeers, Seeded};
 use crate::types::{Identity, NodeNum};
 
 struct Plugged {
@@ -84,8 +84,8 @@ impl World {
             http_address: "10.0.0.1:8000".to_owned(),
         };
         let routing = Arc::new(Routing::default());
-        let peers = FakePeers::new(&self.network, address, disk);
-        let store = Arc::new(FakeStore(disk.clone()));
+        let peers = NetworkPeers::new(&self.network, address, disk);
+        let store = Arc::new(DiskStore(disk.clone()));
         let instance = disk.identity.lock().instance.0.as_u128() as u64;
         let founding = Founding::new(options, peers, store, routing.clone(), Seeded::new(instance));
         self.network.plug(address, Arc::new(Plugged { founding: founding.clone(), disk: disk.clone() }));

@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::sleep;
 
 use super::*;
-use crate::node::world::{Disk, FakePeers, FakeStore, Host, Network, Seeded, Tasks};
+use crate::node::world::{Disk, DiskStore, Host, Network, NetworkPeers, Seeded, Tasks};
 use crate::ports::{Announcement, Header, NodeState, PeerReply};
 use crate::protocol::founding::first_topology;
 use crate::types::{ClusterId, Epoch, InstanceId, Topology};
@@ -17,7 +17,7 @@ struct Node {
     network: Arc<Network>,
     gossip: Arc<Gossip>,
     directory: Arc<Directory>,
-    peers: Arc<FakePeers>,
+    peers: Arc<NetworkPeers>,
     disk: Arc<Disk>,
     told: Arc<Mutex<Vec<(NodeNum, Liveness)>>>,
     state: Arc<Mutex<(NodeState, u64)>>,
@@ -108,14 +108,14 @@ impl World {
     fn start_disk(&self, disk: &Arc<Disk>, address: &str) -> Node {
         disk.identity.lock().generation += 1;
         let directory = Arc::new(Directory::default());
-        let peers = FakePeers::new(&self.network, address, disk);
+        let peers = NetworkPeers::new(&self.network, address, disk);
         let tasks = Arc::new(Tasks::default());
         let told: Arc<Mutex<Vec<_>>> = Arc::default();
         let state = Arc::new(Mutex::new((NodeState::Serving, 0)));
         let identity = disk.identity.lock().clone();
         let ports = GossipPorts {
             peers: peers.clone(),
-            store: Arc::new(FakeStore(disk.clone())),
+            store: Arc::new(DiskStore(disk.clone())),
             spawn: tasks.clone(),
             entropy: Seeded::new(u64::from(identity.node.0) * 1000 + identity.generation),
         };
