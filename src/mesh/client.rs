@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::asks::Asks;
 use super::exchange::Exchange;
-use super::observed::Observed;
+use super::meters::Meters;
 use super::peer::{Peer, Target};
 use super::wire::{self, proto};
 use super::{Options, link};
@@ -32,7 +32,7 @@ pub(super) struct Shared {
     pub(super) spawn: Arc<dyn Spawn>,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) options: Options,
-    pub(super) observed: Observed,
+    pub(super) meters: Meters,
 }
 
 impl Shared {
@@ -79,7 +79,7 @@ impl std::fmt::Debug for MeshPeers {
 impl MeshPeers {
     pub fn new(me: NodeNum, spawn: Arc<dyn Spawn>, entropy: Arc<dyn Entropy>, options: Options) -> Arc<Self> {
         let shared =
-            Arc::new(Shared { me, handler: SetOnce::new(), spawn, entropy, options, observed: Observed::default() });
+            Arc::new(Shared { me, handler: SetOnce::new(), spawn, entropy, options, meters: Meters::default() });
         let peers = Arc::new(Self {
             asks: Arc::new(Asks::new(shared.clone())),
             shared: shared.clone(),
@@ -120,7 +120,7 @@ impl Peers for MeshPeers {
             None => Err((reply_to, PeerError::Unreachable)),
         };
         if let Err((reply_to, error)) = result {
-            self.shared.observed.failed(&error);
+            self.shared.meters.failed(&error);
             reply_to.send(Err(error));
         }
     }

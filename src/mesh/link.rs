@@ -142,7 +142,7 @@ async fn read(
                 patience = Some(Instant::now() + shared.options.drain_timeout);
             }
             Some(Ok(Some(message))) => {
-                shared.observed.received(&message);
+                shared.meters.received(&message);
                 if let Err(error) = shared.admit(message.header, Some(attempt.target.instance)) {
                     return error;
                 }
@@ -163,9 +163,9 @@ fn settle(peer: &Peer, shared: &Shared, settled: &mut Vec<Settled>) {
     let now = Instant::now();
     for Settled { answer, waiting, .. } in settled.drain(..) {
         let Some(waiting) = waiting else { continue };
-        shared.observed.seconds.record((now - waiting.queued_at).as_secs_f64());
+        shared.meters.seconds.record((now - waiting.queued_at).as_secs_f64());
         if let Err(error) = &answer {
-            shared.observed.failed(error);
+            shared.meters.failed(error);
         }
         waiting.reply_to.send(answer);
     }
@@ -183,7 +183,7 @@ impl Shared {
     /// Answers all of them with the same error.
     pub(super) fn fail(&self, reply_to: Vec<ReplyTo>, error: &PeerError) {
         for reply_to in reply_to {
-            self.observed.failed(error);
+            self.meters.failed(error);
             reply_to.send(Err(error.clone()));
         }
     }

@@ -7,7 +7,7 @@ use crate::metrics::{self as table, MESH_BATCH, MESH_BYTES, MESH_ERRORS, MESH_ME
 use crate::ports::PeerError;
 
 /// What is counted of the hot path, on both sides of it.
-pub(super) struct Observed {
+pub(super) struct Meters {
     messages_sent: Counter,
     messages_received: Counter,
     bytes_sent: Counter,
@@ -35,7 +35,7 @@ fn reason(error: &PeerError) -> usize {
     }
 }
 
-impl Default for Observed {
+impl Default for Meters {
     fn default() -> Self {
         let both = |metric| {
             (table::counter(metric, &[("direction", "sent")]), table::counter(metric, &[("direction", "received")]))
@@ -54,7 +54,7 @@ impl Default for Observed {
     }
 }
 
-impl Observed {
+impl Meters {
     pub(super) fn sent(&self, message: &impl Message) {
         self.messages_sent.increment(1);
         self.bytes_sent.increment(message.encoded_len() as u64);

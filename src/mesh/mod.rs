@@ -30,7 +30,7 @@ mod exchange;
 mod former;
 mod link;
 mod links;
-mod observed;
+mod meters;
 mod peer;
 mod replies;
 mod server;

@@ -252,7 +252,7 @@ impl Stream for Outbox {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(requests)) => {
-                    this.shared.observed.batch(requests.len());
+                    this.shared.meters.batch(requests.len());
                     requests
                 }
             }
@@ -264,7 +264,7 @@ impl Stream for Outbox {
         let Some(handler) = this.shared.handler() else { return Poll::Ready(None) };
         let header = wire::header(&handler.header(), Some(this.attempt.target.instance));
         let message = proto::Requests { header: Some(header), requests };
-        this.shared.observed.sent(&message);
+        this.shared.meters.sent(&message);
         Poll::Ready(Some(message))
     }
 }

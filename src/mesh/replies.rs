@@ -21,7 +21,7 @@ use tonic::{Status, Streaming};
 use super::exchange::Lane;
 use super::former::Former;
 use super::links::Place;
-use super::observed::Observed;
+use super::meters::Meters;
 use super::peer::Pace;
 use super::wire::hot::{self, LastTopology};
 use super::wire::{self, proto, status};
@@ -180,7 +180,7 @@ pub(super) struct Serving {
     pub(super) incoming: Streaming<proto::Requests>,
     pub(super) place: Place,
     pub(super) handler: Arc<dyn PeerHandler>,
-    pub(super) observed: Arc<Observed>,
+    pub(super) meters: Arc<Meters>,
     pub(super) stop: Pin<Box<WaitForCancellationFutureOwned>>,
     pub(super) reading: Reading,
 }
@@ -200,7 +200,7 @@ pub(super) struct Reading {
 impl Serving {
     /// Takes in one message: one call of the handler, whatever is in it.
     fn take(&mut self, message: proto::Requests) -> Result<(), Status> {
-        self.observed.received(&message);
+        self.meters.received(&message);
         let (header, to) = wire::read_header(message.header)?;
         self.handler.admit(&header, to).map_err(|error| status::not_admitted(error, &*self.handler))?;
         self.reading.greet |= self.reading.from.is_none();
@@ -233,7 +233,7 @@ impl Serving {
         let replies = answers.into_iter().map(|(id, answer)| hot::reply(id, answer, topologies)).collect();
         let header = wire::header(&self.handler.header(), self.reading.from);
         let message = proto::Replies { header: Some(header), replies };
-        self.observed.sent(&message);
+        self.meters.sent(&message);
         message
     }
 }

@@ -16,7 +16,7 @@ use super::Options;
 use super::endpoint::MESSAGE_BYTES_CEILING;
 use super::exchange::Lane;
 use super::links::{Links, Place};
-use super::observed::Observed;
+use super::meters::Meters;
 use super::replies::{Bounds, Reading, Serving};
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
 use super::wire::{self, Malformed, proto, rare, status};
@@ -56,7 +56,7 @@ pub async fn serve(
         handler,
         links: Arc::default(),
         bounds: Bounds { under_way_max: options.requests_in_flight_max, bytes_max: options.bytes_in_flight_max },
-        observed: Arc::new(Observed::default()),
+        meters: Arc::new(Meters::default()),
         stop: stop.clone(),
     };
     let service = MeshServer::new(door).max_decoding_message_size(MESSAGE_BYTES_CEILING);
@@ -103,7 +103,7 @@ struct Door {
     handler: Arc<dyn PeerHandler>,
     links: Arc<Links>,
     bounds: Bounds,
-    observed: Arc<Observed>,
+    meters: Arc<Meters>,
     stop: CancellationToken,
 }
 
@@ -147,7 +147,7 @@ impl Mesh for Door {
             incoming: request.into_inner(),
             place,
             handler: self.handler.clone(),
-            observed: self.observed.clone(),
+            meters: self.meters.clone(),
             stop: Box::pin(self.stop.clone().cancelled_owned()),
             reading: Reading::default(),
         })))

@@ -210,7 +210,7 @@ impl Checkpointer {
     fn attempt(&self, conn: &Connection, mode: &Mode) -> Option<(bool, Log)> {
         match checkpoint(conn, mode) {
             Ok(done) => {
-                self.status.gauges.checkpoints.increment(1);
+                self.status.meters.checkpoints.increment(1);
                 Some(done)
             }
             Err(e) => {

@@ -178,8 +178,8 @@ impl Writer {
         let started = Instant::now();
         match self.engine.apply(now, changes) {
             Ok(outcomes) => {
-                self.status.gauges.commit_seconds.record(started.elapsed());
-                self.status.gauges.commit_batch.record(changes.len() as f64);
+                self.status.meters.commit_seconds.record(started.elapsed());
+                self.status.meters.commit_batch.record(changes.len() as f64);
                 for (answer, outcome) in answers.zip(outcomes) {
                     answer.tell(outcome);
                 }

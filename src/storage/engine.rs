@@ -18,8 +18,8 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, ffi};
 use super::book::{Book, Count, Entries};
 use super::connection::{self, Durability, Role};
 use super::facts;
-use super::gauges::Gauges;
 use super::hints;
+use super::meters::Meters;
 use super::migrations::MigrationError;
 use super::read;
 use super::row::{self, Columns, Loaded};
@@ -113,7 +113,7 @@ pub struct Engine {
     node: NodeNum,
     durability: Durability,
     hint_bytes_max: u64,
-    gauges: Gauges,
+    meters: Meters,
 }
 
 impl Engine {
@@ -135,7 +135,7 @@ impl Engine {
         let load = || Ok((hints::count(&conn)?, facts::floors(&conn)?));
         let (hints, floors) = load().map_err(|e: rusqlite::Error| super::OpenError::sqlite(path, &e))?;
         let book = Arc::new(Book::new(hints));
-        Ok(Self { conn, book, floors, node, durability, hint_bytes_max, gauges: Gauges::new() })
+        Ok(Self { conn, book, floors, node, durability, hint_bytes_max, meters: Meters::new() })
     }
 
     pub(super) fn floors(&self) -> Arc<[Floor]> {
@@ -173,7 +173,7 @@ impl Engine {
     /// The answer to a read, from this connection: for whoever has no reader threads.
     pub fn read(&self, now: Hlc, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
         let targets = if hints { self.book.hint_targets() } else { Default::default() };
-        read::answer(&self.conn, &self.floors, &self.gauges, now, (slot, key), part, &targets)
+        read::answer(&self.conn, &self.floors, &self.meters, now, (slot, key), part, &targets)
     }
 
     fn attempt(&self, now: Now, changes: &[Change], spoiled: &[usize]) -> Result<Vec<Outcome>, Stop> {
@@ -202,7 +202,7 @@ impl Engine {
     fn note_damage(&self, change: &Change, error: &rusqlite::Error) {
         match change {
             Change::Write { slot, key, .. } | Change::Hint { slot, key, .. } => {
-                self.gauges.damaged(*slot, key, error);
+                self.meters.damaged(*slot, key, error);
             }
             _ => tracing::error!(%error, "the database is damaged"),
         }
@@ -261,7 +261,7 @@ pub(super) struct Batch<'e> {
     pub(super) engine: &'e Engine,
     pub(super) now: Now,
     pub(super) entries: Entries,
-    pub(super) gauges: &'e Gauges,
+    pub(super) meters: &'e Meters,
     select: CachedStatement<'e>,
     put: CachedStatement<'e>,
     pub(super) hints_stored: u64,
@@ -277,7 +277,7 @@ impl<'e> Batch<'e> {
             engine,
             now,
             entries: Entries::default(),
-            gauges: &engine.gauges,
+            meters: &engine.meters,
             select: conn.prepare_cached(row::SELECT_RECORD)?,
             put: conn.prepare_cached(row::PUT_RECORD)?,
             hints_stored: 0,
@@ -310,7 +310,7 @@ impl<'e> Batch<'e> {
         let rule = match (&found, stored) {
             // Missing and suspect: whatever comes from a peer is better than this row.
             (Some(_), None) => {
-                self.gauges.damaged(slot, key, &"checksum");
+                self.meters.damaged(slot, key, &"checksum");
                 WriteRule::Store
             }
             _ => replica::write(stored.map(|s| StoredRow::of(&s.record)).as_ref(), floor, record),
@@ -323,7 +323,7 @@ impl<'e> Batch<'e> {
         match rule {
             WriteRule::BelowFloor | WriteRule::Dominated => return Ok(keep(seen)),
             WriteRule::Conflict { replace } => {
-                self.gauges.conflict(slot, key, &record.version);
+                self.meters.conflict(slot, key, &record.version);
                 if !replace {
                     return Ok(keep(seen));
                 }
@@ -347,7 +347,7 @@ impl<'e> Batch<'e> {
         self.settle_oldest()?;
         self.engine.conn.prepare_cached("COMMIT")?.execute([])?;
         self.engine.book.enter(self.entries);
-        self.gauges.hints_stored.increment(self.hints_stored);
+        self.meters.hints_stored.increment(self.hints_stored);
         Ok(())
     }
 }

@@ -44,7 +44,7 @@ impl Batch<'_> {
         let found = row::load_hint(&mut conn.prepare_cached(row::SELECT_HINT)?, target, slot, key)?;
         let stored = found.as_ref().and_then(|hint| hint.row.stored.as_ref());
         if found.is_some() && stored.is_none() {
-            self.gauges.damaged(slot, key, &"checksum of a hint");
+            self.meters.damaged(slot, key, &"checksum of a hint");
         }
         let old_bytes = found.as_ref().map_or(0, |hint| hint.row.weight.bytes);
         let bytes = (key.as_bytes().len() + record.content_bytes()) as u64;

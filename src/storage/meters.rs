@@ -11,7 +11,7 @@ use crate::metrics::{
 use crate::types::{Key, Slot, Version};
 
 #[derive(Clone)]
-pub(super) struct Gauges {
+pub(super) struct Meters {
     pub(super) commit_seconds: Histogram,
     pub(super) commit_batch: Histogram,
     pub(super) checkpoints: Counter,
@@ -22,7 +22,7 @@ pub(super) struct Gauges {
     conflicts: Counter,
 }
 
-impl Gauges {
+impl Meters {
     pub(super) fn new() -> Self {
         Self {
             commit_seconds: histogram(STORE_COMMIT_SECONDS, &[]),

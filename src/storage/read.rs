@@ -15,7 +15,7 @@ use rusqlite::{CachedStatement, Connection};
 use smallvec::SmallVec;
 
 use super::book::Book;
-use super::gauges::Gauges;
+use super::meters::Meters;
 use super::row::{self, AFTER_RECORD, Loaded, LoadedHint};
 use super::status::Status;
 use crate::ports::{Hint, ReadPart, Refusal, ReplicaReply, ReplyTo, Seen, StoreError};
@@ -36,7 +36,7 @@ pub(super) struct Read {
 }
 
 /// A rare read: does its work and answers.
-pub(super) type Rare = Box<dyn FnOnce(&Connection, &Gauges) + Send>;
+pub(super) type Rare = Box<dyn FnOnce(&Connection, &Meters) + Send>;
 
 #[derive(Default)]
 struct Waiting {
@@ -129,7 +129,7 @@ impl Reader {
                 self.drain(&mut reads);
             }
             if let Some(rare) = rare {
-                rare(&self.conn, &self.status.gauges);
+                rare(&self.conn, &self.status.meters);
             }
         }
     }
@@ -142,7 +142,7 @@ impl Reader {
         let open = self.conn.prepare_cached("BEGIN").and_then(|mut begin| begin.execute([])).is_ok();
         for Read { slot, key, part, hints, reply_to } in reads.drain(..) {
             let targets = if hints { &targets[..] } else { &[] };
-            let reply = answer(&self.conn, &self.floors, &self.status.gauges, now, (slot, &key), part, targets);
+            let reply = answer(&self.conn, &self.floors, &self.status.meters, now, (slot, &key), part, targets);
             reply_to.send(Ok(reply));
         }
         if open && self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).is_err() {
@@ -156,7 +156,7 @@ impl Reader {
 pub(super) fn answer(
     conn: &Connection,
     floors: &[Floor],
-    gauges: &Gauges,
+    meters: &Meters,
     now: Hlc,
     (slot, key): (Slot, &Key),
     part: ReadPart,
@@ -165,7 +165,7 @@ pub(super) fn answer(
     let record = match newest(conn, slot, key, targets) {
         Ok(record) => record,
         Err(damage) => {
-            gauges.damaged(slot, key, &damage);
+            meters.damaged(slot, key, &damage);
             return ReplicaReply::Refused(Refusal::Damaged);
         }
     };
@@ -200,7 +200,7 @@ fn newest(conn: &Connection, slot: Slot, key: &Key, targets: &[NodeNum]) -> Resu
 /// One page of a slot. Damaged rows are left out and counted.
 pub(super) fn scan(
     conn: &Connection,
-    gauges: &Gauges,
+    meters: &Meters,
     slot: Slot,
     after: Option<&Key>,
     limit: usize,
@@ -212,12 +212,12 @@ pub(super) fn scan(
     while !page.full() {
         let Some(row) = rows.next().map_err(damaged)? else { break };
         let Some(key) = key_of(row, AFTER_RECORD) else {
-            gauges.damaged(slot, &"unreadable", &"key");
+            meters.damaged(slot, &"unreadable", &"key");
             continue;
         };
         match Loaded::of(row, &key).map_err(damaged)? {
             Loaded { stored: Some(stored), weight } => page.add((key, stored.record), weight.bytes),
-            Loaded { stored: None, .. } => gauges.damaged(slot, &key, &"checksum"),
+            Loaded { stored: None, .. } => meters.damaged(slot, &key, &"checksum"),
         }
     }
     Ok(page.items)
@@ -228,7 +228,7 @@ pub(super) type HintPage = (Vec<Hint>, SmallVec<[(Slot, Key); 1]>);
 
 pub(super) fn scan_hints(
     conn: &Connection,
-    gauges: &Gauges,
+    meters: &Meters,
     target: NodeNum,
     after: Option<&(Slot, Key)>,
     limit: usize,
@@ -242,7 +242,7 @@ pub(super) fn scan_hints(
         let Some(row) = rows.next().map_err(damaged)? else { break };
         let slot = row.get(AFTER_RECORD + 2).map(Slot).ok();
         let (Some(slot), Some(key)) = (slot, key_of(row, AFTER_RECORD + 3)) else {
-            gauges.damaged(slot.unwrap_or(Slot(0)), &"unreadable", &"key of a hint");
+            meters.damaged(slot.unwrap_or(Slot(0)), &"unreadable", &"key of a hint");
             continue;
         };
         let LoadedHint { row, counted, kept_at_ms } = LoadedHint::of(row, &key).map_err(damaged)?;
@@ -252,7 +252,7 @@ pub(super) fn scan_hints(
                 page.add(hint, row.weight.bytes);
             }
             None => {
-                gauges.damaged(slot, &key, &"checksum of a hint");
+                meters.damaged(slot, &key, &"checksum of a hint");
                 lost.push((slot, key));
             }
         }

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::watch;
 
 use super::engine::Now;
-use super::gauges::Gauges;
+use super::meters::Meters;
 use crate::ports::{Clock, StoreError};
 use crate::types::Hlc;
 
 pub(super) struct Status {
-    pub(super) gauges: Gauges,
+    pub(super) meters: Meters,
     clock: Arc<dyn Clock>,
     /// What the node's hybrid clock shows at least.
     observed: AtomicU64,
@@ -21,10 +21,10 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        let gauges = Gauges::new();
-        gauges.writable.set(1.0);
+        let meters = Meters::new();
+        meters.writable.set(1.0);
         let (observed, full) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { gauges, clock, observed, failure: watch::Sender::new(None), full }
+        Self { meters, clock, observed, failure: watch::Sender::new(None), full }
     }
 
     pub(super) fn observe(&self, now: Hlc) {
@@ -53,7 +53,7 @@ impl Status {
                 true
             }
         });
-        self.gauges.writable.set(0.0);
+        self.meters.writable.set(0.0);
         error
     }
 

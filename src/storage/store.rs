@@ -18,7 +18,7 @@ use super::commit::{AnswerTo, Job, WriteQueue, Writer};
 use super::connection::{self, Durability, Role};
 use super::data_dir::DataDir;
 use super::engine::{Change, Engine, Outcome, change_of};
-use super::gauges::Gauges;
+use super::meters::Meters;
 use super::migrations::{self, MigrationError};
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
@@ -194,12 +194,12 @@ impl SqliteStore {
 
     fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Connection, &Gauges) -> Result<T, StoreError> + Send + 'static,
+        read: impl FnOnce(&Connection, &Meters) -> Result<T, StoreError> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let (caller, answer) = oneshot::channel();
-        self.reads.push_rare(Box::new(move |conn, gauges| {
+        self.reads.push_rare(Box::new(move |conn, meters| {
             // Whoever stopped waiting is not told.
-            let _ = caller.send(read(conn, gauges));
+            let _ = caller.send(read(conn, meters));
         }));
         answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
     }
@@ -290,7 +290,7 @@ impl Store for SqliteStore {
         after: Option<(Slot, Key)>,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<Hint>, StoreError>> {
-        let page = self.read(move |conn, gauges| read::scan_hints(conn, gauges, target, after.as_ref(), limit));
+        let page = self.read(move |conn, meters| read::scan_hints(conn, meters, target, after.as_ref(), limit));
         let writes = self.writes.clone();
         async move {
             let (hints, damaged) = page.await?;
@@ -312,13 +312,13 @@ impl Store for SqliteStore {
     }
 
     fn drop_hints_before(&self, kept_before_ms: u64) -> BoxFuture<'static, Result<u64, StoreError>> {
-        let (writes, gauges) = (self.writes.clone(), self.status.gauges.clone());
+        let (writes, meters) = (self.writes.clone(), self.status.meters.clone());
         async move {
             let mut all = 0;
             loop {
                 let step = Change::DropHints { kept_before_ms, limit: DROP_STEP };
                 let Outcome::Dropped(dropped) = change_through(&writes, step).await? else { return Ok(all) };
-                gauges.hints_dropped.increment(dropped);
+                meters.hints_dropped.increment(dropped);
                 all += dropped;
                 if dropped < DROP_STEP {
                     return Ok(all);
@@ -342,7 +342,7 @@ impl Store for SqliteStore {
         after: Option<Key>,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
-        self.read(move |conn, gauges| read::scan(conn, gauges, slot, after.as_ref(), limit))
+        self.read(move |conn, meters| read::scan(conn, meters, slot, after.as_ref(), limit))
     }
 
     fn identity(&self) -> Identity {
