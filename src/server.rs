@@ -204,6 +204,7 @@ fn http_options(config: &Config) -> http::Options {
     http::Options {
         value_bytes_max: config.value_bytes_max,
         request_timeout: config.request_timeout,
+        cors_origins: config.cors_origins.clone(),
         ..http::Options::default()
     }
 }

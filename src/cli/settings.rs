@@ -87,6 +87,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::IpAddress => "IP",
         Kind::Host => "HOST",
         Kind::Addresses => "HOST:PORT,...",
+        Kind::Origins => "ORIGIN,...",
         Kind::Path => "DIR",
         Kind::LogFilter => "FILTER",
         Kind::Text { .. } => "TEXT",

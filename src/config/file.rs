@@ -52,7 +52,7 @@ fn text_of(value: &DeValue<'_>, kind: Kind) -> Option<String> {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Integer(number) => Some(number.to_string()),
         DeValue::Boolean(on) => Some(on.to_string()),
-        DeValue::Array(items) if kind == Kind::Addresses => {
+        DeValue::Array(items) if matches!(kind, Kind::Addresses | Kind::Origins) => {
             let texts: Option<Vec<&str>> = items.iter().map(|item| item.get_ref().as_str()).collect();
             texts.map(|texts| texts.join(","))
         }

@@ -73,6 +73,8 @@ pub struct Config {
     pub value_bytes_max: usize,
     pub clock_skew_max: Duration,
     pub request_timeout: Duration,
+    /// Empty: CORS is off.
+    pub cors_origins: Vec<String>,
     pub zone: Option<String>,
     /// 0 to [`WEIGHT_MAX`](crate::types::limits::WEIGHT_MAX).
     pub weight: u32,

@@ -31,6 +31,9 @@ pub enum Kind {
     Host,
     /// `host:port` addresses, separated by commas (in the file also a list). May be empty.
     Addresses,
+    /// Web origins as a browser sends them (`https://app.example`), separated by commas (in the file also a list). May be
+    /// empty.
+    Origins,
     Path,
     /// Levels and `target=level` pairs, as `tracing_subscriber`'s `EnvFilter` reads them.
     LogFilter,
@@ -135,6 +138,8 @@ settings! {
         "How far a clock may be off before its node stops taking writes.";
     REQUEST_TIMEOUT: Kind::Duration { min_ms: 50, max_ms: MINUTE }, Default::Text("1s"),
         "How long a request may take unless it says ?timeout= itself.";
+    CORS_ORIGINS: Kind::Origins, Default::Text(""),
+        "Origins whose pages may use REST from a browser, https://app.example, separated by commas.";
     ZONE: Kind::Text { bytes_max: ZONE_BYTES_MAX }, Default::Text(""),
         "Where this node stands; the copies of a key are spread over zones.";
     WEIGHT: Kind::Number { min: 0, max: WEIGHT_MAX as u64 }, Default::Text("1"),

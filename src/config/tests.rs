@@ -37,6 +37,7 @@ fn other_than_default(setting: &Setting) -> &'static str {
         Kind::IpAddress => "127.0.0.2",
         Kind::Host => "127.0.0.3",
         Kind::Addresses => "a.example:1,[::1]:2",
+        Kind::Origins => "https://a.example,http://[::1]:8080",
         Kind::Path => "elsewhere",
         Kind::Text { .. } | Kind::LogFilter => "warn",
     }
@@ -66,6 +67,16 @@ fn every_setting_can_be_set_from_all_three_sources_and_changes_the_configuration
         }
         assert!(seen.iter().all(|c| *c == seen[0]), "{} differs by source", setting.name);
         assert_ne!(seen[0], plain, "{} changes nothing", setting.name);
+    }
+}
+
+#[test]
+fn an_origin_is_a_scheme_and_a_host() {
+    for bad in
+        ["a.example", "https://", "https://a.example/", "ftp://a.example", "https://a.example/x", "*", "https://u@a"]
+    {
+        let error = load(&environment(&[("CORS_ORIGINS", bad)])).unwrap_err().to_string();
+        assert!(error.contains("CORS_ORIGINS"), "{bad}: {error}");
     }
 }
 

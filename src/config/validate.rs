@@ -77,6 +77,7 @@ impl Reader<'_> {
             value_bytes_max: narrow(self.number(&table::VALUE_BYTES_MAX)),
             clock_skew_max: self.duration(&table::CLOCK_SKEW_MAX),
             request_timeout: self.duration(&table::REQUEST_TIMEOUT),
+            cors_origins: self.list(&table::CORS_ORIGINS),
             zone: self.text(&table::ZONE).filter(|zone| !zone.is_empty()),
             weight: narrow(self.number(&table::WEIGHT)),
             log_filter: self.text(&table::LOG_FILTER).unwrap_or_default(),
@@ -228,11 +229,9 @@ fn check(kind: Kind, text: &str) -> Result<Value, String> {
             host if is_host(host) => Ok(Value::Text(host.to_owned())),
             _ => Err("an IP address or a DNS name, without a port,".into()),
         },
-        Kind::Addresses => {
-            let list: Vec<String> =
-                text.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();
-            let fine = list.iter().all(|a| is_address(a));
-            if fine { Ok(Value::List(list)) } else { Err("host:port, several separated by commas,".into()) }
+        Kind::Addresses => list_of(text, is_address).ok_or("host:port, several separated by commas,".into()),
+        Kind::Origins => {
+            list_of(text, is_origin).ok_or("https://host or http://host:port, several separated by commas,".into())
         }
         Kind::LogFilter => match EnvFilter::builder().parse(text) {
             Ok(_) => Ok(Value::Text(text.to_owned())),
@@ -260,6 +259,19 @@ fn narrow<T: TryFrom<u64> + Default>(number: u64) -> T {
 fn is_host(text: &str) -> bool {
     let name = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
     text.parse::<IpAddr>().is_ok() || (!text.is_empty() && name(text))
+}
+
+/// The parts between commas, when each is as it must be.
+fn list_of(text: &str, fine: impl Fn(&str) -> bool) -> Option<Value> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| fine(part).then(|| part.to_owned())).collect::<Option<_>>().map(Value::List)
+}
+
+/// A scheme and an authority, and nothing behind: what a browser sends as `Origin`.
+fn is_origin(text: &str) -> bool {
+    let authority = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
+    authority.is_some_and(|a| !a.is_empty() && a.bytes().all(plain))
 }
 
 /// `host:port`, an IPv6 address in brackets.

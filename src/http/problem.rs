@@ -56,7 +56,7 @@ codes! {
     BadParameters = "bad-parameters", BAD_REQUEST, false, "Query parameters are wrong",
         "Each wrong, unknown or repeated query parameter is listed in the member parameters.";
     CrossSite = "cross-site", FORBIDDEN, false, "Writes from another site are refused",
-        "A browser sent this write on behalf of a page of another origin. Write from a page of this node, or without a browser.";
+        "A browser sent this write on behalf of a page of another origin. Write from a page of this node, of an origin in CORS_ORIGINS, or without a browser.";
     NoSuchKey = "no-such-key", NOT_FOUND, false, "The key has no value",
         "Nothing is stored under this key. The header A3-Deleted: true says that it was deleted, A3-Version when.";
     NoSuchPage = "no-such-page", NOT_FOUND, false, "There is nothing at this path",
