@@ -4,9 +4,11 @@
 //! minority until it is read; there is no anti-entropy yet), and reads at `one`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use a3::node::request::Outcome;
 use a3::types::{Key, Level, NodeNum, Version, majority};
+use tokio::time::sleep;
 
 use crate::clients::{homes, operation};
 use crate::history::{Ask, Operation, Told};
@@ -50,9 +52,10 @@ fn versions_and_contents_match(world: &World, history: &[Operation]) -> Verdict 
             Told::Found { version: Some(version), text, .. } => Some((*version, text.clone())),
             _ => None,
         };
-        if let Some((version, content)) = said
-            && seen.get(&(o.key.clone(), version)) != Some(&content)
-        {
+        let Some((version, content)) = said else { continue };
+        // A write that was superseded everywhere before it came is acknowledged, and on no disk.
+        let never = o.receipt().is_some();
+        if seen.get(&(o.key.clone(), version)).map_or(!never, |held| *held != content) {
             return Err(format!("a version that no disk ever held with this content: {o}"));
         }
     }
@@ -148,6 +151,8 @@ async fn reading_settles(world: &World, key: &Key, before: &[Option<Version>]) -
     if version != newest {
         return Err(format!("a read at all of {key:?} found {version:?}, and the disks hold {before:?}"));
     }
+    // A majority has it when the read is answered, the others soon after.
+    sleep(Duration::from_secs(1)).await;
     let after = copies(world, key);
     if after.iter().any(|copy| *copy != newest) {
         return Err(format!("a read at all of {key:?} left the disks with {after:?}"));

@@ -22,7 +22,7 @@ const SLACK: Duration = Duration::from_millis(500);
 /// One client's work. It ends when the time is up.
 pub(crate) async fn client(world: Arc<World>, number: usize, until: Instant) {
     let random = Seeded::new(world.seed, 10 + number as u64);
-    let pause_ms = *random.pick(&[20, 150, 600]);
+    let pause_ms = *random.pick(&[50, 200, 600]);
     let mut count = 0;
     while Instant::now() < until {
         count += 1;

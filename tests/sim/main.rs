@@ -30,7 +30,7 @@ use world::World;
 /// What `cargo test` runs.
 const SEEDS: Range<u64> = 0..200;
 /// How long clients and faults are at work, virtual seconds.
-const STORM: Range<u64> = 4..12;
+const STORM: Range<u64> = 3..8;
 /// Lines of the trace that a failure shows.
 const SHOWN: usize = 120;
 
@@ -71,6 +71,15 @@ fn seeds() -> Range<u64> {
     parsed.unwrap_or_else(|| panic!("SIM_SEEDS={wanted} is not like 0..200"))
 }
 
+/// The last events that concern the key a verdict names, or all.
+fn transcript(trace: &[String], why: &str) -> String {
+    let key = why.find("Key(").and_then(|at| why[at..].split_inclusive(')').next());
+    let concerns = |line: &&String| key.is_none_or(|key| line.contains(key) || !line.contains("Key("));
+    let mut last: Vec<&str> = trace.iter().rev().filter(concerns).take(SHOWN).map(String::as_str).collect();
+    last.reverse();
+    last.join("\n")
+}
+
 #[test]
 fn a_seed_replays() {
     for seed in [1, 2, 3] {
@@ -89,7 +98,7 @@ fn every_seed_holds() {
     for seed in seeds() {
         let Run { verdict, trace } = run(seed);
         if let Err(why) = verdict {
-            let last = trace[trace.len().saturating_sub(SHOWN)..].join("\n");
+            let last = transcript(&trace, &why);
             let replay = format!("SIM_SEEDS={seed}..{} cargo test --test sim every_seed_holds", seed + 1);
             panic!("{last}\n\nseed {seed}: {why}\n\nreplay it: {replay}");
         }
