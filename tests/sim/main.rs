@@ -30,7 +30,7 @@ use world::World;
 /// What `cargo test` runs.
 const SEEDS: Range<u64> = 0..200;
 /// How long clients and faults are at work, virtual seconds.
-const STORM: Range<u64> = 3..8;
+const STORM: Range<u64> = 2..7;
 /// Lines of the trace that a failure shows.
 const SHOWN: usize = 120;
 
@@ -59,7 +59,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     }
     sleep_until(until).await;
     // The requests under way, and nodes that start again.
-    sleep(Duration::from_secs(3)).await;
+    sleep(Duration::from_secs(2)).await;
     world.heal().await?;
     checks::all(world).await
 }

@@ -23,8 +23,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::machine::{Life, Seeded, Trace};
 
-/// The mesh's own deadline for a request without one.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The deadline of a request that comes without one (the mesh waits longer).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection over a cut link is noticed to be dead after this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 

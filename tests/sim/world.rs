@@ -155,8 +155,8 @@ impl World {
             }
         }
         self.until("every node serves again", || self.all_ready()).await?;
-        // What was under way when the faults ended, hints of the mesh's own deadline too.
-        sleep(Duration::from_secs(11)).await;
+        // What was under way when the faults ended, hints left behind too.
+        sleep(Duration::from_secs(3)).await;
         self.until("every hint is delivered", || self.hints() == 0).await?;
         sleep(Duration::from_secs(1)).await;
         Ok(())
