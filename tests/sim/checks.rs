@@ -10,7 +10,7 @@ use a3::node::request::Outcome;
 use a3::types::{Key, Level, NodeNum, Version, majority};
 use tokio::time::sleep;
 
-use crate::clients::{homes, operation};
+use crate::clients::operation;
 use crate::history::{Ask, Operation, Told};
 use crate::world::World;
 
@@ -22,10 +22,12 @@ pub(crate) async fn all(world: &World) -> Verdict {
     every_request_ended(&history)?;
     versions_and_contents_match(world, &history)?;
     not_applied_is_nowhere(world, &history)?;
+    receipts_count_disks(world, &history)?;
     strict_writes_are_ordered(&history)?;
     strict_reads_see_strict_writes(&history)?;
+    what_is_settled_is_seen(&history)?;
     reads_are_of_writes(&history)?;
-    let copies: BTreeMap<&Key, Vec<Option<Version>>> = world.keys.iter().map(|k| (k, copies(world, k))).collect();
+    let copies: BTreeMap<&Key, Vec<Option<Version>>> = world.keys.iter().map(|k| (k, world.copies(k))).collect();
     for write in history.iter().filter(|o| o.ask != Ask::Get) {
         acknowledged_is_kept(world, write, &copies[&write.key])?;
     }
@@ -79,6 +81,36 @@ fn not_applied_is_nowhere(world: &World, history: &[Operation]) -> Verdict {
         o.outcome() == Some(Outcome::NotApplied) && value.is_some_and(|v| seen.contains(&v))
     };
     none(history.iter().filter(lied), "said not_applied, and some disk had it")
+}
+
+/// A receipt names as many disks as its level asks for, none of them twice, and so many had it.
+fn receipts_count_disks(world: &World, history: &[Operation]) -> Verdict {
+    for o in history {
+        let Some(receipt) = o.receipt() else { continue };
+        let needed = o.level.needed(world.copies(&o.key).len());
+        let holders = receipt.hinted.iter().map(|(_, holder)| holder);
+        let named: BTreeSet<&NodeNum> = receipt.acked.iter().chain(holders).collect();
+        if named.len() < needed || o.disks < needed {
+            let (named, disks) = (named.len(), o.disks);
+            return Err(format!("{needed} disks are needed, {named} are named, {disks} had it: {o}"));
+        }
+    }
+    Ok(())
+}
+
+/// What a majority of home replicas had on disk before a strict request began, a read sees and a write supersedes.
+fn what_is_settled_is_seen(history: &[Operation]) -> Verdict {
+    for later in history {
+        let least = |settled: Option<Version>| match &later.told {
+            Told::Found { version, strict: true, .. } if later.level != Level::One => *version >= settled,
+            _ => later.strict_write().is_none_or(|version| Some(version) > settled),
+        };
+        if let Some(earlier) = history.iter().find(|o| before(o, later) && !least(o.settled)) {
+            let settled = earlier.settled;
+            return Err(format!("{settled:?} was on a majority of home replicas after\n  {earlier}\n  before {later}"));
+        }
+    }
+    Ok(())
 }
 
 /// A strict write supersedes every strict write that was acknowledged before it began.
@@ -153,21 +185,11 @@ async fn reading_settles(world: &World, key: &Key, before: &[Option<Version>]) -
     }
     // A majority has it when the read is answered, the others soon after.
     sleep(Duration::from_secs(1)).await;
-    let after = copies(world, key);
+    let after = world.copies(key);
     if after.iter().any(|copy| *copy != newest) {
         return Err(format!("a read at all of {key:?} left the disks with {after:?}"));
     }
     Ok(())
-}
-
-/// What the home replicas' disks hold of a key.
-fn copies(world: &World, key: &Key) -> Vec<Option<Version>> {
-    let homes = homes(world, key);
-    let held = |n: &NodeNum| {
-        let place = world.places.iter().find(|p| p.number == *n).expect("a member is a node");
-        place.disk.content.lock().records.get(key).map(|r| r.version)
-    };
-    homes.iter().map(held).collect()
 }
 
 /// In real time: told of before the other began.

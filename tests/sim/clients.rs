@@ -6,7 +6,7 @@ use std::time::Duration;
 use a3::node::Node;
 use a3::node::request::{Get, NewContent, Put};
 use a3::ports::{Entropy, Spawn};
-use a3::types::{Key, Level, NodeNum};
+use a3::types::{Key, Level};
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -61,13 +61,13 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, key: Key,
     // An answer that a dying node sent is not seen.
     let told = if life.is_alive() { told } else { Told::Died };
     let ended = world.history.tick();
-    record(world, Operation { client, node: number, key, level, ask, began, ended, told: told.clone() });
-    told
-}
-
-fn record(world: &World, operation: Operation) {
+    let settled = world.settled(&key);
+    let disks = if let Told::Wrote(receipt) = &told { world.disks_with(&key, receipt.version) } else { 0 };
+    let operation =
+        Operation { client, node: number, key, level, ask, began, ended, told: told.clone(), settled, disks };
     world.trace.note(&operation);
     world.history.ended(operation);
+    told
 }
 
 async fn perform(node: Arc<Node>, key: Key, level: Level, ask: Ask) -> Told {
@@ -81,10 +81,4 @@ async fn perform(node: Arc<Node>, key: Key, level: Level, ask: Ask) -> Told {
         Ask::Delete => NewContent::Tombstone,
     };
     node.put(Put { key, content, level, deadline }).await.map_or_else(Told::Failed, Told::Wrote)
-}
-
-/// The home replicas of a key, as the healed cluster has them.
-pub(crate) fn homes(world: &World, key: &Key) -> Vec<NodeNum> {
-    let (node, _) = world.places[0].node().expect("healed");
-    node.placement(key).expect("healed").home_replicas
 }

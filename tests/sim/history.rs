@@ -50,6 +50,10 @@ pub(crate) struct Operation {
     pub(crate) began: u64,
     pub(crate) ended: u64,
     pub(crate) told: Told,
+    /// What a majority of the home replicas' disks held at its end: this version, or each a newer one.
+    pub(crate) settled: Option<Version>,
+    /// Disks that held what it acknowledged, or something newer, when it was acknowledged: copies and hints.
+    pub(crate) disks: usize,
 }
 
 impl Operation {
@@ -78,7 +82,7 @@ impl Operation {
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { client, node, key, level, ask, began, ended, told } = self;
+        let Self { client, node, key, level, ask, began, ended, told, .. } = self;
         write!(f, "client {client} at {node}: {ask:?} {key:?} {level} [{began}..{ended}] -> ")?;
         match told {
             Told::Wrote(r) => {

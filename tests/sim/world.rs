@@ -1,12 +1,12 @@
 //! One seed's world: its nodes with their machines, disks and network, how it comes to be, and what may befall it.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use a3::node::{Node, Options, Ports};
 use a3::ports::{Entropy, PeerHandler, Spawn};
-use a3::types::{Key, NodeNum};
+use a3::types::{Key, NodeNum, Version, majority};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) trace: Arc<Trace>,
     pub(crate) history: History,
     pub(crate) witness: Arc<Witness>,
+    /// The home replicas of each key.
+    homes: OnceLock<BTreeMap<Key, Vec<NodeNum>>>,
     /// Tasks of clients and faults.
     pub(crate) life: Arc<Life>,
     weather: Weather,
@@ -80,7 +82,20 @@ impl World {
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!("{nodes} nodes, rf {rf}, clocks within {skew_ms} ms, {weather:?}"));
         let (history, life) = (History::default(), Life::new());
-        Arc::new(Self { seed, rf, keys, places, network, random, trace, history, witness, life, weather })
+        Arc::new(Self {
+            seed,
+            rf,
+            keys,
+            places,
+            network,
+            random,
+            trace,
+            history,
+            witness,
+            homes: OnceLock::new(),
+            life,
+            weather,
+        })
     }
 
     /// Starts a node that is down. It serves once it has joined, by itself.
@@ -141,8 +156,36 @@ impl World {
             self.start(place).await;
         }
         self.until("every node serves", || self.all_ready()).await?;
+        let (node, _) = self.places[0].node().ok_or("no node")?;
+        let homes = |key: &Key| node.placement(key).map(|p| (key.clone(), p.home_replicas));
+        self.homes.get_or_init(|| self.keys.iter().filter_map(homes).collect());
         self.network.set_weather(self.weather);
         Ok(())
+    }
+
+    /// What the home replicas' disks hold of a key.
+    pub(crate) fn copies(&self, key: &Key) -> Vec<Option<Version>> {
+        let homes = self.homes.get().map_or(&[][..], |homes| &homes[key]);
+        let held = |place: &Place| place.disk.content.lock().records.get(key).map(|r| r.version);
+        self.places.iter().filter(|p| homes.contains(&p.number)).map(held).collect()
+    }
+
+    /// The greatest version such that a majority of the home replicas' disks hold it or something newer.
+    pub(crate) fn settled(&self, key: &Key) -> Option<Version> {
+        let mut copies = self.copies(key);
+        copies.sort_unstable_by(|a, b| b.cmp(a));
+        copies[majority(copies.len()) - 1]
+    }
+
+    /// How many disks hold that version of a key or something newer, as a copy or a hint.
+    pub(crate) fn disks_with(&self, key: &Key, version: Version) -> usize {
+        let holds = |place: &&Place| {
+            let content = place.disk.content.lock();
+            let mut hints = content.hints.values().filter(|h| h.key == *key);
+            let copy = content.records.get(key).is_some_and(|r| r.version >= version);
+            copy || hints.any(|h| h.record.version >= version)
+        };
+        self.places.iter().filter(holds).count()
     }
 
     /// All faults end, all nodes come up, and hints are delivered.
@@ -194,7 +237,7 @@ impl World {
 pub(crate) async fn faults(world: Arc<World>, until: Instant) {
     let random = Seeded::new(world.seed, 2);
     // Some seeds are calm.
-    let pause_ms = *random.pick(&[200, 600, 1_500, 1_000_000]);
+    let pause_ms = *random.pick(&[80, 300, 600, 1_500, 1_000_000]);
     loop {
         sleep(Duration::from_millis(random.between(1, pause_ms))).await;
         if Instant::now() >= until {
