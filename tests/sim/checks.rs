@@ -20,6 +20,7 @@ type Verdict = Result<(), String>;
 pub(crate) async fn all(world: &World) -> Verdict {
     let history = world.history.operations();
     every_request_ended(&history)?;
+    world.broken.lock().first().map_or(Ok(()), |broken| Err(broken.clone()))?;
     versions_and_contents_match(world, &history)?;
     not_applied_is_nowhere(world, &history)?;
     receipts_count_disks(world, &history)?;

@@ -62,7 +62,11 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, key: Key,
     let told = if life.is_alive() { told } else { Told::Died };
     let ended = world.history.tick();
     let settled = world.settled(&key);
-    let disks = if let Told::Wrote(receipt) = &told { world.disks_with(&key, receipt.version) } else { 0 };
+    let mut disks = 0;
+    if let Told::Wrote(receipt) = &told {
+        disks = world.disks_with(&key, receipt.version);
+        world.promise(&receipt.acked, &key, receipt.version);
+    }
     let operation =
         Operation { client, node: number, key, level, ask, began, ended, told: told.clone(), settled, disks };
     world.trace.note(&operation);

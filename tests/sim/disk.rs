@@ -38,13 +38,21 @@ pub(crate) struct Content {
 pub(crate) struct Disk {
     pub(crate) node: NodeNum,
     pub(crate) content: Mutex<Content>,
+    /// Most syncs are done within so many milliseconds.
+    sync_ms: u64,
     random: Arc<Seeded>,
     witness: Arc<Witness>,
     trace: Arc<Trace>,
 }
 
 impl Disk {
-    pub(crate) fn new(node: NodeNum, random: Arc<Seeded>, witness: Arc<Witness>, trace: Arc<Trace>) -> Arc<Self> {
+    pub(crate) fn new(
+        node: NodeNum,
+        sync_ms: u64,
+        random: Arc<Seeded>,
+        witness: Arc<Witness>,
+        trace: Arc<Trace>,
+    ) -> Arc<Self> {
         use a3::ports::Entropy;
         let identity = Identity {
             node,
@@ -61,14 +69,14 @@ impl Disk {
             proposal: None,
             reserved: Hlc::ZERO,
         };
-        Arc::new(Self { node, content: Mutex::new(content), random, witness, trace })
+        Arc::new(Self { node, content: Mutex::new(content), sync_ms, random, witness, trace })
     }
 
     /// How long a sync takes this time.
     fn sync_time(&self) -> Duration {
         use a3::ports::Entropy;
         let slow = self.random.per_mille(10);
-        Duration::from_millis(if slow { 20 + self.random.below(200) } else { 1 + self.random.below(4) })
+        Duration::from_millis(if slow { 20 + self.random.below(200) } else { 1 + self.random.below(self.sync_ms) })
     }
 
     fn write(&self, key: &Key, record: Record) -> ReplicaReply {

@@ -47,6 +47,10 @@ pub(crate) struct World {
     pub(crate) witness: Arc<Witness>,
     /// The home replicas of each key.
     homes: OnceLock<BTreeMap<Key, Vec<NodeNum>>>,
+    /// Up to which version each node has acknowledged each key to somebody who was told so.
+    promised: Mutex<BTreeMap<(NodeNum, Key), Version>>,
+    /// What was found wrong on the way.
+    pub(crate) broken: Mutex<Vec<String>>,
     /// Tasks of clients and faults.
     pub(crate) life: Arc<Life>,
     weather: Weather,
@@ -61,11 +65,18 @@ impl World {
         let rf = random.between(1, 3) as u8;
         let keys = (0..random.between(1, 3)).filter_map(|n| Key::new(format!("key{n}")).ok()).collect();
         let skew_ms = *random.pick(&[0, 50, 500, 4_000]);
+        let sync_ms = *random.pick(&[1, 4, 40]);
         let place = |n: u16| {
             let off_ms = random.between(0, 2 * skew_ms) as i64 - skew_ms as i64;
             Place {
                 number: NodeNum(n),
-                disk: Disk::new(NodeNum(n), Seeded::new(seed, 100 + u64::from(n)), witness.clone(), trace.clone()),
+                disk: Disk::new(
+                    NodeNum(n),
+                    sync_ms,
+                    Seeded::new(seed, 100 + u64::from(n)),
+                    witness.clone(),
+                    trace.clone(),
+                ),
                 clock: SimClock::new(off_ms),
                 life: Mutex::default(),
                 lives: Mutex::default(),
@@ -80,7 +91,9 @@ impl World {
             late_ms: *random.pick(&[50, 300, 2_000]),
         };
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
-        trace.note(format_args!("{nodes} nodes, rf {rf}, clocks within {skew_ms} ms, {weather:?}"));
+        trace.note(format_args!(
+            "{nodes} nodes, rf {rf}, clocks within {skew_ms} ms, syncs within {sync_ms} ms, {weather:?}"
+        ));
         let (history, life) = (History::default(), Life::new());
         Arc::new(Self {
             seed,
@@ -93,6 +106,8 @@ impl World {
             history,
             witness,
             homes: OnceLock::new(),
+            promised: Mutex::default(),
+            broken: Mutex::default(),
             life,
             weather,
         })
@@ -107,6 +122,7 @@ impl World {
             *lives
         };
         self.trace.note(format_args!("{} starts", place.number));
+        self.check_promises(place);
         let options = Options {
             seeds: self.places.iter().map(|p| address(p.number)).collect(),
             cluster_size: self.places.len() as u16,
@@ -161,6 +177,26 @@ impl World {
         self.homes.get_or_init(|| self.keys.iter().filter_map(homes).collect());
         self.network.set_weather(self.weather);
         Ok(())
+    }
+
+    /// A client was told that these nodes have it on disk.
+    pub(crate) fn promise(&self, acked: &[NodeNum], key: &Key, version: Version) {
+        let mut promised = self.promised.lock();
+        for node in acked {
+            let most = promised.entry((*node, key.clone())).or_default();
+            *most = version.max(*most);
+        }
+    }
+
+    /// After a crash: what was acknowledged is there.
+    fn check_promises(&self, place: &Place) {
+        let content = place.disk.content.lock();
+        for ((node, key), version) in self.promised.lock().iter().filter(|((n, _), _)| *n == place.number) {
+            if content.records.get(key).is_none_or(|r| r.version < *version) {
+                let lost = format!("{node} acknowledged {version:?} of {key:?}, and its disk has lost it in a crash");
+                self.broken.lock().push(lost);
+            }
+        }
     }
 
     /// What the home replicas' disks hold of a key.
