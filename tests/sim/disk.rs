@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest, Seen, Spawn, Store, StoreError, StoreTotals,
-    Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest, Seen, Spawn, Store, StoreError,
+    StoreTotals, Submission, Submissions,
 };
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{Floor, Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Topology, Version};
@@ -53,7 +53,6 @@ impl Disk {
         witness: Arc<Witness>,
         trace: Arc<Trace>,
     ) -> Arc<Self> {
-        use a3::ports::Entropy;
         let identity = Identity {
             node,
             instance: InstanceId(random.uuid()),
@@ -74,7 +73,6 @@ impl Disk {
 
     /// How long a sync takes this time.
     fn sync_time(&self) -> Duration {
-        use a3::ports::Entropy;
         let slow = self.random.per_mille(10);
         Duration::from_millis(if slow { 20 + self.random.below(200) } else { 1 + self.random.below(self.sync_ms) })
     }

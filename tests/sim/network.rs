@@ -162,7 +162,9 @@ impl Network {
     }
 
     async fn once(self: &Arc<Self>, from: Header, to: (NodeNum, InstanceId), call: ReplicaCall) -> Option<Answer> {
+        let key = call.request.key().clone();
         if !self.travel(from.node, to.0).await {
+            self.trace.note(format_args!("lost: a request of {key:?} from {} to {}", from.node, to.0));
             return None;
         }
         let Some((handler, life)) = self.host(to.0) else { return Some(Err(PeerError::Lost)) };
@@ -178,6 +180,7 @@ impl Network {
         }
         let header = handler.header();
         if !self.travel(to.0, from.node).await {
+            self.trace.note(format_args!("lost: an answer about {key:?} from {} to {}", to.0, from.node));
             return None;
         }
         let (caller, _) = self.host(from.node)?;
