@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use ::metrics::Gauge;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::metrics;
@@ -49,8 +49,9 @@ pub struct NodeClock {
     skew_seconds: Gauge,
     /// Wakes the driver: a stamp had to wait.
     demand: Notify,
-    /// Wakes those that wait.
-    outcome: watch::Sender<Outcome>,
+    /// Wakes those that wait, in the order they came. (A `watch` would wake them in an order of its own, so that no seed
+    /// would replay.)
+    outcome: Notify,
 }
 
 struct State {
@@ -61,13 +62,8 @@ struct State {
     used: bool,
     /// The greatest stamp that had to wait.
     wanted: Hlc,
-}
-
-/// How the driver's attempts went.
-#[derive(Clone, Copy, Default)]
-struct Outcome {
-    granted: u64,
-    failed: u64,
+    /// How many of the driver's attempts failed.
+    failures: u64,
 }
 
 impl NodeClock {
@@ -79,11 +75,17 @@ impl NodeClock {
             wall,
             skew_max_ms,
             started: Instant::now(),
-            state: Mutex::new(State { hybrid: HybridClock::above(reserved), reserved, used: false, wanted: Hlc::ZERO }),
+            state: Mutex::new(State {
+                hybrid: HybridClock::above(reserved),
+                reserved,
+                used: false,
+                wanted: Hlc::ZERO,
+                failures: 0,
+            }),
             skew: Mutex::new(Skew::new(skew_max_ms)),
             skew_seconds: metrics::gauge(metrics::CLOCK_SKEW, &[]),
             demand: Notify::new(),
-            outcome: watch::Sender::new(Outcome::default()),
+            outcome: Notify::new(),
         })
     }
 
@@ -170,10 +172,10 @@ impl NodeClock {
         if let Some(stamp) = self.stamp(above) {
             return Some(stamp);
         }
-        let mut outcome = self.outcome.subscribe();
-        let failed_before = outcome.borrow().failed;
+        let failures = self.state.lock().failures;
         loop {
-            // Tried again after subscribing: what was granted in between would wake nobody.
+            // Waits from here on: what is granted before it tries again wakes it too.
+            let outcome = self.outcome.notified();
             if let Some(stamp) = self.stamp(above) {
                 return Some(stamp);
             }
@@ -181,8 +183,8 @@ impl NodeClock {
                 return None;
             }
             self.demand.notify_one();
-            outcome.changed().await.ok()?;
-            if outcome.borrow_and_update().failed != failed_before {
+            outcome.await;
+            if self.state.lock().failures != failures {
                 return None;
             }
         }
@@ -235,15 +237,16 @@ impl NodeClock {
         state.used = false;
         state.wanted = Hlc::ZERO;
         drop(state);
-        self.outcome.send_modify(|o| o.granted += 1);
+        self.outcome.notify_waiters();
     }
 
     fn refuse(&self) {
         let mut state = self.state.lock();
         state.used = false;
         state.wanted = Hlc::ZERO;
+        state.failures += 1;
         drop(state);
-        self.outcome.send_modify(|o| o.failed += 1);
+        self.outcome.notify_waiters();
     }
 
     fn monotonic_ms(&self) -> u64 {
@@ -350,6 +353,19 @@ mod tests {
         assert!(clock.now() < Hlc::from_ms(WALL + 300_000));
         assert_eq!(clock.stamp_reserved(Hlc::from_ms(WALL + 301_000)).await, None);
         assert_eq!(clock.skewed_by_ms(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_wait_are_served_in_the_order_they_came() {
+        let world = World::new();
+        let (clock, _driver) = world.start().await;
+        let waiting = (0..40).map(|_| clock.stamp_reserved(Hlc::ZERO));
+        let mut served: futures_util::stream::FuturesUnordered<_> = waiting.collect();
+        let mut last = Hlc::ZERO;
+        while let Some(stamp) = futures_util::StreamExt::next(&mut served).await {
+            assert!(stamp > Some(last), "{stamp:?} after {last:?}");
+            last = stamp.unwrap();
+        }
     }
 
     #[tokio::test(start_paused = true)]

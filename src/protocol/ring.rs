@@ -81,6 +81,10 @@ fn place(topology: &Topology, slot: Slot) -> Placement {
     let around = (1..Slot::COUNT).map(|step| Slot(slot.0.wrapping_add(step as u8)));
     let nearest = around.flat_map(|s| topology.home_replicas(s).iter().copied());
     for node in nearest.chain(topology.members.iter().map(|m| m.node)) {
+        // The circle is long, and everybody is met early on it.
+        if homes.len() + fallbacks.len() == topology.members.len() {
+            break;
+        }
         if !homes.contains(&node) && !fallbacks.contains(&node) {
             fallbacks.push(node);
         }

@@ -1,0 +1,124 @@
+//! What a node finds on its machine, except for disk and network: a wall clock that may be wrong, seeded randomness,
+//! and tasks that die with the node. And the trace, to which everything that happens is told.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use a3::ports::{Clock, Entropy, Spawn};
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// When the simulated world begins, wall milliseconds.
+const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// Everything that happened, in order, one line each.
+pub(crate) struct Trace {
+    began: Instant,
+    lines: Mutex<Vec<String>>,
+}
+
+impl Trace {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { began: Instant::now(), lines: Mutex::default() })
+    }
+
+    pub(crate) fn note(&self, what: impl Display) {
+        let at = self.began.elapsed();
+        self.lines.lock().push(format!("{:3}.{:03} {what}", at.as_secs(), at.subsec_millis()));
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines.lock().clone()
+    }
+}
+
+/// A wall clock: virtual time, and how far this machine is off it.
+pub(crate) struct SimClock {
+    began: Instant,
+    off_ms: AtomicI64,
+}
+
+impl SimClock {
+    pub(crate) fn new(off_ms: i64) -> Arc<Self> {
+        Arc::new(Self { began: Instant::now(), off_ms: AtomicI64::new(off_ms) })
+    }
+
+    /// Somebody sets the clock.
+    pub(crate) fn step(&self, by_ms: i64) {
+        self.off_ms.fetch_add(by_ms, Ordering::SeqCst);
+    }
+}
+
+impl Clock for SimClock {
+    fn wall_ms(&self) -> u64 {
+        let now_ms = EPOCH_MS + self.began.elapsed().as_millis() as u64;
+        now_ms.saturating_add_signed(self.off_ms.load(Ordering::SeqCst))
+    }
+}
+
+/// Randomness from the seed.
+pub(crate) struct Seeded(Mutex<StdRng>);
+
+impl Seeded {
+    /// `stream` tells apart what shares a seed.
+    pub(crate) fn new(seed: u64, stream: u64) -> Arc<Self> {
+        let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        Arc::new(Self(Mutex::new(StdRng::seed_from_u64(mixed))))
+    }
+
+    pub(crate) fn per_mille(&self, chance: u64) -> bool {
+        self.below(1000) < chance
+    }
+
+    /// From `low` to `high`, both included.
+    pub(crate) fn between(&self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    pub(crate) fn pick<'a, T>(&self, of: &'a [T]) -> &'a T {
+        &of[self.below(of.len() as u64) as usize]
+    }
+}
+
+impl Entropy for Seeded {
+    fn u64(&self) -> u64 {
+        self.0.lock().next_u64()
+    }
+}
+
+/// Tasks that end together: one life of a node, or the world itself.
+pub(crate) struct Life {
+    alive: AtomicBool,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Life {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { alive: AtomicBool::new(true), tasks: Mutex::default() })
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::SeqCst)
+    }
+
+    /// Nothing of it runs after this.
+    pub(crate) fn end(&self) {
+        self.alive.store(false, Ordering::SeqCst);
+        self.tasks.lock().abort_all();
+    }
+}
+
+impl Spawn for Life {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        if self.is_alive() {
+            let mut tasks = self.tasks.lock();
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(task);
+        }
+    }
+}
