@@ -18,6 +18,9 @@ pub(super) fn problem_of(operation: Operation, failure: Failure) -> Problem {
         FailureKind::ClockSkew { .. } => Code::ClockSkew,
         FailureKind::NotReady => Code::NotReady,
         FailureKind::DiskFull => Code::DiskFull,
+        FailureKind::ConditionFailed | FailureKind::Conflict | FailureKind::KeyReused | FailureKind::Exhausted => {
+            todo!()
+        }
     };
     let detail = match failure.kind {
         FailureKind::Unavailable | FailureKind::TimedOut | FailureKind::DiskFull => format!(
@@ -27,7 +30,7 @@ pub(super) fn problem_of(operation: Operation, failure: Failure) -> Problem {
             failure.required,
             failure.level
         ),
-        FailureKind::ClockSkew { .. } | FailureKind::NotReady => failure.kind.to_string(),
+        _ => failure.kind.to_string(),
     };
     let replies = Replies { required: failure.required, acked: failure.acked, failed: failure.failed };
     let problem = Problem::new(code, detail).with_replies(replies);
@@ -50,6 +53,7 @@ mod tests {
             required: 3,
             acked: vec![NodeNum(1)],
             failed: vec![(NodeNum(2), "unreachable".into())],
+            met: None,
         };
         serde_json::from_slice(&problem_of(operation, failure).body("r")).unwrap()
     }

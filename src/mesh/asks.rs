@@ -88,6 +88,7 @@ impl Asks {
                 let reply = answer(client.found(proto::FoundRequest { header, topology, committed: true }).await)?;
                 (reply.header, Ok(PeerReply::Done))
             }
+            PeerRequest::Propose { .. } => todo!(),
         };
         self.shared.admit(header, instance)?;
         reply.map_err(|malformed: Malformed| malformed.into())

@@ -169,8 +169,9 @@ impl Exchange {
 
 fn record(request: &ReplicaRequest) -> Option<&Record> {
     match request {
-        ReplicaRequest::Read { .. } => None,
+        ReplicaRequest::Read { .. } | ReplicaRequest::Prepare { .. } => None,
         ReplicaRequest::Write { record, .. } | ReplicaRequest::Hint { record, .. } => Some(record),
+        ReplicaRequest::Accept { accepted, .. } => accepted.record.as_ref(),
     }
 }
 

@@ -202,6 +202,10 @@ impl Mesh for Door {
         }
     }
 
+    async fn propose(&self, _: Request<proto::ProposeRequest>) -> Result<Response<proto::ProposeReply>, Status> {
+        todo!()
+    }
+
     async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundReply>, Status> {
         let mut request = request.into_inner();
         match self.answer(request.header.take(), rare::read_found(request)).await? {

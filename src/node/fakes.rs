@@ -14,10 +14,11 @@ use crate::ports::{
     Answer, Clock, Destination, Entropy, Hint, HintTotals, PeerError, PeerReply, PeerRequest, Peers, ReplicaCall,
     ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals, Submissions,
 };
+use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Member, NodeNum, Record, Slot, Token, Topology, Version,
-    Writer,
+    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Member, NodeNum, Promise, Record, Register, Slot, Token,
+    Topology, Version, Writer,
 };
 
 /// A wall clock that stands still until it is set.
@@ -60,6 +61,7 @@ type HintKey = (NodeNum, Slot, Key);
 #[derive(Default)]
 pub(crate) struct FakeStore {
     records: Mutex<BTreeMap<Key, Record>>,
+    registers: Mutex<BTreeMap<Key, Register>>,
     hints: Mutex<BTreeMap<HintKey, Hint>>,
     reserved: Mutex<Hlc>,
     reservations: AtomicU64,
@@ -125,6 +127,25 @@ impl FakeStore {
             ReplicaRequest::Hint { target, key, record, counted } => {
                 self.put_hint(Hint { target, slot: token.slot(), key, record, counted, kept_at_ms: 0 });
                 ReplicaReply::Hinted
+            }
+            ReplicaRequest::Prepare { key, ballot } => {
+                let mut registers = self.registers.lock();
+                let held = registers.entry(key.clone()).or_default();
+                match register::prepare(held.promised, &floor, ballot) {
+                    Ok(()) => held.promised = ballot,
+                    Err(promised) => return ReplicaReply::Outbid { promised },
+                }
+                let (accepted, record) = (held.accepted.clone(), self.record(&key));
+                ReplicaReply::Promised(Box::new(Promise { accepted, record, floor }))
+            }
+            ReplicaRequest::Accept { key, accepted } => {
+                let mut registers = self.registers.lock();
+                let held = registers.entry(key).or_default();
+                match register::accept(held.promised, &floor, accepted.ballot) {
+                    Ok(()) => *held = Register { promised: accepted.ballot, accepted: Some(*accepted) },
+                    Err(promised) => return ReplicaReply::Outbid { promised },
+                }
+                ReplicaReply::Accepted
             }
         }
     }

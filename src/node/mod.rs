@@ -267,6 +267,15 @@ impl Node {
         self.coordinator.put(put).await
     }
 
+    /// Writes a key where a condition is true; see [`Conditional::put`].
+    ///
+    /// # Errors
+    /// As there; [`FailureKind::NotReady`] as for [`Self::put`].
+    pub async fn put_if(&self, put: request::ConditionalPut) -> Result<Receipt, Failure> {
+        let _ = put;
+        todo!()
+    }
+
     pub fn identity(&self) -> Identity {
         self.store.identity()
     }

@@ -109,21 +109,41 @@ impl Door<'_> {
         let token = self.ring.token(request.key());
         let placement = self.ring.placement(token.slot());
         let home = placement.is_home(me);
-        let (serves, record) = match request {
-            ReplicaRequest::Read { hints: false, .. } => (home, None),
-            ReplicaRequest::Read { hints: true, .. } => (home || placement.fallbacks.contains(&me), None),
-            ReplicaRequest::Write { record, .. } => (home, Some(record)),
-            ReplicaRequest::Hint { target, record, .. } => (
-                *target != me && placement.is_home(*target) && (home || placement.fallbacks.contains(&me)),
-                Some(record),
-            ),
+        let serves = match request {
+            ReplicaRequest::Read { hints: true, .. } => home || placement.fallbacks.contains(&me),
+            ReplicaRequest::Hint { target, .. } => {
+                *target != me && placement.is_home(*target) && (home || placement.fallbacks.contains(&me))
+            }
+            ReplicaRequest::Read { hints: false, .. }
+            | ReplicaRequest::Write { .. }
+            | ReplicaRequest::Prepare { .. }
+            | ReplicaRequest::Accept { .. } => home,
         };
         if !serves {
             return Err(Refusal::NotMember);
         }
-        match record {
-            Some(record) => Ok((token, self.check_record(request.key(), record)?)),
-            None => Ok((token, Hlc::ZERO)),
+        let stamp = match request {
+            ReplicaRequest::Read { .. } => Hlc::ZERO,
+            ReplicaRequest::Write { key, record } | ReplicaRequest::Hint { key, record, .. } => {
+                self.check_record(key, record)?
+            }
+            ReplicaRequest::Prepare { ballot, .. } => self.check_stamp(ballot.hlc)?,
+            ReplicaRequest::Accept { key, accepted } => {
+                let record = accepted.record.as_ref().map(|record| self.check_record(key, record)).transpose()?;
+                self.check_stamp(accepted.ballot.hlc)?.max(record.unwrap_or_default())
+            }
+        };
+        Ok((token, stamp))
+    }
+
+    /// A stamp far ahead would poison the key: nobody else could outbid it.
+    fn check_stamp(&self, stamp: Hlc) -> Result<Hlc, Refusal> {
+        match too_far_ahead(stamp, self.wall_ms, self.replica.clock.skew_max_ms()) {
+            None => Ok(stamp),
+            Some(ahead_ms) => {
+                self.replica.stamps_refused.increment(1);
+                Err(Refusal::ClockSkew { ahead_ms })
+            }
         }
     }
 
@@ -133,11 +153,7 @@ impl Door<'_> {
         {
             return Err(Refusal::TooLarge { bytes: bytes.len() as u64 });
         }
-        let stamp = record.version.hlc.max(record.written);
-        if let Some(ahead_ms) = too_far_ahead(stamp, self.wall_ms, self.replica.clock.skew_max_ms()) {
-            self.replica.stamps_refused.increment(1);
-            return Err(Refusal::ClockSkew { ahead_ms });
-        }
+        let stamp = self.check_stamp(record.version.hlc.max(record.written))?;
         if self.from != self.replica.options.node && !record.is_intact(key) {
             return Err(Refusal::Corrupt);
         }

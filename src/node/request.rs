@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::ports::Seen;
-use crate::types::{ContentType, Key, Level, NodeNum, Record, Version};
+use crate::types::{Condition, ContentType, Idempotency, Key, Level, NodeNum, Record, Version};
 
 /// A client's read.
 #[derive(Clone, Debug)]
@@ -37,6 +37,17 @@ pub struct Put {
     pub key: Key,
     pub content: NewContent,
     pub level: Level,
+    pub deadline: Instant,
+}
+
+/// A client's write that is decided by the key's register: it does something only where its condition is true, or it
+/// carries an `Idempotency-Key`, or both. It is linearizable.
+#[derive(Clone, Debug)]
+pub struct ConditionalPut {
+    pub key: Key,
+    pub condition: Condition,
+    pub content: NewContent,
+    pub idempotency: Option<Idempotency>,
     pub deadline: Instant,
 }
 
@@ -102,6 +113,18 @@ pub enum FailureKind {
     /// Replicas have no room.
     #[error("the replicas' disks are full")]
     DiskFull,
+    /// The condition of a conditional write is false; [`Failure::met`] says of what.
+    #[error("the condition is false")]
+    ConditionFailed,
+    /// Other conditional writes of the key were always first.
+    #[error("other conditional writes of this key were always first")]
+    Conflict,
+    /// The `Idempotency-Key` belongs to another request.
+    #[error("the Idempotency-Key was used for another request")]
+    KeyReused,
+    /// The count of conditional writes on top of one plain write is used up.
+    #[error("the key had too many conditional writes since its last plain one")]
+    Exhausted,
 }
 
 /// A failed operation: who was needed, who answered, and why the others did not.
@@ -115,4 +138,15 @@ pub struct Failure {
     pub required: usize,
     pub acked: Vec<NodeNum>,
     pub failed: Vec<(NodeNum, String)>,
+    /// Of [`FailureKind::ConditionFailed`] only.
+    pub met: Option<Box<Met>>,
+}
+
+/// What a condition met that was false.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Met {
+    /// `None`: there was no value.
+    pub version: Option<Version>,
+    /// The live record; `None` also where the answer is one that was given before, under an `Idempotency-Key`.
+    pub record: Option<Record>,
 }

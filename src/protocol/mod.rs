@@ -8,6 +8,7 @@ pub mod membership;
 pub mod planner;
 pub mod quorum;
 pub mod reach;
+pub mod register;
 pub mod replica;
 pub mod ring;
 pub mod skew;

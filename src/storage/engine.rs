@@ -360,5 +360,6 @@ pub(super) fn change_of(slot: Slot, request: ReplicaRequest) -> Result<Change, (
             Ok(Change::Hint { target, slot, key, record, counted })
         }
         ReplicaRequest::Read { key, part, hints } => Err((key, part, hints)),
+        ReplicaRequest::Prepare { .. } | ReplicaRequest::Accept { .. } => todo!(),
     }
 }

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ports::StoreError;
-use crate::types::{Floor, Hlc, Slot, Topology, Version, Writer};
+use crate::types::{Ballot, Floor, Hlc, Slot, Topology, Version, Writer};
 
 const TOPOLOGY: &str = "topology";
 const PROPOSAL: &str = "proposal";
@@ -58,7 +58,8 @@ pub(super) fn floors(conn: &Connection) -> rusqlite::Result<Arc<[Floor]>> {
     while let Some(row) = rows.next()? {
         let hlc = |column| row.get::<_, i64>(column).map(|n| Hlc(n as u64));
         let version = Version { hlc: hlc(2)?, writer: Writer(row.get(3)?), rmw: row.get(4)? };
-        floors[Slot(row.get(0)?).index()] = Floor { written: hlc(1)?, version, ballot: (hlc(5)?, Writer(row.get(6)?)) };
+        let ballot = Ballot { hlc: hlc(5)?, writer: Writer(row.get(6)?) };
+        floors[Slot(row.get(0)?).index()] = Floor { written: hlc(1)?, version, ballot };
     }
     Ok(floors.into())
 }

@@ -62,6 +62,11 @@ uuid_id! {
     InstanceId
 }
 
+uuid_id! {
+    /// One operation on a register, drawn for it alone.
+    OpId
+}
+
 /// What the topology gives an admitted instance and never gives again: it makes stamps of two instances differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -17,6 +17,10 @@ pub const ZONE_BYTES_MAX: usize = 64;
 pub const ADDRESS_BYTES_MAX: usize = 255;
 /// Largest weight of a member.
 pub const WEIGHT_MAX: u32 = 1000;
+/// Answers that a key's register remembers for requests with an `Idempotency-Key`.
+pub const REMEMBERED_MAX: usize = 8;
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// One message between two nodes holds this many bytes of requests, or one request, whichever is more.
 pub const MESH_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// A value longer than this, in bytes, travels on the second stream, so that it does not delay small ones.

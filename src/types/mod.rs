@@ -3,23 +3,29 @@
 //! Invariants are kept by construction: a [`Key`] is never empty or over its limit, a [`Version`] orders like the
 //! design says, a [`Record`] carries the checksum of all it is.
 
+mod condition;
 mod id;
 mod identity;
 mod key;
 mod level;
 pub mod limits;
 mod peer;
+mod proposal;
 mod record;
+mod register;
 mod replica;
 mod topology;
 mod version;
 
-pub use id::{ClusterId, Epoch, InstanceId, NodeNum, Writer};
+pub use condition::{Condition, Tags};
+pub use id::{ClusterId, Epoch, InstanceId, NodeNum, OpId, Writer};
 pub use identity::Identity;
 pub use key::{Key, KeyError, Slot, Token, TokenSeed};
 pub use level::{Level, LevelParseError, majority};
 pub use peer::{Announcement, InfoStamp, NodeInfo, NodeState, PeerReply, PeerRequest};
+pub use proposal::{Proposal, Verdict};
 pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
+pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Remembered, RememberedAnswer};
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
 pub use topology::{Member, Topology, TopologyError};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::id::{Epoch, InstanceId, NodeNum};
+use super::proposal::{Proposal, Verdict};
 use super::topology::Topology;
 
 /// Rare requests between nodes, one call each.
@@ -23,6 +24,8 @@ pub enum PeerRequest {
     Found { topology: Arc<Topology> },
     /// Epoch 1 was accepted by all: store it.
     Founded { topology: Arc<Topology> },
+    /// Propose this conditional write, and give up after so many milliseconds. Never repeated, and never passed on again.
+    Propose { proposal: Box<Proposal>, timeout_ms: u64 },
 }
 
 /// Answers to [`PeerRequest`], in the same order.
@@ -43,6 +46,8 @@ pub enum PeerReply {
         topology: Option<Arc<Topology>>,
         heard: Vec<Announcement>,
     },
+    /// What became of the proposal.
+    Proposed(Box<Verdict>),
 }
 
 /// A node that has no topology yet, as it presents itself.

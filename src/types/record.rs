@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::key::Key;
 use super::limits::CONTENT_TYPE_BYTES_MAX;
+use super::register::Ballot;
 use super::version::{Hlc, Version};
 
 /// A media type as the client sent it: visible ASCII and spaces, 1 to [`CONTENT_TYPE_BYTES_MAX`] bytes.
@@ -76,7 +77,8 @@ impl Content {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub version: Version,
-    /// When it came to be: a plain write's own clock reading. Age and purging use it; order uses `version`.
+    /// When it came to be: a plain write's own clock reading, a conditional write's first ballot. Age and purging use
+    /// it; order uses `version`.
     pub written: Hlc,
     pub content: Content,
     /// xxh3-64 over key and record.
@@ -158,7 +160,7 @@ pub struct Floor {
     /// V: the greatest version that was dropped.
     pub version: Version,
     /// L: ballots up to this one are refused.
-    pub ballot: (Hlc, super::id::Writer),
+    pub ballot: Ballot,
 }
 
 impl Floor {

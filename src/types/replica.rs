@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::id::{ClusterId, NodeNum};
 use super::key::Key;
 use super::record::{Floor, Record};
+use super::register::{Accepted, Ballot, Promise};
 use super::topology::Topology;
 use super::version::{Hlc, Version};
 
@@ -38,14 +39,26 @@ pub enum ReplicaRequest {
         /// It may count towards the write's level: no age limit, only delivery ends it.
         counted: bool,
     },
+    /// Listen to no lower ballot from now on, and say what you hold.
+    Prepare {
+        key: Key,
+        ballot: Ballot,
+    },
+    /// Accept this state of the key's register. Reads never see it.
+    Accept {
+        key: Key,
+        accepted: Box<Accepted>,
+    },
 }
 
 impl ReplicaRequest {
     pub fn key(&self) -> &Key {
         match self {
-            ReplicaRequest::Read { key, .. } | ReplicaRequest::Write { key, .. } | ReplicaRequest::Hint { key, .. } => {
-                key
-            }
+            ReplicaRequest::Read { key, .. }
+            | ReplicaRequest::Write { key, .. }
+            | ReplicaRequest::Hint { key, .. }
+            | ReplicaRequest::Prepare { key, .. }
+            | ReplicaRequest::Accept { key, .. } => key,
         }
     }
 
@@ -98,6 +111,12 @@ pub enum ReplicaReply {
     BelowFloor { floor: Floor },
     /// The hint (or a newer one) is on disk.
     Hinted,
+    /// To `Prepare`: the promise is on disk.
+    Promised(Box<Promise>),
+    /// To `Accept`: it is on disk.
+    Accepted,
+    /// To `Prepare` and `Accept`: a ballot as high, or higher, is promised already. Nothing changed.
+    Outbid { promised: Ballot },
     /// The request was computed under an older topology than the replica's. Nothing changed.
     WrongEpoch { topology: Arc<Topology> },
     /// Nothing changed, and the same request will be refused again until the reason ends.

@@ -91,6 +91,12 @@ impl Version {
         Self { hlc, writer, rmw: 0 }
     }
 
+    /// The version of a conditional write on top of this one: the next even count. `None` where the counts are used up.
+    pub fn conditional(&self) -> Option<Version> {
+        let rmw = (self.rmw | 1).checked_add(1)?;
+        Some(Self { rmw, ..*self })
+    }
+
     /// Whether the other version is this plain write, or was built on it by conditional writes or expiry.
     pub fn same_stamp(&self, other: &Version) -> bool {
         (self.hlc, self.writer) == (other.hlc, other.writer)
@@ -143,6 +149,13 @@ mod tests {
         let v = |h, w, r| Version { hlc: Hlc(h), writer: Writer(w), rmw: r };
         let sorted = [v(1, 1, 0), v(1, 1, 1), v(1, 1, 2), v(1, 2, 0), v(2, 1, 0)];
         assert!(sorted.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn a_conditional_write_takes_the_next_even_count() {
+        let next = |rmw| Version { rmw, ..Version::default() }.conditional().map(|v| v.rmw);
+        assert_eq!([next(0), next(1), next(2)], [Some(2), Some(2), Some(4)]);
+        assert_eq!([next(u32::MAX - 1), next(u32::MAX)], [None, None]);
     }
 
     proptest! {

@@ -188,6 +188,7 @@ async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, queue: Arc<Queue>)
                     disk.hint(Hint { target, slot: token.slot(), key, record, counted, kept_at_ms })
                 }
                 ReplicaRequest::Read { key, part, hints } => disk.read(&key, part, hints),
+                ReplicaRequest::Prepare { .. } | ReplicaRequest::Accept { .. } => todo!(),
             };
             answers.push((reply_to, reply));
         }

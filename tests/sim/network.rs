@@ -352,5 +352,6 @@ fn name_of(request: &PeerRequest) -> &'static str {
         PeerRequest::Announce(_) => "its announcement",
         PeerRequest::Found { .. } => "its acceptance",
         PeerRequest::Founded { .. } => "its commit",
+        PeerRequest::Propose { .. } => "a verdict",
     }
 }

@@ -165,6 +165,8 @@ impl Node {
                 ReplicaReply::Stored { replaced: Some(seen) }
             }
             ReplicaRequest::Hint { .. } => ReplicaReply::Hinted,
+            ReplicaRequest::Prepare { ballot, .. } => ReplicaReply::Outbid { promised: ballot },
+            ReplicaRequest::Accept { .. } => ReplicaReply::Accepted,
         })
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::proto::{self, failed, refused, reply, request};
 use super::{Malformed, read_node};
 use crate::ports::{Answer, PeerError, ReadPart, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Seen};
-use crate::types::{Content, ContentType, Epoch, Floor, Hlc, Key, Record, Topology, Version, Writer};
+use crate::types::{Ballot, Content, ContentType, Epoch, Floor, Hlc, Key, Record, Topology, Version, Writer};
 
 // ------------------------------------------------------------------------------------------------------- requests
 
@@ -24,6 +24,7 @@ pub(in crate::mesh) fn request(id: u64, call: ReplicaCall) -> proto::Request {
             let hint = proto::KeepHint { target: target.0.into(), record: Some(record(r)), counted };
             (key, request::Request::Hint(hint))
         }
+        ReplicaRequest::Prepare { .. } | ReplicaRequest::Accept { .. } => todo!(),
     };
     proto::Request { id, epoch: call.epoch.0, key: key.bytes().clone(), request: Some(request) }
 }
@@ -41,6 +42,7 @@ pub(in crate::mesh) fn read_request(request: proto::Request) -> Result<ReplicaCa
         request::Request::Hint(h) => {
             ReplicaRequest::Hint { target: read_node(h.target)?, key, record: needed(h.record)?, counted: h.counted }
         }
+        request::Request::Prepare(_) | request::Request::Accept(_) => todo!(),
     };
     Ok(ReplicaCall { epoch: Epoch(request.epoch), request: inner, deadline: None })
 }
@@ -60,6 +62,7 @@ pub(in crate::mesh) fn reply(id: u64, answer: Answer, topologies: &mut LastTopol
         Ok(ReplicaReply::Dominated { by }) => reply::Reply::Dominated(seen(by)),
         Ok(ReplicaReply::BelowFloor { floor: f }) => reply::Reply::BelowFloor(floor(&f)),
         Ok(ReplicaReply::Hinted) => reply::Reply::Hinted(proto::Hinted {}),
+        Ok(ReplicaReply::Promised(_) | ReplicaReply::Accepted | ReplicaReply::Outbid { .. }) => todo!(),
         Ok(ReplicaReply::WrongEpoch { topology }) => reply::Reply::WrongEpoch(topologies.encode(&topology)),
         Ok(ReplicaReply::Refused(refusal)) => reply::Reply::Refused(refused(refusal)),
         Err(error) => reply::Reply::Failed(failed(&error)),
@@ -90,6 +93,7 @@ fn understand(reply: Option<reply::Reply>, topologies: &mut LastTopology) -> Res
         reply::Reply::Hinted(_) => ReplicaReply::Hinted,
         reply::Reply::WrongEpoch(json) => ReplicaReply::WrongEpoch { topology: topologies.decode(&json)? },
         reply::Reply::Refused(r) => ReplicaReply::Refused(read_refused(r)?),
+        reply::Reply::Promised(_) | reply::Reply::Accepted(_) | reply::Reply::Outbid(_) => todo!(),
         reply::Reply::Failed(f) => return Ok(Err(read_failed(f))),
     };
     Ok(Ok(answer))
@@ -231,8 +235,8 @@ fn floor(floor: &Floor) -> proto::Floor {
     proto::Floor {
         written: floor.written.0,
         version: Some(version(floor.version)),
-        ballot_hlc: floor.ballot.0.0,
-        ballot_writer: floor.ballot.1.0,
+        ballot_hlc: floor.ballot.hlc.0,
+        ballot_writer: floor.ballot.writer.0,
     }
 }
 
@@ -245,7 +249,7 @@ fn read_floor(floor: proto::Floor) -> Result<Floor, Malformed> {
     Ok(Floor {
         written: Hlc(floor.written),
         version: read_version(floor.version)?,
-        ballot: (Hlc(floor.ballot_hlc), Writer(floor.ballot_writer)),
+        ballot: Ballot { hlc: Hlc(floor.ballot_hlc), writer: Writer(floor.ballot_writer) },
     })
 }
 

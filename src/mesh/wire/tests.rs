@@ -14,8 +14,8 @@ use crate::ports::{
     ReplicaReply, ReplicaRequest, Seen,
 };
 use crate::types::{
-    ClusterId, Content, ContentType, Epoch, Floor, Hlc, InstanceId, Key, Member, NodeNum, Record, Slot, Topology,
-    Version, Writer,
+    Ballot, ClusterId, Content, ContentType, Epoch, Floor, Hlc, InstanceId, Key, Member, NodeNum, Record, Slot,
+    Topology, Version, Writer,
 };
 
 pub(in crate::mesh) fn topology(members: u16) -> Topology {
@@ -115,7 +115,7 @@ fn call() -> impl Strategy<Value = ReplicaCall> {
 
 fn floor() -> impl Strategy<Value = Floor> {
     let raised = (any::<u64>(), version(), any::<u64>(), any::<u32>()).prop_map(|(written, version, hlc, writer)| {
-        Floor { written: Hlc(written), version, ballot: (Hlc(hlc), Writer(writer)) }
+        Floor { written: Hlc(written), version, ballot: Ballot { hlc: Hlc(hlc), writer: Writer(writer) } }
     });
     prop_oneof![Just(Floor::default()), raised]
 }

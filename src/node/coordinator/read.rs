@@ -139,5 +139,6 @@ fn read_failure(reading: &Reading, kind: FailureKind) -> Failure {
         required: reading.fold.required(),
         acked: reading.fold.copies().into_iter().map(|(n, _)| n).collect(),
         failed: reading.fold.failed(),
+        met: None,
     }
 }

@@ -207,6 +207,7 @@ impl Coordinator {
             required: fold.required(),
             acked: fold.acked().collect(),
             failed: fold.failed(),
+            met: None,
         }
     }
 }

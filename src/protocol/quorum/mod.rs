@@ -7,9 +7,11 @@
 //! Source of the shape: the get and put finite state machines of Riak KV; of the stand-ins: DeCandia et al., "Dynamo"
 //! (SOSP 2007), with the difference that every receipt says what was counted.
 
+mod gather;
 mod read;
 mod write;
 
+pub use gather::{Gather, Gathered};
 pub use read::{ReadAsk, ReadFold, ReadState};
 pub use write::{WriteAsk, WriteFold, WriteState};
 

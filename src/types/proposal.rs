@@ -1,0 +1,48 @@
+//! A conditional write on its way to whoever proposes it, and the verdict on its way back.
+
+use super::condition::Condition;
+use super::id::{NodeNum, OpId};
+use super::key::Key;
+use super::record::{Content, Record};
+use super::register::Idempotency;
+use super::version::Version;
+
+/// A write that is decided by the key's register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    pub key: Key,
+    pub condition: Condition,
+    /// What is written where the condition is true.
+    pub content: Content,
+    /// Drawn for this operation alone.
+    pub op: OpId,
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What became of a proposal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is written, on a majority of home replicas in every write set.
+    Applied {
+        version: Version,
+        /// There was no live value before.
+        created: bool,
+        /// Home replicas that have it on disk.
+        acked: Vec<NodeNum>,
+    },
+    /// The condition was false of this live record, or of there being none. Definite: nothing was written.
+    ConditionFailed { current: Option<Record> },
+    /// As before, said again under an `Idempotency-Key`: the first request was refused when this version stood there
+    /// (`None`: nothing did). Nothing was written.
+    FailedBefore { version: Option<Version> },
+    /// Its `Idempotency-Key` belongs to another request. Nothing was written.
+    KeyReused,
+    /// Others were always first, until it gave up. Definite: nothing was written.
+    Conflict,
+    /// The key had so many conditional writes since its last plain one that their count is used up. Nothing was written.
+    Exhausted,
+    /// No majority of home replicas could be had. Nothing was written.
+    Unavailable { required: usize, acked: Vec<NodeNum>, failed: Vec<(NodeNum, String)> },
+    /// It was proposed, and nobody could say in time what became of it.
+    Unknown { required: usize, acked: Vec<NodeNum>, failed: Vec<(NodeNum, String)> },
+}
