@@ -71,6 +71,16 @@ impl Content {
     pub fn value(bytes: impl Into<Bytes>) -> Self {
         Content::Value { bytes: bytes.into(), content_type: None, expires_at_ms: None }
     }
+
+    /// The bytes of value and content type.
+    pub fn size(&self) -> usize {
+        match self {
+            Content::Value { bytes, content_type, .. } => {
+                bytes.len() + content_type.as_ref().map_or(0, |c| c.bytes().len())
+            }
+            Content::Tombstone => 0,
+        }
+    }
 }
 
 /// One version of one key.
@@ -111,12 +121,7 @@ impl Record {
 
     /// The bytes a record weighs in limits and metrics: value and content type, not the key.
     pub fn content_bytes(&self) -> usize {
-        match &self.content {
-            Content::Value { bytes, content_type, .. } => {
-                bytes.len() + content_type.as_ref().map_or(0, |c| c.bytes().len())
-            }
-            Content::Tombstone => 0,
-        }
+        self.content.size()
     }
 
     /// Whether this record replaces the other on a replica: the greater version, and between two contents of one
