@@ -21,6 +21,8 @@ pub const WEIGHT_MAX: u32 = 1000;
 pub const REMEMBERED_MAX: usize = 8;
 /// Longest `Idempotency-Key`, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Most entity tags that one precondition may list.
+pub const CONDITION_TAGS_MAX: usize = 512;
 /// One message between two nodes holds this many bytes of requests, or one request, whichever is more.
 pub const MESH_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// A value longer than this, in bytes, travels on the second stream, so that it does not delay small ones.
