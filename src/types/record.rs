@@ -55,7 +55,7 @@ impl fmt::Debug for ContentType {
 }
 
 /// What the client stored, or that it deleted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Content {
     Value {
         bytes: Bytes,
@@ -84,7 +84,7 @@ impl Content {
 }
 
 /// One version of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     pub version: Version,
     /// When it came to be: a plain write's own clock reading, a conditional write's first ballot. Age and purging use
@@ -158,7 +158,7 @@ fn checksum(key: &Key, version: &Version, written: Hlc, content: &Content) -> u6
 }
 
 /// What a slot has purged up to. It refuses only where nothing is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Floor {
     /// G: nothing written up to this time is new.
     pub written: Hlc,
