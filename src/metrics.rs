@@ -45,12 +45,24 @@ const OPERATIONS: &[&[(&str, &str)]] = &[
     &[("operation", "get"), ("consistency", "one")],
     &[("operation", "get"), ("consistency", "quorum")],
     &[("operation", "get"), ("consistency", "all")],
+    &[("operation", "get"), ("consistency", "linearizable")],
     &[("operation", "put"), ("consistency", "one")],
     &[("operation", "put"), ("consistency", "quorum")],
     &[("operation", "put"), ("consistency", "all")],
+    &[("operation", "put"), ("consistency", "linearizable")],
     &[("operation", "delete"), ("consistency", "one")],
     &[("operation", "delete"), ("consistency", "quorum")],
     &[("operation", "delete"), ("consistency", "all")],
+    &[("operation", "delete"), ("consistency", "linearizable")],
+];
+const VERDICT_NAMES: &[&[(&str, &str)]] = &[
+    &[("verdict", "applied")],
+    &[("verdict", "condition_failed")],
+    &[("verdict", "key_reused")],
+    &[("verdict", "conflict")],
+    &[("verdict", "exhausted")],
+    &[("verdict", "unavailable")],
+    &[("verdict", "unknown")],
 ];
 const MEMBER_STATES: &[&[(&str, &str)]] = &[&[("state", "alive")], &[("state", "suspect")], &[("state", "down")]];
 const SLOT_HEALTH: &[&[(&str, &str)]] = &[&[("health", "full")], &[("health", "quorum")], &[("health", "lost")]];
@@ -70,6 +82,9 @@ metrics_table! {
     WRITE_FAILURES = "a3_write_failures_total", Kind::Counter, "Failed writes by what became of them.", FAILURES;
     RESTAMPS = "a3_write_restamps_total", Kind::Counter, "Writes stamped a second time because this clock lagged.", PLAIN;
     WEAK_WRITES = "a3_write_not_strict_total", Kind::Counter, "Acknowledged writes that fewer than a majority of home replicas held at that time.", PLAIN;
+    VERDICTS = "a3_conditional_verdicts_total", Kind::Counter, "Conditional writes that clients asked of this node, by what became of them.", VERDICT_NAMES;
+    PROPOSALS_FORWARDED = "a3_conditional_forwarded_total", Kind::Counter, "Conditional writes passed on to the key's proposer.", PLAIN;
+    BALLOTS = "a3_register_ballots_total", Kind::Counter, "Ballots begun by this node; more than conditional writes proposed here, where proposers met.", PLAIN;
     READ_REPAIRS = "a3_read_repair_total", Kind::Counter, "Reads that found disagreeing copies and wrote the newest back.", PLAIN;
     STAND_INS = "a3_stand_ins_total", Kind::Counter, "Requests sent to a fallback in place of a home replica.", PLAIN;
     HINTS_PENDING = "a3_hints_pending", Kind::Gauge, "Hints kept on this node, by target.", &[];

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::ports::{
-    Answer, Clock, Destination, Entropy, Hint, HintTotals, PeerError, PeerReply, PeerRequest, Peers, ReplicaCall,
-    ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals, Submissions,
+    Answer, Clock, Destination, Entropy, Hint, HintTotals, PeerError, PeerReply, PeerRequest, Peers, ReadPart,
+    ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals, Submissions,
 };
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
@@ -111,7 +111,12 @@ impl FakeStore {
     pub(crate) fn apply(&self, token: Token, request: ReplicaRequest) -> ReplicaReply {
         let floor = Floor::default();
         match request {
-            ReplicaRequest::Read { key, .. } => ReplicaReply::Record { record: self.record(&key), floor },
+            ReplicaRequest::Read { key, part: ReadPart::Record, .. } => {
+                ReplicaReply::Record { record: self.record(&key), floor }
+            }
+            ReplicaRequest::Read { key, part: ReadPart::Version, .. } => {
+                ReplicaReply::Version { seen: self.record(&key).map(|r| Seen::of(&r, Hlc::ZERO)), floor }
+            }
             ReplicaRequest::Write { key, record } => {
                 let mut records = self.records.lock();
                 let stored = records.get(&key);

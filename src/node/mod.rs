@@ -8,6 +8,7 @@
 
 pub mod answers;
 pub mod clock;
+pub mod conditional;
 pub mod coordinator;
 pub mod directory;
 mod events;
@@ -37,9 +38,10 @@ use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
     StoreError,
 };
-use crate::types::{ClusterId, Identity, InstanceId, NodeNum};
+use crate::types::{ClusterId, Identity, InstanceId, Level, NodeNum};
 
 use clock::NodeClock;
+use conditional::Conditional;
 use coordinator::Coordinator;
 use directory::Directory;
 use founding::{Founding, FoundingError, FoundingOptions};
@@ -48,7 +50,7 @@ use handoff::Handoff;
 use own::Own;
 use reach::Reach;
 use replica::Replica;
-use request::{Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
+use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
 
 /// How a node is set up.
@@ -132,6 +134,7 @@ pub struct Node {
     reach: Arc<Reach>,
     directory: Arc<Directory>,
     coordinator: Arc<Coordinator>,
+    conditional: Arc<Conditional>,
     replica: Arc<Replica>,
     founding: Arc<Founding>,
     gossip: Arc<Gossip>,
@@ -166,6 +169,16 @@ impl Node {
             Arc::clone(&routing),
             Arc::clone(&clock),
             Arc::clone(&reach),
+        );
+        let conditional = Conditional::new(
+            me,
+            conditional::Parts {
+                peers: Arc::clone(&peers),
+                entropy: Arc::clone(&entropy),
+                clock: Arc::clone(&clock),
+                reach: Arc::clone(&reach),
+                coordinator: Arc::clone(&coordinator),
+            },
         );
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
         let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
@@ -214,6 +227,7 @@ impl Node {
             reach,
             directory,
             coordinator,
+            conditional,
             replica,
             founding,
             gossip,
@@ -260,20 +274,26 @@ impl Node {
     /// As there; [`request::FailureKind::NotReady`] before the node has joined: until its clock was compared with the
     /// others', a stamp of it might be far ahead, and stay.
     pub async fn put(&self, put: Put) -> Result<Receipt, Failure> {
-        if !self.own.has_joined() {
-            let outcome = Some(Outcome::NotApplied);
-            return Err(Failure { outcome, ..Failure::before(FailureKind::NotReady, put.level) });
-        }
+        self.check_joined(put.level)?;
         self.coordinator.put(put).await
     }
 
-    /// Writes a key where a condition is true; see [`Conditional::put`].
+    /// Writes a key where a condition is true, or once for an `Idempotency-Key`; see [`Conditional::put`].
     ///
     /// # Errors
-    /// As there; [`FailureKind::NotReady`] as for [`Self::put`].
-    pub async fn put_if(&self, put: request::ConditionalPut) -> Result<Receipt, Failure> {
-        let _ = put;
-        todo!()
+    /// As there; [`request::FailureKind::NotReady`] as for [`Self::put`].
+    pub async fn put_if(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
+        self.check_joined(Level::Linearizable)?;
+        self.conditional.put(put).await
+    }
+
+    /// Nothing is stamped before the clock was compared with the others'.
+    fn check_joined(&self, level: Level) -> Result<(), Failure> {
+        if self.own.has_joined() {
+            return Ok(());
+        }
+        let outcome = Some(Outcome::NotApplied);
+        Err(Failure { outcome, ..Failure::before(FailureKind::NotReady, level) })
     }
 
     pub fn identity(&self) -> Identity {
@@ -334,6 +354,10 @@ impl PeerHandler for Node {
                     Ok(PeerReply::Done)
                 }
                 PeerRequest::NodeInfo { digest } => Ok(self.gossip.answer_node_info(from.node, &digest)),
+                PeerRequest::Propose { proposal, timeout_ms } => {
+                    self.check_joined(Level::Linearizable).map_err(|f| PeerError::Refused(f.kind.to_string()))?;
+                    self.conditional.answer(*proposal, Duration::from_millis(timeout_ms)).await
+                }
                 request => self.founding.answer(from, request).await,
             }
         })
@@ -346,7 +370,7 @@ mod tests {
     use super::request::NewContent;
     use super::world::{Disk, DiskStore, Seeded, Tasks};
     use super::*;
-    use crate::types::{Key, Level};
+    use crate::types::Key;
 
     /// Node 1 of three that has its topology, and hears nobody.
     async fn node(tasks: &Arc<Tasks>) -> Arc<Node> {

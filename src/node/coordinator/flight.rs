@@ -13,13 +13,24 @@ use crate::types::NodeNum;
 /// What a request was, packed into the tag that its answer carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
-    Read { from: NodeNum },
-    Write { from: NodeNum, round: u8 },
-    Hint { from: NodeNum, target: NodeNum, counted: bool, round: u8 },
+    /// A question that is the only one asked of that node in its flight.
+    Query {
+        from: NodeNum,
+    },
+    Write {
+        from: NodeNum,
+        round: u8,
+    },
+    Hint {
+        from: NodeNum,
+        target: NodeNum,
+        counted: bool,
+        round: u8,
+    },
 }
 
 impl Tag {
-    const READ: u64 = 0;
+    const QUERY: u64 = 0;
     const WRITE: u64 = 1;
     const HINT: u64 = 2;
     const COUNTED_HINT: u64 = 3;
@@ -30,7 +41,7 @@ impl Tag {
             kind << 40 | u64::from(round) << 32 | u64::from(target) << 16 | u64::from(from.0)
         };
         match self {
-            Tag::Read { from } => pack(Self::READ, 0, 0, from),
+            Tag::Query { from } => pack(Self::QUERY, 0, 0, from),
             Tag::Write { from, round } => pack(Self::WRITE, round, 0, from),
             Tag::Hint { from, target, counted, round } => {
                 pack(if counted { Self::COUNTED_HINT } else { Self::HINT }, round, target.0, from)
@@ -41,7 +52,7 @@ impl Tag {
     pub(super) fn unpack(tag: u64) -> Self {
         let (from, target, round) = (NodeNum(tag as u16), NodeNum((tag >> 16) as u16), (tag >> 32) as u8);
         match tag >> 40 {
-            Self::READ => Tag::Read { from },
+            Self::QUERY => Tag::Query { from },
             Self::WRITE => Tag::Write { from, round },
             kind => Tag::Hint { from, target, counted: kind == Self::COUNTED_HINT, round },
         }
@@ -49,7 +60,7 @@ impl Tag {
 
     pub(super) fn from(self) -> NodeNum {
         match self {
-            Tag::Read { from } | Tag::Write { from, .. } | Tag::Hint { from, .. } => from,
+            Tag::Query { from } | Tag::Write { from, .. } | Tag::Hint { from, .. } => from,
         }
     }
 
@@ -146,7 +157,7 @@ mod tests {
     fn a_tag_survives_packing() {
         let (a, b) = (NodeNum(65535), NodeNum(258));
         for tag in [
-            Tag::Read { from: a },
+            Tag::Query { from: a },
             Tag::Write { from: b, round: 1 },
             Tag::Hint { from: a, target: b, counted: true, round: 2 },
             Tag::Hint { from: b, target: a, counted: false, round: 255 },

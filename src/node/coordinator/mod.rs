@@ -9,9 +9,11 @@
 //! - Every failed write says what became of it.
 //! - A request costs no task of its own; its answers share one allocation.
 
+mod before;
 mod flight;
 mod meters;
 mod read;
+mod round;
 mod stragglers;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ use crate::protocol::ring::{Placement, Ring};
 use crate::types::{Epoch, Level, NodeNum, Topology};
 
 use meters::Meters;
+pub(in crate::node) use round::Round;
 use stragglers::Stragglers;
 
 /// What a coordinator needs of its node.
@@ -77,16 +80,12 @@ impl Coordinator {
         self.requests.load(Ordering::Relaxed)
     }
 
-    fn begin(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn ring(&self, level: Level) -> Result<Arc<Ring>, Failure> {
+    pub(in crate::node) fn ring(&self, level: Level) -> Result<Arc<Ring>, Failure> {
         self.routing.ring().ok_or_else(|| Failure::before(FailureKind::NotReady, level))
     }
 
     /// A replica holds a newer topology: it comes into force here before the request goes on.
-    async fn adopt(&self, topology: Arc<Topology>, level: Level) -> Result<Arc<Ring>, Failure> {
+    pub(in crate::node) async fn adopt(&self, topology: Arc<Topology>, level: Level) -> Result<Arc<Ring>, Failure> {
         if let Err(error) = self.routing.adopt(&*self.store, topology).await {
             tracing::warn!(%error, "a newer topology could not be adopted");
             return Err(Failure::before(FailureKind::NotReady, level));
@@ -95,7 +94,7 @@ impl Coordinator {
     }
 
     /// Whom to ask of that placement: home replicas are probed where they hung, stand-ins are not.
-    fn asking<'a>(&'a self, placement: &'a Placement) -> impl Fn(NodeNum) -> Ask + 'a {
+    pub(in crate::node) fn asking<'a>(&'a self, placement: &'a Placement) -> impl Fn(NodeNum) -> Ask + 'a {
         move |n| if placement.is_home(n) { self.reach.ask(n) } else { self.reach.ask_stand_in(n) }
     }
 

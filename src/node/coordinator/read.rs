@@ -1,6 +1,7 @@
 //! Driving a read: ask, compare, fetch, and write the newest back before it is told.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -15,7 +16,6 @@ use crate::types::{Epoch, Key, Level, Topology};
 use super::Coordinator;
 use super::flight::{Arrival, Flight, Tag};
 use super::meters::Operation;
-use super::write::Writing;
 
 /// One read under way.
 struct Reading {
@@ -39,7 +39,7 @@ impl Coordinator {
     /// When fewer replicas answered than the level needs, or what they disagreed on could not be settled in time.
     pub async fn get(&self, get: Get) -> Result<Found, Failure> {
         let began = Instant::now();
-        self.begin();
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let level = get.level;
         let result = self.read(get).await;
         self.meters.done(Operation::Get, level, began.elapsed(), result.is_err());
@@ -98,7 +98,7 @@ impl Coordinator {
             }
             flight.sent(to, now, self.reach.patience(to));
             let request = ReplicaRequest::Read { key: reading.key.clone(), part, hints };
-            let reply_to = reading.answers.reply_to(Tag::Read { from: to }.pack());
+            let reply_to = reading.answers.reply_to(Tag::Query { from: to }.pack());
             self.send(to, reading.epoch, reading.deadline, request, reply_to);
         }
     }
@@ -113,16 +113,9 @@ impl Coordinator {
         {
             self.meters.read_repairs.increment(1);
             let level = if reading.fold.level() == Level::Quorum { Level::Quorum } else { Level::Linearizable };
-            let writing = Writing {
-                fold: WriteFold::write_back(Arc::clone(placement), level, record.version, &reading.fold.have()),
-                key: reading.key.clone(),
-                record: record.clone(),
-                epoch: reading.epoch,
-                deadline: reading.deadline,
-                answers: Answers::new(),
-                round: 0,
-            };
-            self.write_back(writing, placement).await.map_err(|f| Failure { outcome: None, ..f })?;
+            let fold = WriteFold::write_back(Arc::clone(placement), level, record.version, &reading.fold.have());
+            let written = self.write_back(fold, reading.key.clone(), record.clone(), reading.epoch, reading.deadline);
+            written.await.map_err(|f| Failure { outcome: None, ..f })?;
         }
         let replicas = placement.home_replicas().to_vec();
         let record = reading.fold.into_record();

@@ -1,6 +1,7 @@
 //! Driving a write: stamp, send, wait, perhaps stamp once more, and say what happened.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
@@ -10,10 +11,11 @@ use crate::node::events;
 use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
 use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
-use crate::protocol::ring::{Placement, Ring};
+use crate::protocol::ring::Ring;
 use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Version};
 
 use super::Coordinator;
+use super::before::Before;
 use super::flight::{Arrival, Flight, Tag};
 use super::meters::Operation;
 
@@ -42,14 +44,21 @@ impl Coordinator {
     /// # Errors
     /// The failure says what became of the write: `applied`, `not_applied` or `unknown`.
     pub async fn put(&self, put: Put) -> Result<Receipt, Failure> {
+        let (level, deletes) = (put.level, matches!(put.content, NewContent::Tombstone));
+        self.measured(deletes, level, self.write(put)).await
+    }
+
+    /// A client's write, with its place in the metrics.
+    pub(in crate::node) async fn measured(
+        &self,
+        deletes: bool,
+        level: Level,
+        write: impl Future<Output = Result<Receipt, Failure>>,
+    ) -> Result<Receipt, Failure> {
         let began = Instant::now();
-        self.begin();
-        let level = put.level;
-        let operation = match put.content {
-            NewContent::Value { .. } => Operation::Put,
-            NewContent::Tombstone => Operation::Delete,
-        };
-        let result = self.write(put).await;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let result = write.await;
+        let operation = if deletes { Operation::Delete } else { Operation::Put };
         self.meters.done(operation, level, began.elapsed(), result.is_err());
         match &result {
             Ok(receipt) if !receipt.strict => self.meters.weak_writes.increment(1),
@@ -65,14 +74,22 @@ impl Coordinator {
         if let Some(by_ms) = self.clock.skewed_by_ms() {
             return Err(not_applied(FailureKind::ClockSkew { by_ms }));
         }
-        let version = self.stamp(&ring, Hlc::ZERO, put.deadline).await.map_err(not_applied)?;
+        let mut before = Before::default();
+        if put.level == Level::Linearizable {
+            // Its own allocation, so that the writes that do without do not carry its room.
+            (ring, before) = Box::pin(self.look_before(ring, &put)).await?;
+        }
+        let version = self.stamp(&ring, before.newest.hlc, put.deadline).await.map_err(not_applied)?;
         let content = match put.content {
             NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
             NewContent::Tombstone => Content::Tombstone,
         };
         let placement = ring.placement(ring.token(&put.key).slot());
         let mut writing = self.stragglers.attend(Writing {
-            fold: WriteFold::plain(Arc::clone(placement), put.level, version),
+            fold: match put.level {
+                Level::Linearizable => WriteFold::ordered(Arc::clone(placement), version, before.live),
+                level => WriteFold::plain(Arc::clone(placement), level, version),
+            },
             record: Record::seal(&put.key, version, version.hlc, content),
             key: put.key,
             epoch: ring.epoch(),
@@ -117,22 +134,36 @@ impl Coordinator {
         self.drive(writing, asks).await
     }
 
-    /// Writes a record where it is missing, until a majority of home replicas has it.
+    /// Writes a record where it is missing, until a majority of home replicas has it; answers which of them are known to.
     ///
     /// # Errors
     /// When no majority could be had in time; whether it was written is not known then.
-    pub(super) async fn write_back(&self, writing: Writing, placement: &Placement) -> Result<(), Failure> {
+    pub(in crate::node) async fn write_back(
+        &self,
+        fold: WriteFold,
+        key: Key,
+        record: Record,
+        epoch: Epoch,
+        deadline: Instant,
+    ) -> Result<Vec<NodeNum>, Failure> {
+        let writing = Writing { fold, key, record, epoch, deadline, answers: Answers::new(), round: 0 };
         let mut writing = self.stragglers.attend(writing);
-        let asks = writing.fold.start(&self.asking(placement));
+        let placement = Arc::clone(writing.fold.placement());
+        let asks = writing.fold.start(&self.asking(&placement));
         match self.drive(&mut writing, asks).await {
-            End::State(WriteState::Met) => Ok(()),
+            End::State(WriteState::Met) => Ok(writing.fold.acked().collect()),
             End::TimedOut => Err(self.failure(&writing, FailureKind::TimedOut)),
             End::State(_) | End::Stale(_) => Err(self.failure(&writing, FailureKind::Unavailable)),
         }
     }
 
     /// A stamp of this node's, above that reading. It may have to wait for the disk, but not longer than the client.
-    async fn stamp(&self, ring: &Ring, above: Hlc, deadline: Instant) -> Result<Version, FailureKind> {
+    pub(in crate::node) async fn stamp(
+        &self,
+        ring: &Ring,
+        above: Hlc,
+        deadline: Instant,
+    ) -> Result<Version, FailureKind> {
         let writer = ring.topology().member(self.me).ok_or(FailureKind::NotReady)?.writer;
         let hlc = match self.clock.stamp(above) {
             Some(hlc) => hlc,

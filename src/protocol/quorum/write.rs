@@ -5,7 +5,8 @@
 //!   has not acknowledged, on a disk that holds no other counted copy of this write.
 //! - In the first round of a plain write a `Dominated` by somebody else's stamp is no acknowledgement: this clock
 //!   lags, and the write must be stamped again above what was seen ([`WriteState::Restamp`]), once. In the second
-//!   round, and where a record is only written back, any `Dominated` is one. `BelowFloor` never is.
+//!   round, in a linearizable write, and where a record is only written back, any `Dominated` is one. `BelowFloor` never
+//!   is.
 //! - A receipt and an outcome are computed from answers alone.
 //!
 //! Caveat: a write that was stamped twice may have been seen under its first stamp.
@@ -73,6 +74,8 @@ enum Round {
     First,
     /// A plain write stamped again.
     Second,
+    /// A write stamped above what a majority held.
+    Ordered,
     /// A record that exists already, written where it is missing.
     WriteBack,
 }
@@ -115,6 +118,12 @@ impl WriteFold {
         }
     }
 
+    /// A linearizable write: its stamp is above what a majority of home replicas held, so it is never stamped again, and
+    /// whatever dominates it came after it began. `live_before`: one of them had a live value.
+    pub fn ordered(placement: Arc<Placement>, version: Version, live_before: bool) -> Self {
+        Self { round: Round::Ordered, live_before, ..Self::plain(placement, Level::Linearizable, version) }
+    }
+
     /// A record that exists, written to the home replicas that are not known to have it.
     pub fn write_back(placement: Arc<Placement>, level: Level, version: Version, have: &[NodeNum]) -> Self {
         let mut fold = Self::plain(placement, level, version);
@@ -135,6 +144,10 @@ impl WriteFold {
     /// Copies that the level needs.
     pub fn required(&self) -> usize {
         self.placement.needed(self.level)
+    }
+
+    pub fn placement(&self) -> &Arc<Placement> {
+        &self.placement
     }
 
     /// The home replicas.

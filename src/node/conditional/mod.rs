@@ -1,0 +1,165 @@
+//! Conditional writes: the driver of the register's proposer (`protocol::register`).
+//!
+//! A client's request is passed on, once, to the first live home replica of the key, where those for one key wait in
+//! line (`queue`): so proposers rarely meet. None of that is needed for correctness: any node may propose, and two that
+//! meet outbid each other until one gives way (`propose`).
+//!
+//! Invariants:
+//! - A request that was passed on and got no answer is *unknown*, and never passed on again.
+//! - What is answered is the fold's verdict: every one but *unknown* is definite.
+
+mod forward;
+mod meters;
+mod propose;
+mod queue;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::clock::NodeClock;
+use super::coordinator::Coordinator;
+use super::reach::Reach;
+use super::request::{ConditionalPut, Failure, FailureKind, Met, NewContent, Outcome, Receipt};
+use crate::ports::{Entropy, PeerError, PeerReply, Peers};
+use crate::types::{Content, Level, NodeNum, OpId, Proposal, Refusal, Verdict};
+
+use forward::Forwarded;
+use meters::Meters;
+use queue::Queue;
+
+/// The part of a client's time that is left for the answer's way back from the proposer: at most this, and a tenth.
+const WAY_BACK_MAX: Duration = Duration::from_millis(100);
+
+/// What conditional writes need of their node.
+pub struct Conditional {
+    me: NodeNum,
+    peers: Arc<dyn Peers>,
+    entropy: Arc<dyn Entropy>,
+    clock: Arc<NodeClock>,
+    reach: Arc<Reach>,
+    coordinator: Arc<Coordinator>,
+    queue: Queue,
+    meters: Meters,
+}
+
+/// The parts that [`Conditional`] is put together from.
+pub struct Parts {
+    pub peers: Arc<dyn Peers>,
+    pub entropy: Arc<dyn Entropy>,
+    pub clock: Arc<NodeClock>,
+    pub reach: Arc<Reach>,
+    pub coordinator: Arc<Coordinator>,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Conditional {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conditional").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+impl Conditional {
+    pub fn new(me: NodeNum, parts: Parts) -> Arc<Self> {
+        let Parts { peers, entropy, clock, reach, coordinator } = parts;
+        let (queue, meters) = (Queue::default(), Meters::new());
+        Arc::new(Self { me, peers, entropy, clock, reach, coordinator, queue, meters })
+    }
+
+    /// Writes a value or a tombstone where the condition is true, once for its `Idempotency-Key`.
+    ///
+    /// # Errors
+    /// [`FailureKind::ConditionFailed`], [`FailureKind::Conflict`], [`FailureKind::KeyReused`],
+    /// [`FailureKind::Exhausted`] and [`FailureKind::Unavailable`] are definite: nothing was written. The outcome of
+    /// [`FailureKind::TimedOut`] is unknown.
+    pub async fn put(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
+        let deletes = matches!(put.content, NewContent::Tombstone);
+        self.coordinator.measured(deletes, Level::Linearizable, Box::pin(self.decide(put))).await
+    }
+
+    async fn decide(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
+        let ring = self.coordinator.ring(Level::Linearizable).map_err(not_applied)?;
+        let replicas = ring.placement(ring.token(&put.key).slot()).home_replicas();
+        let content = match put.content {
+            NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
+            NewContent::Tombstone => Content::Tombstone,
+        };
+        let (condition, idempotency) = (put.condition, put.idempotency);
+        let op = OpId(self.entropy.uuid());
+        let proposal = Proposal { key: put.key, condition, content, op, idempotency };
+        let proposer = replicas.iter().copied().find(|n| self.reach.is_reachable(*n));
+        let verdict = match proposer.filter(|n| *n != self.me) {
+            None => self.propose(proposal, put.deadline).await?,
+            Some(to) => match self.forward(to, &proposal, put.deadline).await {
+                Forwarded::Verdict(verdict) => verdict,
+                Forwarded::NotDone => self.propose(proposal, put.deadline).await?,
+                Forwarded::Lost(error) => {
+                    let failed = vec![(to, error.to_string())];
+                    Verdict::Unknown { required: Level::Linearizable.needed(replicas.len()), acked: Vec::new(), failed }
+                }
+            },
+        };
+        self.meters.verdict(&verdict);
+        told(verdict, replicas.to_vec())
+    }
+
+    /// Proposes what another node passed on.
+    ///
+    /// # Errors
+    /// Where this node does not propose now. Nothing was done.
+    pub async fn answer(&self, proposal: Proposal, timeout: Duration) -> Result<PeerReply, PeerError> {
+        let verdict = self.propose(proposal, Instant::now() + timeout).await;
+        let verdict = verdict.map_err(|failure| PeerError::Refused(failure.kind.to_string()))?;
+        Ok(PeerReply::Proposed(Box::new(verdict)))
+    }
+}
+
+/// What the client is told.
+fn told(verdict: Verdict, replicas: Vec<NodeNum>) -> Result<Receipt, Failure> {
+    let failure = |kind| Err(not_applied(Failure::before(kind, Level::Linearizable)));
+    let met = |met| {
+        let failed = Failure::before(FailureKind::ConditionFailed, Level::Linearizable);
+        Err(not_applied(Failure { met: Some(Box::new(met)), ..failed }))
+    };
+    let level = Level::Linearizable;
+    match verdict {
+        Verdict::Applied { version, created, acked } => {
+            Ok(Receipt { version, level, replicas, acked, hinted: Vec::new(), strict: true, created })
+        }
+        Verdict::ConditionFailed { current } => {
+            met(Met { version: current.as_ref().map(|r| r.version), record: current })
+        }
+        Verdict::FailedBefore { version } => met(Met { version, record: None }),
+        Verdict::KeyReused => failure(FailureKind::KeyReused),
+        Verdict::Conflict => failure(FailureKind::Conflict),
+        Verdict::Exhausted => failure(FailureKind::Exhausted),
+        Verdict::Unavailable { required, acked, failed } => {
+            let full = Refusal::DiskFull.to_string();
+            let disks_full = !failed.is_empty() && failed.iter().all(|(_, why)| *why == full);
+            let kind = if disks_full { FailureKind::DiskFull } else { FailureKind::Unavailable };
+            Err(not_applied(Failure { required, acked, failed, ..Failure::before(kind, level) }))
+        }
+        Verdict::Unknown { required, acked, failed } => {
+            let outcome = Some(Outcome::Unknown);
+            Err(Failure { outcome, required, acked, failed, ..Failure::before(FailureKind::TimedOut, level) })
+        }
+    }
+}
+
+fn not_applied(failure: Failure) -> Failure {
+    Failure { outcome: Some(Outcome::NotApplied), ..failure }
+}
+
+/// How long before the client's deadline the proposer gives up, so that its verdict still arrives.
+fn way_back(left: Duration) -> Duration {
+    (left / 10).min(WAY_BACK_MAX)
+}

@@ -1,0 +1,258 @@
+//! Three nodes that propose, over replicas that answer or fail as they are told; time is virtual.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use tokio::time::sleep;
+
+use super::*;
+use crate::node::fakes::{FakeClock, FakeStore, topology};
+use crate::node::request::{Get, Put};
+use crate::node::routing::Routing;
+use crate::node::world::Seeded;
+use crate::ports::{Clock, Destination, PeerRequest, ReplicaCall, ReplyTo, Store};
+use crate::protocol::ring::Ring;
+use crate::types::{Condition, Epoch, Hlc, Idempotency, InstanceId, Key, Tags, Version};
+
+const NOW_MS: u64 = 1_700_000_000_000;
+
+/// What becomes of what is sent to a node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Up,
+    Down,
+    /// Answers nothing.
+    Silent,
+    /// Serves as a replica, and turns proposals away.
+    NoProposer,
+}
+
+struct Net {
+    ring: Ring,
+    disks: BTreeMap<NodeNum, Arc<FakeStore>>,
+    modes: Mutex<BTreeMap<NodeNum, Mode>>,
+    proposers: Mutex<BTreeMap<NodeNum, Arc<Conditional>>>,
+    forwarded: Mutex<Vec<NodeNum>>,
+    silenced: Mutex<Vec<ReplyTo>>,
+}
+
+impl Net {
+    fn mode(&self, node: NodeNum) -> Mode {
+        self.modes.lock().get(&node).copied().unwrap_or(Mode::Up)
+    }
+}
+
+impl Peers for Net {
+    fn send(&self, to: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
+        match self.mode(to) {
+            Mode::Up | Mode::NoProposer => {
+                let token = self.ring.token(call.request.key());
+                reply_to.send(Ok(self.disks[&to].apply(token, call.request)));
+            }
+            Mode::Down => reply_to.send(Err(PeerError::Unreachable)),
+            Mode::Silent => self.silenced.lock().push(reply_to),
+        }
+    }
+
+    fn ask(
+        &self,
+        to: Destination,
+        request: PeerRequest,
+        _: Instant,
+    ) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
+        let (Destination::Member(to), PeerRequest::Propose { proposal, timeout_ms }) = (to, request) else {
+            return async { Err(PeerError::Unreachable) }.boxed();
+        };
+        self.forwarded.lock().push(to);
+        let proposer = Arc::clone(&self.proposers.lock()[&to]);
+        match self.mode(to) {
+            Mode::Up => async move { proposer.answer(*proposal, Duration::from_millis(timeout_ms)).await }.boxed(),
+            Mode::Down => async { Err(PeerError::Unreachable) }.boxed(),
+            Mode::NoProposer => async { Err(PeerError::Refused("not now".into())) }.boxed(),
+            Mode::Silent => async {
+                sleep(Duration::from_secs(1)).await;
+                Err(PeerError::TimedOut)
+            }
+            .boxed(),
+        }
+    }
+
+    fn introduce(&self, _: NodeNum, _: InstanceId, _: &str) {}
+
+    fn connected(&self, to: NodeNum) -> bool {
+        self.mode(to) != Mode::Down
+    }
+}
+
+struct World {
+    net: Arc<Net>,
+    nodes: Vec<(Arc<Coordinator>, Arc<Conditional>)>,
+    key: Key,
+}
+
+fn world(rf: u8) -> World {
+    let topology = topology(1, 3, rf);
+    let disks = (1..=3).map(|n| (NodeNum(n), FakeStore::new())).collect::<BTreeMap<_, _>>();
+    let net = Arc::new(Net {
+        ring: Ring::new(Arc::clone(&topology)),
+        disks,
+        modes: Mutex::default(),
+        proposers: Mutex::default(),
+        forwarded: Mutex::default(),
+        silenced: Mutex::default(),
+    });
+    let mut nodes = Vec::new();
+    for me in (1..=3).map(NodeNum) {
+        let routing = Arc::new(Routing::default());
+        routing.install(Arc::clone(&topology));
+        let wall = FakeClock::at(NOW_MS) as Arc<dyn Clock>;
+        let clock = NodeClock::new(wall, Duration::from_secs(300), Hlc::from_ms(NOW_MS - 1));
+        let (peers, store) = (Arc::clone(&net) as Arc<dyn Peers>, Arc::clone(&net.disks[&me]) as Arc<dyn Store>);
+        let reach = Reach::new(Arc::clone(&peers), me);
+        #[expect(clippy::disallowed_methods, reason = "the test's own runtime")]
+        tokio::spawn(Arc::clone(&clock).keep_reserved(Arc::clone(&store)));
+        let coordinator =
+            Coordinator::new(me, Arc::clone(&peers), store, routing, Arc::clone(&clock), Arc::clone(&reach));
+        let entropy = Seeded::new(u64::from(me.0));
+        let conditional =
+            Conditional::new(me, Parts { peers, entropy, clock, reach, coordinator: Arc::clone(&coordinator) });
+        net.proposers.lock().insert(me, Arc::clone(&conditional));
+        nodes.push((coordinator, conditional));
+    }
+    let first = |k: &Key| net.ring.placement(net.ring.token(k).slot()).home_replicas()[0];
+    let key = (0..).map(|i| Key::new(format!("key-{i}")).unwrap()).find(|k| first(k) == NodeNum(1)).unwrap();
+    World { net, nodes, key }
+}
+
+fn value(text: &str) -> NewContent {
+    NewContent::Value { bytes: Bytes::copy_from_slice(text.as_bytes()), content_type: None }
+}
+
+fn absent() -> Condition {
+    Condition { if_none_match: Some(Tags::Any), ..Condition::default() }
+}
+
+fn is(version: Version) -> Condition {
+    Condition { if_match: Some(Tags::Of(vec![version])), ..Condition::default() }
+}
+
+impl World {
+    fn set(&self, node: u16, mode: Mode) {
+        self.net.modes.lock().insert(NodeNum(node), mode);
+    }
+
+    async fn put_with(
+        &self,
+        at: usize,
+        condition: Condition,
+        text: &str,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Receipt, Failure> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let (key, content) = (self.key.clone(), value(text));
+        self.nodes[at - 1].1.put(ConditionalPut { key, condition, content, idempotency, deadline }).await
+    }
+
+    async fn put(&self, at: usize, condition: Condition, text: &str) -> Result<Receipt, Failure> {
+        self.put_with(at, condition, text, None).await
+    }
+
+    async fn read(&self, at: usize) -> Option<String> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let get = Get { key: self.key.clone(), level: Level::Linearizable, deadline, every_copy: false };
+        let found = self.nodes[at - 1].0.get(get).await.unwrap();
+        let Content::Value { bytes, .. } = found.record?.content else { return None };
+        Some(String::from_utf8(bytes.to_vec()).unwrap())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_condition_decides_wherever_it_is_asked() {
+    let world = world(3);
+    let first = world.put(2, absent(), "a").await.unwrap();
+    assert!(first.created && first.strict && first.level == Level::Linearizable);
+    assert_eq!((first.version.hlc, first.version.rmw), (Hlc::ZERO, 2));
+    let again = world.put(3, absent(), "b").await.unwrap_err();
+    assert_eq!((again.kind, again.outcome), (FailureKind::ConditionFailed, Some(Outcome::NotApplied)));
+    assert_eq!(again.met.unwrap().version, Some(first.version));
+    let second = world.put(3, is(first.version), "c").await.unwrap();
+    assert_eq!((second.version.rmw, second.created), (4, false));
+    assert_eq!(world.put(1, is(first.version), "d").await.unwrap_err().kind, FailureKind::ConditionFailed);
+    assert_eq!(world.read(1).await.as_deref(), Some("c"));
+    assert_eq!(*world.net.forwarded.lock(), [NodeNum(1); 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_at_once_one_wins() {
+    let world = world(3);
+    let texts: Vec<String> = (0..60).map(|n| n.to_string()).collect();
+    let told = join_all(texts.iter().enumerate().map(|(n, text)| world.put(1 + n % 3, absent(), text))).await;
+    assert_eq!(told.iter().filter(|t| t.is_ok()).count(), 1);
+    assert!(told.iter().flat_map(|t| t.as_ref().err()).all(|f| f.kind == FailureKind::ConditionFailed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_turns_a_proposal_away_is_stood_in_for() {
+    let world = world(3);
+    world.set(1, Mode::NoProposer);
+    assert!(world.put(2, absent(), "a").await.is_ok());
+    assert_eq!(*world.net.forwarded.lock(), [NodeNum(1)], "passed on once");
+    world.set(1, Mode::Down);
+    assert_eq!(world.put(3, absent(), "b").await.unwrap_err().kind, FailureKind::ConditionFailed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forward_without_an_answer_is_unknown_and_the_next_go_elsewhere() {
+    let world = world(3);
+    world.set(1, Mode::Silent);
+    for _ in 0..3 {
+        let lost = world.put(2, absent(), "a").await.unwrap_err();
+        assert_eq!((lost.kind, lost.outcome), (FailureKind::TimedOut, Some(Outcome::Unknown)));
+    }
+    assert!(world.put(2, absent(), "b").await.is_ok());
+    assert_eq!(*world.net.forwarded.lock(), [NodeNum(1); 3]);
+    assert_eq!(world.read(3).await.as_deref(), Some("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_majority_nothing_is_written_and_later_it_is() {
+    let world = world(2);
+    let second = world.net.ring.placement(world.net.ring.token(&world.key).slot()).home_replicas()[1];
+    world.set(second.0, Mode::Down);
+    let failure = world.put(1, absent(), "a").await.unwrap_err();
+    assert_eq!((failure.kind, failure.outcome), (FailureKind::Unavailable, Some(Outcome::NotApplied)));
+    assert_eq!((failure.required, failure.failed.len()), (2, 2));
+    world.set(second.0, Mode::Up);
+    assert!(world.put(1, absent(), "b").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idempotent_write_is_done_once() {
+    let world = world(3);
+    let key = |request: &str| Some(Idempotency::of(b"once", &[request.as_bytes()]));
+    let first = world.put_with(1, Condition::default(), "a", key("a")).await.unwrap();
+    world.put(2, is(first.version), "b").await.unwrap();
+    let again = world.put_with(3, Condition::default(), "a", key("a")).await.unwrap();
+    assert_eq!((again.version, again.created), (first.version, true));
+    assert_eq!(world.read(1).await.as_deref(), Some("b"));
+    let other = world.put_with(2, Condition::default(), "c", key("c")).await.unwrap_err();
+    assert_eq!((other.kind, other.outcome), (FailureKind::KeyReused, Some(Outcome::NotApplied)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_linearizable_write_is_stamped_above_what_a_majority_holds() {
+    let world = world(3);
+    let created = world.put(1, absent(), "a").await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let put = Put { key: world.key.clone(), content: value("b"), level: Level::Linearizable, deadline };
+    world.set(3, Mode::Down);
+    let receipt = world.nodes[1].0.put(put.clone()).await.unwrap();
+    assert!(receipt.version > created.version && receipt.strict && !receipt.created);
+    world.set(2, Mode::Down);
+    let failure = world.nodes[0].0.put(Put { content: value("c"), ..put }).await.unwrap_err();
+    assert_eq!((failure.kind, failure.outcome), (FailureKind::Unavailable, Some(Outcome::NotApplied)));
+    assert_eq!(world.net.ring.epoch(), Epoch(1));
+}
