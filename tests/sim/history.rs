@@ -205,7 +205,9 @@ impl Operation {
 
     /// It was told that nothing was written, whatever became of the same request sent another time.
     pub(crate) fn without_effect(&self) -> bool {
-        self.outcome() == Some(Outcome::NotApplied) || self.met().is_some()
+        let refused = |kind| matches!(kind, FailureKind::Conflict | FailureKind::KeyReused | FailureKind::Exhausted);
+        let refused = self.failure().is_some_and(|f| refused(f.kind));
+        refused || self.outcome() == Some(Outcome::NotApplied) || self.met().is_some()
     }
 }
 
@@ -242,7 +244,11 @@ pub(crate) fn text_of(record: &Record) -> Option<String> {
 pub(crate) struct History {
     operations: Mutex<Vec<Operation>>,
     events: Mutex<u64>,
+    tally: Mutex<Tally>,
 }
+
+/// How often what happened.
+pub(crate) type Tally = BTreeMap<String, u64>;
 
 impl History {
     /// The next place in the order of events.
@@ -253,7 +259,25 @@ impl History {
     }
 
     pub(crate) fn ended(&self, operation: Operation) {
+        let (request, told) = (&operation.request, &operation.told);
+        let kind = match (&request.terms, &request.ask, request.level) {
+            (Some(_), ..) => "conditional",
+            (_, Ask::Get, Level::Linearizable) => "linearizable read",
+            (_, _, Level::Linearizable) => "linearizable write",
+            (_, Ask::Get, _) => "plain read",
+            _ => "plain write",
+        };
+        self.count(&format!("{kind}: {}", told.word()));
         self.operations.lock().push(operation);
+    }
+
+    /// Something happened, once more.
+    pub(crate) fn count(&self, what: &str) {
+        *self.tally.lock().entry(what.to_owned()).or_default() += 1;
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally.lock().clone()
     }
 
     pub(crate) fn operations(&self) -> Vec<Operation> {
