@@ -63,7 +63,7 @@ impl Client {
             }
             *asked += 1;
         }
-        let at = self.random.below(self.world.places.len() as u64) as usize;
+        let at = self.whom();
         let request = self.request(key.clone());
         let told = operation(&self.world, self.number, at, request).await;
         let seen = match told {
@@ -75,6 +75,13 @@ impl Client {
         if let Some(version) = seen {
             self.last.insert(key, version);
         }
+    }
+
+    /// Any node, but rather one that serves.
+    fn whom(&self) -> usize {
+        let serves = |at: &usize| self.world.places[*at].node().is_some_and(|(node, _)| node.readiness().ready);
+        let any = || self.random.below(self.world.places.len() as u64) as usize;
+        (0..3).map(|_| any()).find(serves).unwrap_or_else(any)
     }
 
     fn request(&mut self, key: Key) -> Request {

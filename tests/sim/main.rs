@@ -34,7 +34,7 @@ const SEEDS: Range<u64> = 0..200;
 /// How long clients and faults are at work, virtual seconds.
 const STORM: Range<u64> = 2..7;
 /// Lines of the trace that a failure shows.
-const SHOWN: usize = 1600;
+const SHOWN: usize = 160;
 
 struct Run {
     verdict: Result<(), String>,

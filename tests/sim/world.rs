@@ -77,12 +77,14 @@ impl World {
         let exact = *random.pick(&[0, 1000, 1000, 200, 500, 800]);
         let skew_ms = *random.pick(&[0, 50, 500, 4_000]);
         let sync_ms = *random.pick(&[1, 4, 40]);
+        let sql = random.below(10) == 0;
         let place = |n: u16| {
             let off_ms = random.between(0, 2 * skew_ms) as i64 - skew_ms as i64;
             Place {
                 number: NodeNum(n),
                 disk: Disk::new(
                     NodeNum(n),
+                    sql,
                     sync_ms,
                     Seeded::new(seed, 100 + u64::from(n)),
                     witness.clone(),
@@ -104,7 +106,7 @@ impl World {
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
             "{nodes} nodes, rf {rf}, {exact} of 1000 exact, clocks within {skew_ms} ms, syncs within {sync_ms} ms, \
-             {weather:?}"
+             sql {sql}, {weather:?}"
         ));
         let (history, life) = (History::default(), Life::new());
         Arc::new(Self {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use a3::types::{Level, Version};
+use a3::types::{Key, Level, Version};
 
 use super::{Verdict, none};
 use crate::history::{Contents, Operation, Told};
@@ -17,12 +17,20 @@ pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
     reads_are_of_writes(history)
 }
 
-/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks.
+/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks. What a condition met
+/// may have been decided, and superseded before it came to a row.
 fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
     if let Some(conflict) = world.witness.conflicts().first() {
         return Err(conflict.clone());
     }
     let held = |o: &Operation, version: Version| seen.get(&(o.key().clone(), version));
+    let accepted: BTreeSet<(Key, Version)> = world
+        .witness
+        .ever_accepted()
+        .into_iter()
+        .filter(|a| a.2.is_some())
+        .map(|(key, version, _)| (key, version))
+        .collect();
     for o in history {
         let agrees = match &o.told {
             // A write that was superseded everywhere before it came is acknowledged, and on no disk.
@@ -32,7 +40,9 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
             }
             Told::Found { version: Some(version), text, .. } => held(o, *version) == Some(text),
             Told::Found { version: None, .. } => true,
-            _ => o.met().flatten().is_none_or(|version| held(o, version).is_some_and(Option::is_some)),
+            _ => o.met().flatten().is_none_or(|version| {
+                held(o, version).is_some_and(Option::is_some) || accepted.contains(&(o.key().clone(), version))
+            }),
         };
         if !agrees {
             return Err(format!("a version that no disk ever held with this content: {o}"));

@@ -4,6 +4,7 @@
 //! and before the answers. A disk may be full for a while, and be wiped: then it is another instance's.
 
 mod rows;
+mod sql;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ use crate::history::Witness;
 use crate::machine::{Life, Seeded, SimClock, Trace};
 
 use rows::{MapRows, Rows};
+use sql::SqlRows;
 
 /// What is on the disk.
 pub(crate) struct Content {
@@ -35,7 +37,7 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    fn blank(node: NodeNum, random: &Seeded) -> Self {
+    fn blank(node: NodeNum, sql: bool, random: &Seeded) -> Self {
         let identity = Identity {
             node,
             instance: InstanceId(random.uuid()),
@@ -43,7 +45,7 @@ impl Content {
             generation: 0,
             known_addresses: Vec::new(),
         };
-        let rows = Box::new(MapRows::default());
+        let rows: Box<dyn Rows> = if sql { Box::new(SqlRows::new(node)) } else { Box::new(MapRows::default()) };
         Self { rows, identity, topology: None, proposal: None, reserved: Hlc::ZERO }
     }
 }
@@ -51,6 +53,8 @@ impl Content {
 /// A node's disk.
 pub(crate) struct Disk {
     node: NodeNum,
+    /// It keeps its rows in the real engine, in memory.
+    sql: bool,
     content: Mutex<Content>,
     full: AtomicBool,
     /// A batch is on disk, and not answered yet.
@@ -65,19 +69,20 @@ pub(crate) struct Disk {
 impl Disk {
     pub(crate) fn new(
         node: NodeNum,
+        sql: bool,
         sync_ms: u64,
         random: Arc<Seeded>,
         witness: Arc<Witness>,
         trace: Arc<Trace>,
     ) -> Arc<Self> {
-        let content = Mutex::new(Content::blank(node, &random));
+        let content = Mutex::new(Content::blank(node, sql, &random));
         let (full, synced) = (AtomicBool::new(false), Notify::new());
-        Arc::new(Self { node, content, full, synced, sync_ms, random, witness, trace })
+        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace })
     }
 
     /// Everything on it is gone, who it was too.
     pub(crate) fn wipe(&self) {
-        *self.content.lock() = Content::blank(self.node, &self.random);
+        *self.content.lock() = Content::blank(self.node, self.sql, &self.random);
     }
 
     pub(crate) fn set_full(&self, full: bool) {
