@@ -23,7 +23,7 @@ use super::meters::Meters;
 use super::migrations::MigrationError;
 use super::read;
 use super::row::{self, Columns, Loaded};
-use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen};
+use crate::ports::{Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest, Seen, StoreError};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Topology, Version};
 
@@ -190,6 +190,19 @@ impl Engine {
     pub fn read(&self, now: Hlc, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
         let targets = if hints { self.book.hint_targets() } else { Default::default() };
         read::answer(&self.conn, &self.floors, &self.meters, now, (slot, key), part, &targets)
+    }
+
+    /// Hints for one node in (slot, key) order after `after`, from this connection: for whoever has no reader threads.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where they cannot be read.
+    pub fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Result<Vec<Hint>, StoreError> {
+        read::scan_hints(&self.conn, &self.meters, target, after, limit).map(|(hints, _)| hints)
+    }
+
+    /// Per target, in order. From memory.
+    pub fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
+        self.book.hints().targets.into_iter().collect()
     }
 
     fn attempt(&self, now: Now, changes: &[Change], spoiled: &[usize]) -> Result<Vec<Outcome>, Stop> {
