@@ -34,8 +34,8 @@ use crate::ports::{Refusal, ReplicaReply};
 use crate::protocol::register;
 use crate::types::limits::REMEMBERED_MAX;
 use crate::types::{
-    Accepted, Ballot, Hlc, Idempotency, Key, OpId, Promise, Recent, Record, Remembered, RememberedAnswer, Slot, Version,
-    Writer,
+    Accepted, Ballot, Hlc, Idempotency, Key, OpId, Promise, Recent, Record, Remembered, RememberedAnswer, Slot,
+    Version, Writer,
 };
 
 /// The columns that [`Head::of`] reads.
@@ -275,8 +275,7 @@ fn decode(mut bytes: &[u8]) -> Option<(OpId, Recent)> {
     let op = OpId(Uuid::from_u128(bytes.try_get_u128_le().ok()?));
     let mut entries = Vec::new();
     while bytes.has_remaining() {
-        let request =
-            Idempotency { key: bytes.try_get_u128_le().ok()?, request: bytes.try_get_u128_le().ok()? };
+        let request = Idempotency { key: bytes.try_get_u128_le().ok()?, request: bytes.try_get_u128_le().ok()? };
         let answer = match bytes.try_get_u8().ok()? {
             1 => RememberedAnswer::Created,
             2 => RememberedAnswer::Replaced,
