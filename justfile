@@ -54,7 +54,7 @@ check-metrics *args:
 check-compose *args:
     scripts/check-compose {{args}}
 
-# Real processes and real faults: kill -9, SIGSTOP, clocks, swapped ports, slow clients, memory
+# Real processes and real faults: kill -9, SIGSTOP, cut links, clocks, counters, swapped ports, slow clients, memory
 check-faults *args:
     scripts/check-faults {{args}}
 

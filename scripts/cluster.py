@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -32,6 +33,10 @@ SETTINGS = (
 
 class Failed(Exception):
     """A check that does not hold; its text says which."""
+
+
+class Skipped(Exception):
+    """A check that this machine cannot run; its text says why."""
 
 
 def say(text=""):
@@ -140,11 +145,12 @@ def _die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def spawn(command, log, env=None):
-    """Starts a process that ends with this script. Call it from the main thread only."""
+def spawn(command, log, env=None, group=None):
+    """Starts a process that ends with this script, in a group of its own where one is given (by root). Call it from the
+    main thread only."""
     with open(log, "ab") as out:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, preexec_fn=_die_with_parent
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, preexec_fn=_die_with_parent, group=group
         )
     _started.append(process)
     return process
@@ -187,12 +193,28 @@ def free_ports(count):
 class Answer:
     """What came back; status 0 where nothing did, with the reason as its body."""
 
-    def __init__(self, status, headers, body):
-        self.status, self.headers, self.body = status, headers, body
+    def __init__(self, status, headers, body, sent=True):
+        self.status, self.headers, self.body, self.sent = status, headers, body, sent
 
     @property
     def ok(self):
         return 200 <= self.status < 300
+
+    @property
+    def version(self):
+        """The version that it tells of: the value's, or the one that a deletion left. None: it tells of none."""
+        return self.headers.get("A3-Version")
+
+    @property
+    def outcome(self):
+        """What became of a write, as far as its answer says: applied, not_applied or unknown."""
+        if self.ok:
+            return "applied"
+        if 400 <= self.status < 500:
+            return "not_applied"
+        if self.status:
+            return self.json().get("outcome", "unknown")
+        return "unknown" if self.sent else "not_applied"
 
     def json(self):
         return json.loads(self.body)
@@ -208,6 +230,8 @@ class Client:
         self.port, self.timeout, self.connection = port, timeout, None
 
     def ask(self, method, path, body=None, headers=None):
+        if self.connection is not None and self.ended():
+            self.close()
         fresh = self.connection is None
         if fresh:
             self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
@@ -220,7 +244,16 @@ class Client:
             stale = isinstance(problem, (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError))
             if not fresh and stale and method == "GET":  # The server had closed an idle connection.
                 return self.ask(method, path, body, headers)
-            return Answer(0, {}, repr(problem).encode())
+            # Only a connection that was never made is sure to have carried nothing.
+            return Answer(0, {}, repr(problem).encode(), sent=not isinstance(problem, ConnectionRefusedError))
+
+    def ended(self):
+        """Whether the server has closed the idle connection, so that a write on it would have an unknown end."""
+        if self.connection.sock is None:
+            return False
+        poller = select.poll()
+        poller.register(self.connection.sock, select.POLLIN)
+        return bool(poller.poll(0))
 
     def close(self):
         if self.connection is not None:
@@ -243,6 +276,7 @@ class Node:
         self.log = os.path.join(folder, f"node{num}.log")
         self.settings = dict(settings)
         self.process = None
+        self.group = None  # The group its process runs in, by which a firewall tells its packets.
 
     @property
     def name(self):
@@ -261,7 +295,8 @@ class Node:
 
     def start(self, **more):
         """Starts it; the words are settings or other environment variables of this start alone."""
-        self.process = spawn([self.executable or program(), "serve"], self.log, self.environment(**more))
+        command = [self.executable or program(), "serve"]
+        self.process = spawn(command, self.log, self.environment(**more), self.group)
         return self
 
     def ask(self, method, path, body=None, headers=None, timeout=10):
@@ -271,8 +306,11 @@ class Node:
         finally:
             client.close()
 
-    def put(self, key, value, **query):
-        return self.ask("PUT", path_of(key, **query), value)
+    def put(self, key, value, headers=None, **query):
+        return self.ask("PUT", path_of(key, **query), value, headers)
+
+    def delete(self, key, headers=None, **query):
+        return self.ask("DELETE", path_of(key, **query), headers=headers)
 
     def get(self, key, **query):
         return self.ask("GET", path_of(key, **query))
@@ -428,11 +466,14 @@ def healthy(node):
 
 
 def main(body):
-    """Runs a script's body; a failed check is one line and exit code 1, not a stack trace."""
+    """Runs a script's body; a failed check is one line and exit code 1, not a stack trace; a skipped one exit code 77."""
     try:
         body()
     except Failed as problem:
         say(f"FAILED: {problem}")
         sys.exit(1)
+    except Skipped as problem:
+        say(f"SKIPPED: {problem}")
+        sys.exit(77)
     except KeyboardInterrupt:
         sys.exit(130)

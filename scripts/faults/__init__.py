@@ -1,6 +1,6 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, crashes, identity, limits
+from . import clocks, counting, crashes, identity, limits, repeats, stamps, winners
 
 CASES = {
     "kill": crashes.kill,
@@ -11,7 +11,17 @@ CASES = {
     "ports": identity.ports,
     "refusals": identity.refusals,
     "seeds": identity.seeds,
+    "counter": counting.counter,
+    "counter-faults": counting.counter_faults,
+    "absent": winners.absent,
+    "etags": winners.etags,
+    "rf2": winners.rf2,
+    "idempotent": repeats.idempotent,
+    "stamps": stamps.stamps,
     "slow": limits.slow,
     "memory": limits.memory,
     "million": limits.million,
 }
+
+# Too long for every change, or in need of more than every machine has.
+NOT_IN_CI = ("counter-faults", "stamps")

@@ -8,7 +8,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{Html, IntoResponse};
 use bytes::Bytes;
 use utoipa::ToSchema;
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::{Operation, ParameterIn};
 use utoipa::openapi::{
     ContactBuilder, ContentBuilder, Header, InfoBuilder, LicenseBuilder, Object, ObjectBuilder, OpenApi,
     OpenApiBuilder, Ref, RefOr, Required, Response, ResponseBuilder, Schema, ServerBuilder, Type,
@@ -65,7 +65,7 @@ pub(super) struct TimeoutText(String);
 // Exactly what `etag::tags` takes, but for the number of tags.
 /// ETags, as `If-Match` and `If-None-Match` list them, or `*`.
 #[derive(Debug, ToSchema)]
-#[schema(value_type = String,
+#[schema(value_type = String, format = "entity-tags",
     pattern = "^(\\*|[ \\t,]*(W/)?\"[!#-~\\u0080-\\u00ff]*\"([ \\t]*,[ \\t,]*(W/)?\"[!#-~\\u0080-\\u00ff]*\")*[ \\t,]*)$")]
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct EtagsText(String);
@@ -216,7 +216,7 @@ pub fn openapi_json() -> String {
         let bodiless = item.head.as_mut().into_iter().map(|o| (o, false));
         let rest = [&mut item.get, &mut item.put, &mut item.delete].into_iter().flatten().map(|o| (o, true));
         for (operation, bodies) in bodiless.chain(rest) {
-            describe_answers(operation, bodies);
+            describe_parts(operation, bodies);
         }
     }
     // The description is made of strings, maps and lists: serialisation to memory has no way to fail.
@@ -225,10 +225,18 @@ pub fn openapi_json() -> String {
     text
 }
 
-fn describe_answers(operation: &mut Operation, bodies: bool) {
+fn describe_parts(operation: &mut Operation, bodies: bool) {
     if let Some(RefOr::T(body)) = &mut operation.request_body {
         // No body is an empty value. The macro would say that by allowing null in its place.
         body.required = Some(Required::False);
+    }
+    // No operation needs a header. The macro would say that by allowing null, which a header cannot be.
+    for parameter in operation.parameters.iter_mut().flatten() {
+        if let RefOr::T(parameter) = parameter
+            && matches!(parameter.parameter_in, ParameterIn::Header)
+        {
+            parameter.required = Required::False;
+        }
     }
     let id = operation.operation_id.clone().unwrap_or_default();
     for (status, help) in problems_of(&id) {

@@ -270,6 +270,8 @@ impl BatchError {
 /// Whether the error says that what lies on disk is not a sound database there.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     match error.sqlite_error_code() {
+        // A statement that rewrites a row meets a column of another type than it was declared with.
+        _ if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_CONSTRAINT_DATATYPE) => true,
         Some(code) => matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase),
         // Not SQLite's: a column is not of the type it was written with.
         None => true,
