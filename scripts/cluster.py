@@ -269,7 +269,8 @@ def path_of(key, **query):
 class Node:
     """One process of a3 and its data directory."""
 
-    def __init__(self, num, http_port, grpc_port, folder, settings):
+    def __init__(self, num, http_port, grpc_port, folder, settings, executable=None):
+        self.executable = executable
         self.num, self.http, self.grpc = num, http_port, grpc_port
         self.data = os.path.join(folder, f"node{num}")
         self.log = os.path.join(folder, f"node{num}.log")
@@ -294,7 +295,8 @@ class Node:
 
     def start(self, **more):
         """Starts it; the words are settings or other environment variables of this start alone."""
-        self.process = spawn([program(), "serve"], self.log, self.environment(**more), self.group)
+        command = [self.executable or program(), "serve"]
+        self.process = spawn(command, self.log, self.environment(**more), self.group)
         return self
 
     def ask(self, method, path, body=None, headers=None, timeout=10):
@@ -340,6 +342,12 @@ class Node:
         lines = self.ask("GET", "/metrics").body.decode().splitlines()
         found = [line for line in lines if line.startswith((name + " ", name + "{"))]
         return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+    def cpu_seconds(self):
+        """Processor time it has taken so far, in user space and in the kernel."""
+        with open(f"/proc/{self.process.pid}/stat") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def rss_mib(self):
         for line in open(f"/proc/{self.process.pid}/status"):
@@ -389,11 +397,13 @@ def program():
 class Cluster:
     """Nodes that found a cluster together. As a context it starts them and ends them."""
 
-    def __init__(self, count=3, rf=2, **settings):
-        program()
+    def __init__(self, count=3, rf=2, executable=None, **settings):
+        executable = executable or program()
         self.folder = tempfile.mkdtemp(prefix="a3-")
         ports = free_ports(2 * count)
-        self.nodes = [Node(n + 1, ports[2 * n], ports[2 * n + 1], self.folder, settings) for n in range(count)]
+        self.nodes = [
+            Node(n + 1, ports[2 * n], ports[2 * n + 1], self.folder, settings, executable) for n in range(count)
+        ]
         self.rf = rf
         self.point()
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import namedtuple
 
-from cluster import Client, Failed, binary, path_of, say
+from cluster import Client, Failed, path_of, program, say
 
 # Times are monotonic seconds; `number` is what a PUT wrote or a GET returned (None: nothing).
 Op = namedtuple("Op", "begin end kind key number node status body")
@@ -132,12 +132,12 @@ class Load:
         return f"{len(ops):,} requests, {len(failed)} failed" + (f" (first: {failed[0]})" if failed else "")
 
 
-def bench(ports, operation, keys, seconds, connections, kind="a3"):
+def bench(ports, operation, keys, seconds, connections, kind="a3", warmup=1):
     """One run of `a3 bench` with connections spread over these ports; what it counted and measured. The same generator
     speaks to etcd, so that both are measured by one ruler. Operations: put, quorum, one, load (each key once)."""
-    command = [binary(), "bench", "--output", "json", "--hosts", ",".join(f"127.0.0.1:{port}" for port in ports),
+    command = [program(), "bench", "--output", "json", "--hosts", ",".join(f"127.0.0.1:{port}" for port in ports),
                "--connections", str(connections), "--seconds", str(seconds), "--keys", str(keys), "--prefix", "key-",
-               "--value-bytes", "100", "--warmup", "0" if operation == "load" else "1"]
+               "--value-bytes", "100", "--warmup", "0" if operation == "load" else str(warmup)]
     command += {"put": ["--op", "put"], "quorum": ["--op", "get"], "one": ["--op", "get", "--consistency", "one"],
                 "load": ["--load", "--op", "get"]}[operation]
     command += ["--etcd"] if kind == "etcd" else []

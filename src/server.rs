@@ -60,6 +60,7 @@ impl ServeError {
                     | OpenError::OtherNode { .. }
                     | OpenError::NewerSchema { .. }
                     | OpenError::Identity { .. }
+                    | OpenError::DatabaseLost { .. }
             ) | ServeError::Founding(FoundingError::Stop(_))
                 | ServeError::Listen { .. }
         )

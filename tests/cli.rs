@@ -24,7 +24,7 @@ fn told(output: Output) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// A node as far as these tests need one: a map behind `/kv/`, and a cluster of one.
+/// A node as far as these tests need one: a map behind `/kv/` that knows conditions, and a cluster of one.
 struct FakeNode {
     address: String,
 }
@@ -38,7 +38,7 @@ impl FakeNode {
         let cluster =
             format!(r#"{{"node":"n1","cluster_id":"{cluster}","members":[{{"id":"n1","http_address":"{address}"}}]}}"#);
         std::thread::spawn(move || {
-            let mut kept = BTreeMap::new();
+            let mut kept = Kept::default();
             for stream in listener.incoming() {
                 // A client that breaks off ends its connection, not the server.
                 let _ = serve(stream.unwrap(), &cluster, &mut kept, keeps);
@@ -52,18 +52,32 @@ impl FakeNode {
     }
 }
 
+/// Values by path, each with its version, and how many versions there were.
+#[derive(Default)]
+struct Kept {
+    values: BTreeMap<String, (Vec<u8>, String)>,
+    versions: u64,
+}
+
 /// Answers one request and closes.
-fn serve(stream: TcpStream, cluster: &str, kept: &mut BTreeMap<String, Vec<u8>>, keeps: bool) -> std::io::Result<()> {
+fn serve(stream: TcpStream, cluster: &str, kept: &mut Kept, keeps: bool) -> std::io::Result<()> {
     let mut reader = BufReader::new(&stream);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head)? > 0 {}
     let mut words = head.split_whitespace();
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default().to_owned());
-    let length = head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
-    let mut body = vec![0; length.unwrap_or(0)];
+    let header = |name: &str| head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix(name).map(str::to_owned));
+    let mut body = vec![0; header("content-length: ").map_or(0, |length| length.parse().unwrap())];
     reader.read_exact(&mut body)?;
-    let receipt = br#"{"message":"stored","version":"v1","acked":["n1","n2"],"hinted":{"n3":"n1"}}"#.to_vec();
-    let (status, answer) = match (method, kept.get(&path)) {
+    let now = kept.values.get(&path).map(|(_, version)| version.clone());
+    let wanted = header("if-match: ").map(|tag| tag.trim().trim_matches('"').to_owned());
+    let refused = (header("if-none-match: ").is_some() && now.is_some()) || (wanted.is_some() && wanted != now);
+    let receipt = |version: &str| {
+        format!(r#"{{"message":"stored","version":"{version}","acked":["n1","n2"],"hinted":{{"n3":"n1"}}}}"#)
+            .into_bytes()
+    };
+    let mut version = now.unwrap_or_default();
+    let (status, answer) = match (method, kept.values.get(&path)) {
         ("GET", _) if path == "/cluster" => (200, cluster.as_bytes().to_vec()),
         ("GET", _) if path == "/readyz?verbose" => {
             (503, br#"{"title":"Not ready","checks":[{"name":"joined","ok":false,"detail":"n2 is missing"}]}"#.to_vec())
@@ -71,22 +85,28 @@ fn serve(stream: TcpStream, cluster: &str, kept: &mut BTreeMap<String, Vec<u8>>,
         ("PUT", _) if path.ends_with("full") => {
             (503, br#"{"title":"Unavailable","outcome":"not_applied","required":2,"acked":[]}"#.to_vec())
         }
+        _ if refused => (412, br#"{"title":"False","code":"precondition-failed","outcome":"not_applied"}"#.to_vec()),
         ("PUT", _) => {
-            kept.insert(path, body);
-            (201, receipt)
+            kept.versions += 1;
+            version = format!("v{}", kept.versions);
+            // What a request is named by is told again as its version.
+            version = header("idempotency-key: ").unwrap_or(version);
+            kept.values.insert(path, (body, version.clone()));
+            (201, receipt(&version))
         }
         ("DELETE", _) => {
             if keeps {
-                kept.remove(&path);
+                kept.values.remove(&path);
             }
-            (200, receipt)
+            (200, receipt("v0"))
         }
-        (_, Some(value)) => (200, value.clone()),
+        (_, Some((value, _))) => (200, value.clone()),
         (_, None) => (404, br#"{"title":"The key has no value","code":"no-such-key"}"#.to_vec()),
     };
-    let length = answer.len();
-    let head =
-        format!("HTTP/1.1 {status} X\r\nA3-Version: v1\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    let (length, close) = (answer.len(), "Connection: close");
+    let head = format!(
+        "HTTP/1.1 {status} X\r\nA3-Version: {version}\r\nETag: \"{version}\"\r\nContent-Length: {length}\r\n{close}\r\n\r\n"
+    );
     (&stream).write_all(&[head.as_bytes(), &answer].concat())
 }
 
@@ -102,6 +122,10 @@ fn a_wrong_command_line_is_2_and_says_what_was_meant() {
         &["dev", "--nodes", "0"],
         &["dev", "--base-port", "65535"],
         &["bench", "--connections", "0"],
+        &["bench", "--op", "cas", "--etcd"],
+        &["bench", "--op", "cas-hot", "--consistency", "one"],
+        &["put", "k", "v", "--if-absent", "--if-match", "*"],
+        &["put", "k", "v", "--idempotency-key", "a\nb"],
     ] {
         let (code, stdout, stderr) = run(wrong);
         assert_eq!((code, stdout.as_str()), (2, ""), "{wrong:?}: {stderr}");
@@ -179,6 +203,22 @@ fn values_go_in_and_come_out_byte_for_byte() {
 }
 
 #[test]
+fn a_false_condition_is_4_and_a_version_is_taken_as_it_is_printed() {
+    let node = FakeNode::start("c", true);
+    assert_eq!(node.run(&["put", "k", "1", "--if-absent"]).0, 0);
+    let (code, stdout, stderr) = node.run(&["put", "k", "2", "--if-absent"]);
+    assert_eq!((code, stdout.as_str()), (4, ""));
+    assert_eq!(stderr, "a3: False\n  outcome: not_applied (nothing was written)\n");
+    assert_eq!(node.run(&["put", "k", "2", "--if-match", "v9"]).0, 4);
+    assert_eq!(node.run(&["put", "k", "2", "--if-match", "v1"]).0, 0);
+    assert_eq!(node.run(&["get", "k", "--if-match", "v1"]).0, 4);
+    assert_eq!(node.run(&["get", "k", "--if-match", "\"v2\""]).1, "2");
+    assert_eq!(node.run(&["delete", "k", "--if-match", "v1"]).0, 4);
+    assert_eq!(node.run(&["delete", "k", "--if-match", "v2"]).0, 0);
+    assert!(node.run(&["put", "k", "3", "--idempotency-key", "once-1"]).1.contains("version once-1"));
+}
+
+#[test]
 fn a_refusal_is_told_with_its_outcome() {
     let node = FakeNode::start("c", true);
     let (code, stdout, stderr) = node.run(&["put", "full", "x"]);
@@ -193,7 +233,7 @@ fn smoke_passes_only_where_all_is_well() {
     let well = FakeNode::start("c", true);
     let (code, stdout, _) = well.run(&["smoke"]);
     assert_eq!((code, stdout.lines().last()), (0, Some("all is well")));
-    assert_eq!(stdout.lines().filter(|l| l.starts_with("ok ")).count(), 5, "{stdout}");
+    assert_eq!(stdout.lines().filter(|l| l.starts_with("ok ")).count(), 8, "{stdout}");
     let forgetful = FakeNode::start("c", false);
     let (code, stdout, _) = forgetful.run(&["smoke"]);
     assert_eq!(code, 1);
@@ -212,6 +252,23 @@ fn bench_counts_what_is_answered() {
     let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((code, &report["errors"]), (0, &serde_json::json!({})), "{stderr}");
     assert!(report["operations"].as_u64().unwrap() > 0 && stderr.contains("loaded 20 keys"));
+}
+
+#[test]
+fn bench_changes_keys_by_their_etags() {
+    let node = FakeNode::start("c", true);
+    // Another run was here before: its keys refuse to be created, and that is no error.
+    for key in ["0000000000", "0000000001"] {
+        assert_eq!(node.run(&["put", &format!("bench-{key}"), "x"]).0, 0);
+    }
+    for (op, connections) in [("cas", "2"), ("cas-hot", "1")] {
+        let arguments = ["bench", "--hosts", &node.address, "--op", op, "--keys", "4", "--connections", connections];
+        let (code, stdout, stderr) =
+            run(&[&arguments[..], &["--warmup", "0", "--seconds", "0.3", "-o", "json"]].concat());
+        let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!((code, &report["errors"]), (0, &serde_json::json!({})), "{op}: {stderr}");
+        assert!(report["operations"].as_u64().unwrap() > 4, "{report}");
+    }
 }
 
 #[test]

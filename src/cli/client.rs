@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::{BodyExt as _, Full};
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue, IF_MATCH};
 use hyper::{Method, Request, Uri};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -68,12 +68,30 @@ pub(super) struct Asked {
 /// What a request for one key may say.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Wishes {
-    /// How many replicas: one, quorum or all [default: the node's, quorum].
+    /// How many replicas: one, quorum, all or linearizable [default: the node's, quorum].
     #[arg(long)]
     consistency: Option<Level>,
     /// How long the node may take, e.g. 500ms [default: the node's, 1s].
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
+    /// Only where the value has this version (as receipts and `a3 get -o json` show it, or an ETag, several, or *); else
+    /// exit code 4.
+    #[arg(long, value_name = "ETAG", value_parser = etags)]
+    if_match: Option<HeaderValue>,
+}
+
+/// What a request that writes may say beside.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Once {
+    /// A name for this request: sent again under it, it is done once, and answered as the first time.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<HeaderValue>,
+}
+
+impl Once {
+    pub(super) fn header(self) -> Option<(HeaderName, HeaderValue)> {
+        Some((HeaderName::from_static("idempotency-key"), self.idempotency_key?))
+    }
 }
 
 impl Wishes {
@@ -86,6 +104,18 @@ impl Wishes {
         let path = key_path(key.as_bytes());
         if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
     }
+
+    /// The headers that say the rest of the wishes.
+    pub(super) fn headers(&self) -> HeaderMap {
+        self.if_match.iter().map(|value| (IF_MATCH, value.clone())).collect()
+    }
+}
+
+/// A header's value out of a version, or of what the header says itself.
+fn etags(text: &str) -> Result<HeaderValue, String> {
+    let is_bare = !text.contains('"') && text != "*";
+    let value = if is_bare { format!("\"{text}\"") } else { text.to_owned() };
+    value.parse().map_err(|_| "a version or an ETag wanted".into())
 }
 
 /// A duration on the command line.
@@ -137,7 +167,7 @@ impl Client {
     }
 
     pub(super) async fn get(&self, host: &Host, path: &str) -> Result<Answer, Fault> {
-        self.send(Method::GET, host, path, None, Bytes::new()).await
+        self.send(Method::GET, host, path, HeaderMap::new(), Bytes::new()).await
     }
 
     /// One request and its whole answer.
@@ -150,16 +180,14 @@ impl Client {
         method: Method,
         host: &Host,
         path: &str,
-        header: Option<(HeaderName, HeaderValue)>,
+        headers: HeaderMap,
         body: Bytes,
     ) -> Result<Answer, Fault> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() =
             format!("http://{host}{path}").parse().map_err(|e| Fault::Usage(format!("{host}{path}: {e}")))?;
-        if let Some((name, value)) = header {
-            request.headers_mut().insert(name, value);
-        }
+        *request.headers_mut() = headers;
         let unavailable = |why: String| Fault::Unavailable(format!("{host}: {why}"));
         let exchange = async {
             let response = self.http.request(request).await.map_err(|e| unavailable(why(&e)))?;
@@ -201,6 +229,16 @@ mod tests {
         for bad in ["", "https://n1:8001", "http://n1:8001/kv", "ftp://n1", "a b:1", "user@n1:8001"] {
             assert!(host(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_version_is_quoted_and_an_etag_is_not_quoted_again() {
+        let of = |text: &str| etags(text).unwrap();
+        assert_eq!(of("018f3c5a1b2c0000-1-0"), "\"018f3c5a1b2c0000-1-0\"");
+        for whole in ["\"018f3c5a1b2c0000-1-0\"", "\"a\", W/\"b\"", "*"] {
+            assert_eq!(of(whole), whole);
+        }
+        assert!(etags("a\nb").is_err());
     }
 
     #[test]

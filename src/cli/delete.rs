@@ -7,7 +7,7 @@ use clap::Args;
 use hyper::Method;
 
 use super::Fault;
-use super::client::{Asked, Client, Wishes, block_on};
+use super::client::{Asked, Client, Once, Wishes, block_on};
 use super::output::Output;
 use super::put::receipt;
 
@@ -18,6 +18,8 @@ pub(super) struct Delete {
     #[command(flatten)]
     wishes: Wishes,
     #[command(flatten)]
+    once: Once,
+    #[command(flatten)]
     asked: Asked,
     #[command(flatten)]
     output: Output,
@@ -26,7 +28,9 @@ pub(super) struct Delete {
 impl Delete {
     pub(super) fn run(self) -> Result<(), Fault> {
         let path = self.wishes.path(&self.key, None);
-        let answer = block_on(Client::new().send(Method::DELETE, &self.asked.host, &path, None, Bytes::new()))?;
+        let mut headers = self.wishes.headers();
+        headers.extend(self.once.header());
+        let answer = block_on(Client::new().send(Method::DELETE, &self.asked.host, &path, headers, Bytes::new()))?;
         receipt(&answer.success()?.json()?, self.output)
     }
 }

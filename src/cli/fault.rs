@@ -19,7 +19,10 @@ pub enum Fault {
     /// The key holds no value. Exit code 3.
     #[error("{0}")]
     NotFound(String),
-    /// No node answered, or too few replicas; trying again may help. Exit code 69 (`EX_UNAVAILABLE`).
+    /// The condition of the request is false; nothing was written. Exit code 4.
+    #[error("{0}")]
+    ConditionFailed(String),
+    /// No node answered, too few replicas did, or other writes of the key were always first; trying again may help. Exit code 69 (`EX_UNAVAILABLE`).
     #[error("{0}")]
     Unavailable(String),
     /// Exit code 78 (`EX_CONFIG`).
@@ -33,6 +36,7 @@ impl Fault {
             Fault::Failed(_) => 1,
             Fault::Usage(_) => 2,
             Fault::NotFound(_) => 3,
+            Fault::ConditionFailed(_) => 4,
             Fault::Unavailable(_) => 69,
             Fault::Configuration(_) => 78,
         })
@@ -42,7 +46,9 @@ impl Fault {
     pub(super) fn of_answer(status: u16, body: &[u8]) -> Self {
         let text = readable(status, body);
         match status {
-            404 if about_key(body) => Fault::NotFound(text),
+            404 if code_is(body, "no-such-key") => Fault::NotFound(text),
+            409 if code_is(body, "conflict") => Fault::Unavailable(text),
+            412 => Fault::ConditionFailed(text),
             429 | 503 | 504 => Fault::Unavailable(text),
             _ => Fault::Failed(text),
         }
@@ -94,10 +100,10 @@ fn readable(status: u16, body: &[u8]) -> String {
     lines
 }
 
-/// Whether a 404 speaks of a key, and not of a path that this node does not know. One without a body may do either.
-fn about_key(body: &[u8]) -> bool {
+/// Whether an answer is this problem, as far as it says: one status may have several, and a HEAD or a stranger none.
+fn code_is(body: &[u8], wanted: &str) -> bool {
     let problem: Option<Value> = serde_json::from_slice(body).ok();
-    problem.is_none_or(|p| p.get("code").and_then(Value::as_str).is_none_or(|code| code == "no-such-key"))
+    problem.is_none_or(|p| p.get("code").and_then(Value::as_str).is_none_or(|code| code == wanted))
 }
 
 /// The texts of a JSON list, or what else stands there.
@@ -130,6 +136,16 @@ mod tests {
     fn a_detail_that_repeats_its_title_is_told_once() {
         let body = br#"{"title":"Not enough replicas","detail":"not enough replicas: 1 of 2","status":503}"#;
         assert_eq!(Fault::of_answer(503, body), Fault::Unavailable("Not enough replicas: 1 of 2".into()));
+    }
+
+    #[test]
+    fn a_false_condition_is_told_from_a_conflict_that_may_be_tried_again() {
+        let of =
+            |status, code: &str| Fault::of_answer(status, format!(r#"{{"title":"T","code":"{code}"}}"#).as_bytes());
+        assert_eq!(of(412, "precondition-failed"), Fault::ConditionFailed("T".into()));
+        assert_eq!(of(409, "conflict"), Fault::Unavailable("T".into()));
+        assert_eq!(of(409, "condition-count-exhausted"), Fault::Failed("T".into()));
+        assert_eq!(of(422, "idempotency-key-reused"), Fault::Failed("T".into()));
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use std::ffi::OsString;
 
+use bytes::Bytes;
 use clap::Args;
+use hyper::Method;
 
 use super::Fault;
 use super::client::{Asked, Client, Wishes, block_on};
 use super::output::{self, Output};
 
-/// Print the value of a key, byte for byte; with -o json its record and each replica's version.
+/// Print the value of a key, byte for byte; with -o json its record, the version for --if-match, and each replica's copy.
 #[derive(Debug, Args)]
 pub(super) struct Get {
     key: OsString,
@@ -24,7 +26,9 @@ impl Get {
     pub(super) fn run(self) -> Result<(), Fault> {
         let view = self.output.is_json().then_some("record");
         let path = self.wishes.path(&self.key, view);
-        let answer = block_on(async { Client::new().get(&self.asked.host, &path).await })?.success()?;
+        let headers = self.wishes.headers();
+        let answer =
+            block_on(Client::new().send(Method::GET, &self.asked.host, &path, headers, Bytes::new()))?.success()?;
         if view.is_some() { output::json(&answer.json()?) } else { output::write(&answer.body) }
     }
 }

@@ -39,7 +39,8 @@ pub struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 69 unavailable, 78 configuration.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 condition false, 69 unavailable, \
+                          78 configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

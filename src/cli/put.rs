@@ -7,10 +7,10 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use bytes::Bytes;
 use clap::Args;
 use hyper::Method;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, IF_NONE_MATCH};
 
 use super::Fault;
-use super::client::{Asked, Client, Wishes, block_on};
+use super::client::{Asked, Client, Once, Wishes, block_on};
 use super::output::{self, Output};
 
 /// Store a value under a key.
@@ -24,8 +24,13 @@ pub(super) struct Put {
     /// Kept with the value and given back with it.
     #[arg(long, value_name = "TYPE")]
     content_type: Option<HeaderValue>,
+    /// Only where the key has no value, so that one of many creates it; else exit code 4.
+    #[arg(long, conflicts_with = "if_match")]
+    if_absent: bool,
     #[command(flatten)]
     wishes: Wishes,
+    #[command(flatten)]
+    once: Once,
     #[command(flatten)]
     asked: Asked,
     #[command(flatten)]
@@ -35,9 +40,12 @@ pub(super) struct Put {
 impl Put {
     pub(super) fn run(self) -> Result<(), Fault> {
         let value = read(self.value)?;
-        let content_type = self.content_type.map(|value| (CONTENT_TYPE, value));
+        let mut headers = self.wishes.headers();
+        headers.extend(self.content_type.map(|value| (CONTENT_TYPE, value)));
+        headers.extend(self.if_absent.then(|| (IF_NONE_MATCH, HeaderValue::from_static("*"))));
+        headers.extend(self.once.header());
         let path = self.wishes.path(&self.key, None);
-        let answer = block_on(Client::new().send(Method::PUT, &self.asked.host, &path, content_type, value))?;
+        let answer = block_on(Client::new().send(Method::PUT, &self.asked.host, &path, headers, value))?;
         receipt(&answer.success()?.json()?, self.output)
     }
 }

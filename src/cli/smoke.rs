@@ -1,8 +1,10 @@
-//! `a3 smoke`: does this cluster do what it says? One key, written at one node, read at all, deleted, gone.
+//! `a3 smoke`: does this cluster do what it says? One key, written at one node, read at all, deleted, gone; another one
+//! created at one node where it is absent, and refused at another because it is not.
 
 use bytes::Bytes;
 use clap::Args;
 use hyper::Method;
+use hyper::header::{HeaderMap, HeaderValue, IF_NONE_MATCH};
 use serde_json::Value;
 
 use super::Fault;
@@ -12,7 +14,7 @@ use super::views::{Cluster, fetch};
 use crate::ports::Entropy as _;
 use crate::system::SystemEntropy;
 
-/// Write at one node, read at all, delete, and see that it is gone; prints each check.
+/// Write at one node, read at all, delete, see that it is gone, and create a key only once; prints each check.
 #[derive(Debug, Args)]
 pub(super) struct Smoke {
     /// The nodes to use [default: all members that the node --host knows].
@@ -63,7 +65,7 @@ impl Checks {
         let id = format!("{:016x}", SystemEntropy::default().u64());
         let (key, value) = (format!("smoke-{id}"), Bytes::from(format!("value-{id}")));
         let path = key_path(key.as_bytes());
-        let written = self.client.send(Method::PUT, &first.host, &path, None, value.clone()).await;
+        let written = self.client.send(Method::PUT, &first.host, &path, HeaderMap::new(), value.clone()).await;
         let Some(receipt) = self.note(format!("wrote {key} at {}", first.name), written_receipt(written))? else {
             return Ok(());
         };
@@ -71,14 +73,30 @@ impl Checks {
             let seen = self.client.get(&node.host, &path).await.and_then(|answer| same(answer, &value, &receipt));
             self.note(format!("read the same at {}", node.name), seen)?;
         }
-        let deleted = self.client.send(Method::DELETE, &last.host, &path, None, Bytes::new()).await;
+        let deleted = self.client.send(Method::DELETE, &last.host, &path, HeaderMap::new(), Bytes::new()).await;
         if self.note(format!("deleted it at {}", last.name), written_receipt(deleted))?.is_some() {
             for node in &nodes {
                 let gone = self.client.get(&node.host, &path).await.and_then(gone);
                 self.note(format!("gone at {}", node.name), gone)?;
             }
         }
-        Ok(())
+        self.only_once(first, last, &format!("smoke-{id}-once")).await
+    }
+
+    /// Of two who create a key where it is absent, the second is refused. The key is deleted afterwards.
+    async fn only_once(&mut self, first: &Node, second: &Node, key: &str) -> Result<(), Fault> {
+        let path = key_path(key.as_bytes());
+        let absent: HeaderMap = [(IF_NONE_MATCH, HeaderValue::from_static("*"))].into_iter().collect();
+        let created = self.client.send(Method::PUT, &first.host, &path, absent.clone(), "first".into()).await;
+        let created = created.and_then(|answer| status_is(answer, 201));
+        if self.note(format!("created {key} at {}, where it is absent", first.name), created)?.is_none() {
+            return Ok(());
+        }
+        let refused = self.client.send(Method::PUT, &second.host, &path, absent, "second".into()).await;
+        let refused = refused.and_then(|answer| status_is(answer, 412));
+        self.note(format!("not again at {}", second.name), refused)?;
+        let deleted = self.client.send(Method::DELETE, &first.host, &path, HeaderMap::new(), Bytes::new()).await;
+        self.note(format!("deleted it at {}", first.name), written_receipt(deleted)).map(drop)
     }
 
     /// The nodes that answer, with the names they give themselves; all must belong to one cluster.
@@ -130,6 +148,14 @@ fn same(answer: Answer, value: &Bytes, receipt: &Value) -> Result<(), Fault> {
     match receipt["version"].as_str() {
         Some(written) if written == version => Ok(()),
         written => Err(Fault::Failed(format!("version {version:?} instead of {written:?}"))),
+    }
+}
+
+fn status_is(answer: Answer, wanted: u16) -> Result<(), Fault> {
+    match answer.status {
+        status if status == wanted => Ok(()),
+        status @ 200..300 => Err(Fault::Failed(format!("the node answered {status} instead of {wanted}"))),
+        status => Err(Fault::of_answer(status, &answer.body)),
     }
 }
 

@@ -8,7 +8,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{Html, IntoResponse};
 use bytes::Bytes;
 use utoipa::ToSchema;
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::{Operation, ParameterIn};
 use utoipa::openapi::{
     ContactBuilder, ContentBuilder, Header, InfoBuilder, LicenseBuilder, Object, ObjectBuilder, OpenApi,
     OpenApiBuilder, Ref, RefOr, Required, Response, ResponseBuilder, Schema, ServerBuilder, Type,
@@ -23,7 +23,7 @@ use super::problem::{BadParameter, CheckBody, Code, FailedReplica, Problem, Prob
 use super::query::Query;
 use super::{bodies, routes as all_routes};
 
-/// The levels that this version serves.
+/// The levels.
 #[derive(Debug, ToSchema)]
 #[schema(rename_all = "lowercase")]
 #[expect(dead_code, reason = "it only describes a parameter")]
@@ -31,6 +31,7 @@ pub(super) enum LevelName {
     One,
     Quorum,
     All,
+    Linearizable,
 }
 
 /// How a record may be seen.
@@ -61,11 +62,19 @@ impl ToSchema for Flag {}
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct TimeoutText(String);
 
-/// ETags, as `If-None-Match` lists them.
+// Exactly what `etag::tags` takes, but for the number of tags.
+/// ETags, as `If-Match` and `If-None-Match` list them, or `*`.
 #[derive(Debug, ToSchema)]
-#[schema(value_type = String)]
+#[schema(value_type = String,
+    pattern = "^(\\*|[ \\t,]*(W/)?\"[!#-~\\u0080-\\u00ff]*\"([ \\t]*,[ \\t,]*(W/)?\"[!#-~\\u0080-\\u00ff]*\")*[ \\t,]*)$")]
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct EtagsText(String);
+
+/// A name for a request.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, pattern = "^[!-~]{1,255}$")]
+#[expect(dead_code, reason = "it only describes a parameter")]
+pub(super) struct IdempotencyText(String);
 
 /// A key.
 #[derive(Debug, ToSchema)]
@@ -144,7 +153,9 @@ pub(super) fn base() -> OpenApi {
 
 const INTRODUCTION: &str = "A distributed key-value store. Ask any node: it finds the replicas of a key. \
 Values are plain bytes; every answer says what was really done. Whatever is not a success is a problem (RFC 9457, \
-`application/problem+json`). `X-Request-Id` and `traceparent` are accepted and returned.";
+`application/problem+json`). How much agreement a request waits for is its own choice (`consistency`); writes with a \
+condition, and requests that ask for `linearizable`, are linearizable for each key. `X-Request-Id` and `traceparent` \
+are accepted and returned.";
 
 /// Problems that any request may be answered with.
 const COMMON: &[(u16, &str)] = &[
@@ -157,8 +168,16 @@ const COMMON: &[(u16, &str)] = &[
 const NOT_FOUND: (u16, &str) = (404, "There is nothing at this path.");
 const NO_VALUE: (u16, &str) = (404, "The key has no value; `A3-Deleted: true` and `A3-Version` where it was deleted.");
 const CROSS_SITE: (u16, &str) = (403, "A browser sent the write for a page of another origin.");
-const TIMED_OUT: (u16, &str) =
-    (504, "Not enough replicas answered in time; for a write `outcome` says what is known of it.");
+const TIMED_OUT: (u16, &str) = (
+    504,
+    "Not enough replicas answered in time; for a write `outcome` says what is known of it: `unknown` may be found later, or never.",
+);
+const READ_UNMET: (u16, &str) = (412, "The value is not the one that If-Match or If-Unmodified-Since asks about.");
+const WRITE_UNMET: (u16, &str) = (412, UNMET_HELP);
+const UNMET_HELP: &str = "The condition is false; definite: nothing was written. A problem, or the value that stands there where that is preferred.";
+const CONFLICT: (u16, &str) = (409, CONFLICT_HELP);
+const CONFLICT_HELP: &str = "Definite: nothing was written. `conflict`: other conditional writes were always first, send it again; `condition-count-exhausted`: PUT it once without a condition.";
+const KEY_REUSED: (u16, &str) = (422, "The Idempotency-Key belongs to another request. Definite: nothing was written.");
 const DISK_FULL: (u16, &str) = (507, "Not enough replicas have room.");
 const TOO_LARGE: (u16, &str) = (413, "The value is longer than the node's VALUE_BYTES_MAX; the detail names it.");
 const BODY_TIMEOUT: (u16, &str) = (408, "The body did not arrive in time.");
@@ -166,9 +185,11 @@ const ENCODED: (u16, &str) = (415, "The value has a Content-Encoding, which is n
 
 fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
     let own: &[(u16, &str)] = match operation {
-        "getValue" | "headValue" => &[NO_VALUE, TIMED_OUT],
-        "putValue" => &[CROSS_SITE, BODY_TIMEOUT, TOO_LARGE, ENCODED, TIMED_OUT, DISK_FULL],
-        "deleteValue" => &[CROSS_SITE, TIMED_OUT, DISK_FULL],
+        "getValue" | "headValue" => &[NO_VALUE, READ_UNMET, TIMED_OUT],
+        "putValue" => {
+            &[CROSS_SITE, BODY_TIMEOUT, CONFLICT, WRITE_UNMET, TOO_LARGE, ENCODED, KEY_REUSED, TIMED_OUT, DISK_FULL]
+        }
+        "deleteValue" => &[CROSS_SITE, CONFLICT, WRITE_UNMET, KEY_REUSED, TIMED_OUT, DISK_FULL],
         "getProblemPage" => &[NOT_FOUND],
         _ => &[],
     };
@@ -195,7 +216,7 @@ pub fn openapi_json() -> String {
         let bodiless = item.head.as_mut().into_iter().map(|o| (o, false));
         let rest = [&mut item.get, &mut item.put, &mut item.delete].into_iter().flatten().map(|o| (o, true));
         for (operation, bodies) in bodiless.chain(rest) {
-            describe_answers(operation, bodies);
+            describe_parts(operation, bodies);
         }
     }
     // The description is made of strings, maps and lists: serialisation to memory has no way to fail.
@@ -204,14 +225,26 @@ pub fn openapi_json() -> String {
     text
 }
 
-fn describe_answers(operation: &mut Operation, bodies: bool) {
+fn describe_parts(operation: &mut Operation, bodies: bool) {
     if let Some(RefOr::T(body)) = &mut operation.request_body {
         // No body is an empty value. The macro would say that by allowing null in its place.
         body.required = Some(Required::False);
     }
+    // No operation needs a header. The macro would say that by allowing null, which a header cannot be.
+    for parameter in operation.parameters.iter_mut().flatten() {
+        if let RefOr::T(parameter) = parameter
+            && matches!(parameter.parameter_in, ParameterIn::Header)
+        {
+            parameter.required = Required::False;
+        }
+    }
     let id = operation.operation_id.clone().unwrap_or_default();
     for (status, help) in problems_of(&id) {
-        operation.responses.responses.insert(status.to_string(), RefOr::T(problem_response(help, bodies)));
+        let mut response = problem_response(help, bodies);
+        if status == 412 {
+            describe_unmet(&mut response, matches!(id.as_str(), "putValue" | "deleteValue"));
+        }
+        operation.responses.responses.insert(status.to_string(), RefOr::T(response));
     }
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
@@ -226,6 +259,20 @@ fn problem_response(help: &str, bodies: bool) -> Response {
     let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     let response = ResponseBuilder::new().description(help);
     if bodies { response.content("application/problem+json", problem) } else { response }.build()
+}
+
+/// What a condition met that is false.
+fn describe_unmet(response: &mut Response, of_write: bool) {
+    let mut describe = |name: &str, help: &str| {
+        response.headers.insert(name.to_owned(), RefOr::T(header(help)));
+    };
+    describe("ETag", "The version that the condition met, in quotes; none where it met no value.");
+    describe("A3-Version", "The version that the condition met.");
+    if of_write {
+        describe("Preference-Applied", "`return=representation` where the body is the value.");
+        let value = ContentBuilder::new().schema(Some(Ref::from_schema_name("Value"))).build();
+        response.content.insert("*/*".to_owned(), RefOr::T(value));
+    }
 }
 
 fn header(help: &str) -> Header {
@@ -282,9 +329,7 @@ mod tests {
     #[test]
     fn what_is_not_implemented_is_not_described() {
         let text = openapi_json().to_lowercase();
-        for word in ["linearizable", "if-match", "idempotency", "ttl"] {
-            assert!(!text.contains(word), "{word}");
-        }
+        assert!(!text.contains("ttl"));
     }
 
     #[test]

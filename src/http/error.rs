@@ -2,6 +2,7 @@
 
 use super::problem::{Code, Problem, Replies};
 use crate::node::request::{Failure, FailureKind, Outcome};
+use crate::types::Version;
 
 /// What failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,32 +13,50 @@ pub(super) enum Operation {
 
 /// The problem a failed operation is answered with. A write whose outcome nobody noted is unknown: the honest guess.
 pub(super) fn problem_of(operation: Operation, failure: Failure) -> Problem {
-    let code = match failure.kind {
-        FailureKind::Unavailable => Code::Unavailable,
-        FailureKind::TimedOut => Code::TimedOut,
-        FailureKind::ClockSkew { .. } => Code::ClockSkew,
-        FailureKind::NotReady => Code::NotReady,
-        FailureKind::DiskFull => Code::DiskFull,
-        FailureKind::ConditionFailed | FailureKind::Conflict | FailureKind::KeyReused | FailureKind::Exhausted => {
-            todo!()
+    let problem = match failure.kind {
+        FailureKind::Unavailable => of_replies(Code::Unavailable, &failure),
+        FailureKind::TimedOut => of_replies(Code::TimedOut, &failure),
+        FailureKind::DiskFull => of_replies(Code::DiskFull, &failure),
+        FailureKind::ClockSkew { .. } => Problem::new(Code::ClockSkew, failure.kind.to_string()),
+        FailureKind::NotReady => Problem::new(Code::NotReady, failure.kind.to_string()),
+        // What the register decided is decided: how many replicas said so is of no use to a client.
+        FailureKind::ConditionFailed => {
+            return unmet(failure.met.and_then(|met| met.version).as_ref()).with_outcome(decided(failure.outcome));
         }
-    };
-    let detail = match failure.kind {
-        FailureKind::Unavailable | FailureKind::TimedOut | FailureKind::DiskFull => format!(
-            "{}: {} of {} answers that consistency {} needs",
-            failure.kind,
-            failure.acked.len(),
-            failure.required,
-            failure.level
-        ),
-        _ => failure.kind.to_string(),
+        FailureKind::Conflict => return refused(Code::Conflict, &failure),
+        FailureKind::KeyReused => return refused(Code::KeyReused, &failure),
+        FailureKind::Exhausted => return refused(Code::Exhausted, &failure),
     };
     let replies = Replies { required: failure.required, acked: failure.acked, failed: failure.failed };
-    let problem = Problem::new(code, detail).with_replies(replies);
+    let problem = problem.with_replies(replies);
     match operation {
         Operation::Read => problem,
         Operation::Write => problem.with_outcome(failure.outcome.unwrap_or(Outcome::Unknown)),
     }
+}
+
+/// The problem of a condition that is false of this version, or of there being no value.
+pub(super) fn unmet(version: Option<&Version>) -> Problem {
+    let detail = match version {
+        Some(version) => format!("the condition is false of the value that it met, version {version}"),
+        None => "the condition is false: it met no value".to_owned(),
+    };
+    Problem::new(Code::PreconditionFailed, detail)
+}
+
+fn of_replies(code: Code, failure: &Failure) -> Problem {
+    let Failure { kind, acked, required, level, .. } = failure;
+    let detail = format!("{kind}: {} of {required} answers that consistency {level} needs", acked.len());
+    Problem::new(code, detail)
+}
+
+fn refused(code: Code, failure: &Failure) -> Problem {
+    Problem::new(code, failure.kind.to_string()).with_outcome(decided(failure.outcome))
+}
+
+/// These are said only where nothing was written.
+fn decided(outcome: Option<Outcome>) -> Outcome {
+    outcome.unwrap_or(Outcome::NotApplied)
 }
 
 #[cfg(test)]
@@ -72,6 +91,24 @@ mod tests {
             assert_eq!((&body["status"], &body["code"]), (&status.into(), &code.into()));
             assert_eq!((&body["outcome"], &body["required"]), (&"not_applied".into(), &3.into()));
             assert_eq!(body["failed"], serde_json::json!([{"node": "n2", "reason": "unreachable"}]));
+        }
+    }
+
+    #[test]
+    fn what_the_register_decided_is_definite_and_needs_no_list_of_replicas() {
+        let table = [
+            (FailureKind::ConditionFailed, 412, "precondition-failed", false),
+            (FailureKind::Conflict, 409, "conflict", true),
+            (FailureKind::KeyReused, 422, "idempotency-key-reused", false),
+            (FailureKind::Exhausted, 409, "condition-count-exhausted", false),
+        ];
+        for (kind, status, code, retryable) in table {
+            for outcome in [None, Some(Outcome::NotApplied)] {
+                let body = shown(Operation::Write, kind, outcome);
+                assert_eq!((&body["status"], &body["code"]), (&status.into(), &code.into()));
+                assert_eq!((&body["outcome"], &body["retryable"]), (&"not_applied".into(), &retryable.into()));
+                assert_eq!((body.get("required"), body.get("failed")), (None, None));
+            }
         }
     }
 

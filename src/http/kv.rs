@@ -1,50 +1,35 @@
 //! `/kv/{key}`: PUT, GET, HEAD, DELETE.
+//!
+//! A write with a condition or an `Idempotency-Key` goes to the key's register ([`Node::put_if`]), any other to its
+//! replicas as it is ([`Node::put`]).
+//!
+//! [`Node::put_if`]: crate::node::Node::put_if
+//! [`Node::put`]: crate::node::Node::put
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_MATCH,
-    IF_NONE_MATCH, IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION, X_CONTENT_TYPE_OPTIONS,
-};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
 use axum::routing;
 use bytes::Bytes;
 use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::Api;
 use super::bodies::{ReceiptBody, RecordBody, ValueBytes};
-use super::docs::{EtagsText, KeyText, LevelName, TimeoutText, ViewName};
+use super::conditions::{ReadConditions, WriteConditions};
+use super::docs::{EtagsText, IdempotencyText, KeyText, LevelName, TimeoutText, ViewName};
 use super::error::{Operation, problem_of};
-use super::etag::{VersionHeaders, none_match_names};
 use super::key::key_of_path;
 use super::problem::{Code, Problem};
 use super::query::{self, Query};
-use crate::node::request::{Found, Get, NewContent, Put, Receipt};
-use crate::types::{Content, ContentType, Key, Level, Record};
-
-static A3_VERSION: HeaderName = HeaderName::from_static("a3-version");
-static A3_STRICT: HeaderName = HeaderName::from_static("a3-strict");
-static A3_DELETED: HeaderName = HeaderName::from_static("a3-deleted");
-
-/// What a page of an allowed origin may read of an answer.
-pub(super) static EXPOSED_HEADERS: [HeaderName; 6] = [
-    ETAG,
-    LOCATION,
-    HeaderName::from_static("a3-version"),
-    HeaderName::from_static("a3-strict"),
-    HeaderName::from_static("a3-deleted"),
-    HeaderName::from_static("x-request-id"),
-];
-
-/// Latest millisecond that an HTTP date can say: the end of the year 9999.
-const HTTP_DATE_MS_MAX: u64 = 253_402_300_799_000;
+use super::{Api, answer};
+use crate::node::request::{ConditionalPut, Failure, Get, NewContent, Put, Receipt};
+use crate::types::{ContentType, Key, Level};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     // The empty key is a path of its own for the router; the handlers say what is wrong with it.
@@ -60,10 +45,13 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     get, path = "/kv/{*key}", operation_id = "getValue", tag = "kv",
     params(
         ("key" = inline(KeyText), Path, description = KEY_HELP),
-        ("consistency" = inline(Option<LevelName>), Query, description = "How many replicas must answer; `quorum` unless said."),
+        ("consistency" = inline(Option<LevelName>), Query, description = READ_LEVEL_HELP),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
         ("view" = inline(Option<ViewName>), Query, description = "`record` shows the record and its copies as JSON."),
-        ("If-None-Match" = inline(Option<EtagsText>), Header, description = "ETags the client has already: 304 where the value has one of them."),
+        ("If-Match" = inline(EtagsText), Header, description = READ_IF_MATCH_HELP),
+        ("If-None-Match" = inline(EtagsText), Header, description = READ_IF_NONE_MATCH_HELP),
+        ("If-Modified-Since" = inline(String), Header, description = MODIFIED_HELP),
+        ("If-Unmodified-Since" = inline(String), Header, description = UNMODIFIED_HELP),
     ),
     responses(
         (status = 200, description = "The value.", content((ValueBytes = "application/octet-stream"), (ValueBytes = "*/*"), (RecordBody = "application/json")),
@@ -77,16 +65,13 @@ pub(super) async fn get(State(api): State<Arc<Api>>, request: Request) -> Result
     let (parts, _) = request.into_parts();
     let key = key_of_path(parts.uri.path())?;
     let mut query = Query::new(parts.uri.query(), &["consistency", "timeout", "view"]);
-    let asked = Asked::take(&mut query);
+    let asked = Asked::take(&mut query, false);
     let record_view = query.take("view", |text| if text == "record" { Ok(()) } else { Err("record".into()) }).is_some();
     query.finish()?;
-    let get =
-        Get { key: key.clone(), level: asked.level_served()?, deadline: asked.deadline(&api), every_copy: record_view };
+    let conditions = ReadConditions::of(&parts.headers)?;
+    let get = Get { key: key.clone(), level: asked.level, deadline: asked.deadline(&api), every_copy: record_view };
     let found = api.node.get(get).await.map_err(|failure| problem_of(Operation::Read, failure))?;
-    match &found.record {
-        Some(record) if found.live => Ok(present(&parts.headers, &key, record, &found, record_view)),
-        absent => Ok(missing(absent.as_ref(), found.strict)),
-    }
+    Ok(answer::found(&key, &found, &conditions, record_view))
 }
 
 /// Read a value's headers
@@ -96,10 +81,13 @@ pub(super) async fn get(State(api): State<Arc<Api>>, request: Request) -> Result
     head, path = "/kv/{*key}", operation_id = "headValue", tag = "kv",
     params(
         ("key" = inline(KeyText), Path, description = KEY_HELP),
-        ("consistency" = inline(Option<LevelName>), Query, description = "How many replicas must answer; `quorum` unless said."),
+        ("consistency" = inline(Option<LevelName>), Query, description = READ_LEVEL_HELP),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
         ("view" = inline(Option<ViewName>), Query, description = "As for GET."),
-        ("If-None-Match" = inline(Option<EtagsText>), Header, description = "ETags the client has already: 304 where the value has one of them."),
+        ("If-Match" = inline(EtagsText), Header, description = READ_IF_MATCH_HELP),
+        ("If-None-Match" = inline(EtagsText), Header, description = READ_IF_NONE_MATCH_HELP),
+        ("If-Modified-Since" = inline(String), Header, description = MODIFIED_HELP),
+        ("If-Unmodified-Since" = inline(String), Header, description = UNMODIFIED_HELP),
     ),
     responses(
         (status = 200, description = "There is a value.",
@@ -119,12 +107,23 @@ pub(super) async fn head(state: State<Arc<Api>>, request: Request) -> Result<Res
 ///
 /// Any bytes, kept with their content type (`application/x-www-form-urlencoded`, which `curl -d` sends unasked, is kept
 /// as `application/octet-stream`). The answer says which replicas have it on disk.
+///
+/// With a condition it is stored only where the condition is true, and of those who ask at once exactly one is served:
+/// such writes of a key, and linearizable requests for it, happen in one order that all of them agree on, through
+/// crashes, partitions and clocks that differ. They see every plain write that a majority of home replicas acknowledged
+/// at once. 200, 201, 409, 412 and 422 are definite. 504 with `outcome: unknown` is not: read the key, or repeat the
+/// request under its `Idempotency-Key`.
 #[utoipa::path(
     put, path = "/kv/{*key}", operation_id = "putValue", tag = "kv",
     params(
         ("key" = inline(KeyText), Path, description = KEY_HELP),
-        ("consistency" = inline(Option<LevelName>), Query, description = "How many replicas must have it on disk; `quorum` unless said."),
+        ("consistency" = inline(Option<LevelName>), Query, description = WRITE_LEVEL_HELP),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
+        ("If-Match" = inline(EtagsText), Header, description = WRITE_IF_MATCH_HELP),
+        ("If-None-Match" = inline(EtagsText), Header, description = WRITE_IF_NONE_MATCH_HELP),
+        ("If-Unmodified-Since" = inline(String), Header, description = UNMODIFIED_HELP),
+        ("Idempotency-Key" = inline(IdempotencyText), Header, description = IDEMPOTENCY_HELP),
+        ("Prefer" = inline(String), Header, description = PREFER_HELP),
     ),
     request_body(content = ValueBytes, description = "The value, of any content type; without a body it is empty.", content_type = "application/octet-stream"),
     responses(
@@ -137,33 +136,41 @@ pub(super) async fn head(state: State<Arc<Api>>, request: Request) -> Result<Res
 pub(super) async fn put(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let key = key_of_path(parts.uri.path())?;
+    let conditions = WriteConditions::of(&parts.headers)?;
     let mut query = Query::new(parts.uri.query(), &["consistency", "timeout", "ttl"]);
-    let asked = Asked::take(&mut query);
+    let asked = Asked::take(&mut query, !conditions.is_empty());
     let ttl = query.bytes("ttl").is_some();
     query.finish()?;
     if ttl {
-        return Err(not_implemented("expiry (?ttl=) is not implemented"));
+        return Err(Problem::new(Code::NotImplemented, "expiry (?ttl=) is not implemented"));
     }
-    let level = asked.level_served()?;
-    refuse_conditions(&parts.headers)?;
     let content_type = stored_content_type(&parts)?;
     let held = api.bodies.read(body).await?;
     let content = NewContent::Value { bytes: held.bytes.clone(), content_type };
-    let put = Put { key: key.clone(), content, level, deadline: asked.deadline(&api) };
-    let receipt = api.node.put(put).await.map_err(|failure| problem_of(Operation::Write, failure))?;
-    let status = if receipt.created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok(receipt_response(status, &key, &receipt, "stored"))
+    match write(&api, &key, &asked, &conditions, &parts.method, content).await {
+        Ok(receipt) => {
+            let status = if receipt.created { StatusCode::CREATED } else { StatusCode::OK };
+            Ok(answer::receipt(status, &key, &receipt, "stored"))
+        }
+        Err(failure) => Ok(answer::refusal(&parts.headers, failure)),
+    }
 }
 
 /// Delete a value
 ///
-/// Succeeds whether or not there was one. The answer says which replicas have it on disk.
+/// Succeeds whether or not there was one. The answer says which replicas have it on disk. Conditions and
+/// `Idempotency-Key` are as for PUT; a deleted key never gets an old ETag back.
 #[utoipa::path(
     delete, path = "/kv/{*key}", operation_id = "deleteValue", tag = "kv",
     params(
         ("key" = inline(KeyText), Path, description = KEY_HELP),
-        ("consistency" = inline(Option<LevelName>), Query, description = "How many replicas must have it on disk; `quorum` unless said."),
+        ("consistency" = inline(Option<LevelName>), Query, description = WRITE_LEVEL_HELP),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
+        ("If-Match" = inline(EtagsText), Header, description = WRITE_IF_MATCH_HELP),
+        ("If-None-Match" = inline(EtagsText), Header, description = WRITE_IF_NONE_MATCH_HELP),
+        ("If-Unmodified-Since" = inline(String), Header, description = UNMODIFIED_HELP),
+        ("Idempotency-Key" = inline(IdempotencyText), Header, description = IDEMPOTENCY_HELP),
+        ("Prefer" = inline(String), Header, description = PREFER_HELP),
     ),
     responses(
         (status = 200, description = "Deleted, or there was nothing.", body = ReceiptBody,
@@ -173,18 +180,51 @@ pub(super) async fn put(State(api): State<Arc<Api>>, request: Request) -> Result
 pub(super) async fn delete(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
     let key = key_of_path(parts.uri.path())?;
+    let conditions = WriteConditions::of(&parts.headers)?;
     let mut query = Query::new(parts.uri.query(), &["consistency", "timeout"]);
-    let asked = Asked::take(&mut query);
+    let asked = Asked::take(&mut query, !conditions.is_empty());
     query.finish()?;
-    let level = asked.level_served()?;
-    refuse_conditions(&parts.headers)?;
-    let put = Put { key: key.clone(), content: NewContent::Tombstone, level, deadline: asked.deadline(&api) };
-    let receipt = api.node.put(put).await.map_err(|failure| problem_of(Operation::Write, failure))?;
-    Ok(receipt_response(StatusCode::OK, &key, &receipt, "deleted"))
+    match write(&api, &key, &asked, &conditions, &parts.method, NewContent::Tombstone).await {
+        Ok(receipt) => Ok(answer::receipt(StatusCode::OK, &key, &receipt, "deleted")),
+        Err(failure) => Ok(answer::refusal(&parts.headers, failure)),
+    }
+}
+
+/// To the register where the request asks for it, else to the replicas.
+async fn write(
+    api: &Api,
+    key: &Key,
+    asked: &Asked,
+    conditions: &WriteConditions<'_>,
+    method: &Method,
+    content: NewContent,
+) -> Result<Receipt, Failure> {
+    let (key, deadline) = (key.clone(), asked.deadline(api));
+    if conditions.is_empty() {
+        return api.node.put(Put { key, content, level: asked.level, deadline }).await;
+    }
+    let idempotency = conditions.idempotency(method, &content);
+    let condition = conditions.condition.clone();
+    api.node.put_if(ConditionalPut { key, condition, content, idempotency, deadline }).await
 }
 
 const KEY_HELP: &str = "The key: any bytes, 1 to 1024 of them, percent-encoded. Everything after `/kv/` is the key, so a `/` in it may be sent as it is or as `%2F`. It is decoded once and never folded.";
 const TIMEOUT_HELP: &str = "How long the operation may take, from 50ms to 60s; the node's REQUEST_TIMEOUT unless said.";
+const READ_LEVEL_HELP: &str = "Which answers are enough. `one`: the first home replica's, which may miss writes. `quorum` (unless said): a majority's, stand-ins counted for home replicas that cannot be reached; where they disagree the newest is written to a majority before it is told. `all`: every home replica's. `linearizable`: a majority of home replicas, no stand-ins; the answer has everything that a linearizable or conditional write, or a plain one with `strict: true`, had acknowledged before the read began.";
+const WRITE_LEVEL_HELP: &str = "Who must have it on disk before the answer. `one`: any one node. `quorum` (unless said): a majority, stand-ins counted for home replicas that cannot be reached. `all`: every home replica. `linearizable`: a majority of home replicas, no stand-ins, in one order with conditional writes and linearizable reads. With a condition or an `Idempotency-Key` a write is linearizable whatever is asked; `one` and `all`, which that is not, are then refused with 400.";
+const READ_IF_MATCH_HELP: &str =
+    "The answer is 412 unless the value has one of these ETags, strongly compared (`W/` never matches), or `*`.";
+const READ_IF_NONE_MATCH_HELP: &str =
+    "ETags the client has already: 304 where the value has one of them, weakly compared.";
+const MODIFIED_HELP: &str = "304 where the value was not written after this HTTP date. Not asked beside If-None-Match; ignored where it is no date.";
+const UNMODIFIED_HELP: &str = "412 where the value was written after this HTTP date, to the second; an ETag is exact. Not asked beside If-Match; ignored where it is no date.";
+const WRITE_IF_MATCH_HELP: &str = "Only where the value has one of these ETags, strongly compared (`W/` never matches); `*`: only where there is a value. Else 412, and nothing is written.";
+const WRITE_IF_NONE_MATCH_HELP: &str = "`*`: only where there is no value, so that one of many creates it; ETags: only where the value has none of them. Else 412, and nothing is written.";
+const IDEMPOTENCY_HELP: &str = "A name for this request, not used for another one. Sent again under it, to any node, it is done once and gets its first answer: the key's register remembers the last eight. Another request under the same name is 422.";
+const PREFER_HELP: &str = "`return=representation`: a 412 carries the value that stands there in place of a problem, with `Preference-Applied`. It does not where it repeats an earlier answer under an Idempotency-Key.";
+
+/// Why a level cannot be had.
+const REGISTER_LEVEL: &str = "a write with a condition or an Idempotency-Key is linearizable: ask for quorum (which it exceeds), linearizable, or nothing";
 
 /// What every operation on a key may be asked.
 #[derive(Clone, Copy, Debug)]
@@ -194,39 +234,19 @@ struct Asked {
 }
 
 impl Asked {
-    fn take(query: &mut Query<'_>) -> Self {
-        let level = query.take("consistency", |text| text.parse::<Level>().map_err(|e| e.to_string().into()));
+    /// `registered`: it is a write that the key's register decides. To say `one` or `all` of it would be a lie: it asks
+    /// more replicas than one and does not wait for all.
+    fn take(query: &mut Query<'_>, registered: bool) -> Self {
+        let level = query.take("consistency", |text| match text.parse::<Level>() {
+            Ok(Level::One | Level::All) if registered => Err(REGISTER_LEVEL.into()),
+            parsed => parsed.map_err(|e| e.to_string().into()),
+        });
         Self { level: level.unwrap_or_default(), timeout: query.take("timeout", query::timeout) }
-    }
-
-    fn level_served(self) -> Result<Level, Problem> {
-        match self.level {
-            Level::Linearizable => Err(not_implemented("consistency=linearizable is not implemented")),
-            level @ (Level::One | Level::Quorum | Level::All) => Ok(level),
-        }
     }
 
     fn deadline(self, api: &Api) -> Instant {
         Instant::now() + self.timeout.unwrap_or(api.request_timeout)
     }
-}
-
-fn not_implemented(detail: &'static str) -> Problem {
-    Problem::new(Code::NotImplemented, detail)
-}
-
-/// A condition that is ignored loses somebody's write, so what is not understood is refused.
-fn refuse_conditions(headers: &HeaderMap) -> Result<(), Problem> {
-    if headers.contains_key(IF_MATCH)
-        || headers.contains_key(IF_NONE_MATCH)
-        || headers.contains_key(IF_UNMODIFIED_SINCE)
-    {
-        return Err(not_implemented("conditions on writes (If-Match, If-None-Match) are not implemented"));
-    }
-    if headers.contains_key("idempotency-key") {
-        return Err(not_implemented("Idempotency-Key is not implemented"));
-    }
-    Ok(())
 }
 
 /// What is kept as the value's content type; none is `application/octet-stream`.
@@ -251,88 +271,4 @@ fn stored_content_type(parts: &Parts) -> Result<Option<ContentType>, Problem> {
     ContentType::new(Bytes::copy_from_slice(value.as_bytes()))
         .map(Some)
         .map_err(|error| Problem::new(Code::BadRequest, format!("Content-Type: {error}")))
-}
-
-fn receipt_response(status: StatusCode, key: &Key, receipt: &Receipt, message: &'static str) -> Response {
-    // Strings, booleans and lists of strings: serialisation to memory has no way to fail.
-    let body = serde_json::to_vec(&ReceiptBody::of(key, receipt, message)).unwrap_or_default();
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    let version = VersionHeaders::of(&receipt.version);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(ETAG, version.etag);
-    headers.insert(A3_VERSION.clone(), version.version);
-    headers.insert(A3_STRICT.clone(), flag(receipt.strict));
-    response
-}
-
-fn flag(value: bool) -> HeaderValue {
-    HeaderValue::from_static(if value { "true" } else { "false" })
-}
-
-/// An answer with a value, or with 304 where the client has it.
-fn present(asked: &HeaderMap, key: &Key, record: &Record, found: &Found, record_view: bool) -> Response {
-    let version = VersionHeaders::of(&record.version);
-    let unchanged = !record_view && none_match_names(asked, &version.etag);
-    let mut response = if unchanged {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else if record_view {
-        let body = RecordBody::of(key, record, found).and_then(|b| serde_json::to_vec(&b).ok()).unwrap_or_default();
-        with_type(body.into(), HeaderValue::from_static("application/json"))
-    } else {
-        value_response(record)
-    };
-    let headers = response.headers_mut();
-    headers.reserve(8);
-    headers.insert(ETAG, version.etag);
-    headers.insert(A3_VERSION.clone(), version.version);
-    headers.insert(A3_STRICT.clone(), flag(found.strict));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    let written = UNIX_EPOCH + Duration::from_millis(record.written.ms().min(HTTP_DATE_MS_MAX));
-    if let Ok(date) = HeaderValue::from_maybe_shared(Bytes::from(httpdate::fmt_http_date(written))) {
-        headers.insert(LAST_MODIFIED, date);
-    }
-    response
-}
-
-/// The bytes as they were stored. A browser that is led here must neither guess a type nor run anything.
-fn value_response(record: &Record) -> Response {
-    let (bytes, content_type) = match &record.content {
-        Content::Value { bytes, content_type, .. } => (bytes.clone(), content_type.as_ref()),
-        Content::Tombstone => (Bytes::new(), None),
-    };
-    let octets = HeaderValue::from_static("application/octet-stream");
-    // A content type is printable ASCII by construction, and so a header value.
-    let kind = content_type.and_then(|c| HeaderValue::from_maybe_shared(c.bytes().clone()).ok()).unwrap_or(octets);
-    let mut response = with_type(bytes.into(), kind);
-    let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
-    response
-}
-
-fn with_type(body: Body, kind: HeaderValue) -> Response {
-    let mut response = Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
-}
-
-/// No value: never written, deleted, or expired.
-fn missing(record: Option<&Record>, strict: bool) -> Response {
-    let detail = match record {
-        None => "nothing is stored under this key",
-        Some(record) if record.is_tombstone() => "the key was deleted",
-        Some(_) => "the value has expired",
-    };
-    let mut response = Problem::new(Code::NoSuchKey, detail).into_response();
-    let headers = response.headers_mut();
-    headers.insert(A3_STRICT.clone(), flag(strict));
-    if let Some(record) = record {
-        headers.insert(A3_VERSION.clone(), VersionHeaders::of(&record.version).version);
-        if record.is_tombstone() {
-            headers.insert(A3_DELETED.clone(), flag(true));
-        }
-    }
-    response
 }

@@ -1,19 +1,23 @@
 //! REST for clients and people.
 //!
 //! A handler extracts, converts, makes one call of the [`Node`], and converts back; wire types stop here. Every
-//! request passes the edge; every answer that is not a success is a problem (RFC 9457).
+//! request passes the edge; every answer that is not a success is a problem (RFC 9457), but for the 412 that a client
+//! prefers as the value itself.
 //!
 //! Invariants:
 //! - The key is the raw path, decoded once ([`key`]); nothing is ever folded.
 //! - What a client asks for and this version cannot do is refused with 501, never ignored.
 //! - Everything has a limit and a deadline: the head, the body, connections, requests under way.
 //!
-//! Reading order: this file, [`edge`], [`kv`], [`problem`], then [`accept`] and [`guard`] for what lies below HTTP.
+//! Reading order: this file, [`edge`], [`kv`], [`conditions`], [`answer`], [`problem`], then [`accept`] and [`guard`]
+//! for what lies below HTTP.
 
 mod accept;
+mod answer;
 mod bodies;
 mod body;
 mod cluster;
+mod conditions;
 mod docs;
 mod edge;
 mod error;
@@ -148,7 +152,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers(ExposeHeaders::list(kv::EXPOSED_HEADERS.iter().cloned()))
+        .expose_headers(ExposeHeaders::list(answer::EXPOSED_HEADERS.iter().cloned()))
         .max_age(Duration::from_secs(600));
     Some(layer)
 }

@@ -65,6 +65,12 @@ codes! {
         "The header Allow lists the methods that the path knows.";
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, true, "The body did not arrive in time",
         "The request's body was not complete when its deadline passed. Nothing was written.";
+    Conflict = "conflict", CONFLICT, true, "Other conditional writes were always first",
+        "Other conditional writes of this key were decided before this one until it gave up. It was not applied and never will be; send it again, with a condition on what is there now.";
+    Exhausted = "condition-count-exhausted", CONFLICT, false, "The key cannot take another conditional write",
+        "A version counts the conditional writes since the last plain one, and this key's count is used up. PUT it once without a condition and without an Idempotency-Key: that begins a new count.";
+    PreconditionFailed = "precondition-failed", PRECONDITION_FAILED, false, "The condition is false",
+        "What the request asked of the value (If-Match, If-None-Match, If-Unmodified-Since) is not so. Nothing was written. ETag is the version that it met; without that header it met no value. With Prefer: return=representation a write is answered with the value itself.";
     ValueTooLarge = "value-too-large", PAYLOAD_TOO_LARGE, false, "The value is too large",
         "The value is longer than VALUE_BYTES_MAX allows on this node; the detail names the limit. Nothing was written.";
     KeyTooLong = "key-too-long", URI_TOO_LONG, false, "The key is too long",
@@ -73,6 +79,8 @@ codes! {
         "Path and query together are at most 8192 bytes long.";
     UnsupportedEncoding = "unsupported-encoding", UNSUPPORTED_MEDIA_TYPE, false, "Content-Encoding is not kept",
         "A value's Content-Type is kept with it, its Content-Encoding is not. Send the bytes without that header.";
+    KeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, false, "The Idempotency-Key belongs to another request",
+        "This key answered another request under the same Idempotency-Key: another method, condition, content type or body. Nothing was written. Give each request a key of its own.";
     HeadersTooLarge = "headers-too-large", REQUEST_HEADER_FIELDS_TOO_LARGE, false, "The headers are too large",
         "All header fields together are at most 16384 bytes long.";
     Internal = "internal", INTERNAL_SERVER_ERROR, true, "The node failed to answer",
@@ -159,6 +167,8 @@ struct Inner {
     replies: Option<Replies>,
     parameters: Vec<BadParameter>,
     checks: Vec<CheckBody>,
+    /// The response has a body that is sent in the problem's place.
+    told: bool,
 }
 
 impl Problem {
@@ -170,6 +180,7 @@ impl Problem {
             replies: None,
             parameters: Vec::new(),
             checks: Vec::new(),
+            told: false,
         }))
     }
 
@@ -196,6 +207,14 @@ impl Problem {
     pub(super) fn with_checks(mut self, checks: Vec<CheckBody>) -> Self {
         self.0.checks = checks;
         self
+    }
+
+    /// Makes an error of a response whose body says more than the problem would: it is sent as it is.
+    pub(super) fn told_by(mut self, mut response: Response) -> Response {
+        *response.status_mut() = self.0.code.about().status;
+        self.0.told = true;
+        response.extensions_mut().insert(self);
+        response
     }
 
     pub(super) fn code(&self) -> Code {
@@ -249,8 +268,11 @@ impl Problem {
         serde_json::to_vec(&body).unwrap_or_default()
     }
 
-    /// Makes the response of this problem out of one that may carry headers already.
+    /// Makes the response of this problem out of one that may carry headers already. One that tells it by itself stays.
     pub(super) fn render(&self, request_id: &str, response: &mut Response) {
+        if self.0.told {
+            return;
+        }
         let about = self.0.code.about();
         *response.status_mut() = about.status;
         let headers = response.headers_mut();

@@ -1,52 +1,31 @@
 //! Rare requests: one call each, over connections of their own, so that gossip never waits behind a batch of values.
+//!
+//! A proposal is less rare and can be large: proposals have a connection of their own again. It is sent once and never
+//! repeated, by us or by a layer below (tonic and hyper do not send a call again), and once it was answered nothing is
+//! said that sounds like "not done", whatever is wrong with the answer.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+use super::channels::Channels;
 use super::client::Shared;
 use super::endpoint;
-use super::wire::{self, Malformed, proto, rare, status};
+use super::weight;
+use super::wire::{self, Malformed, propose, proto, rare, status};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::types::InstanceId;
 
 /// Makes the calls.
 pub(super) struct Asks {
     shared: Arc<Shared>,
-    channels: Mutex<Channels>,
-}
-
-/// Connections by address; each reconnects by itself when it is used.
-#[derive(Default)]
-struct Channels {
-    open: BTreeMap<String, (u64, Channel)>,
-    /// Counts uses, to tell which channel went unused for longest.
-    uses: u64,
+    talk: Channels,
+    proposals: Channels,
 }
 
 impl Asks {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, channels: Mutex::default() }
-    }
-
-    fn channel(&self, address: &str) -> Result<Channel, PeerError> {
-        let mut channels = self.channels.lock();
-        channels.uses += 1;
-        let now = channels.uses;
-        if let Some((used, channel)) = channels.open.get_mut(address) {
-            *used = now;
-            return Ok(channel.clone());
-        }
-        let channel = endpoint::endpoint(address, &self.shared.options, &self.shared.spawn)?.connect_lazy();
-        if channels.open.len() >= self.shared.options.channels_max {
-            let oldest = channels.open.iter().min_by_key(|(_, (used, _))| *used).map(|(address, _)| address.clone());
-            oldest.map(|address| channels.open.remove(&address));
-        }
-        channels.open.insert(address.to_owned(), (now, channel.clone()));
-        Ok(channel)
+        Self { shared, talk: Channels::default(), proposals: Channels::default() }
     }
 
     /// Asks whoever listens at that address, or only that instance.
@@ -56,8 +35,14 @@ impl Asks {
         instance: Option<InstanceId>,
         request: PeerRequest,
     ) -> Result<PeerReply, PeerError> {
+        let (channels, bytes) = match &request {
+            PeerRequest::Propose { proposal, .. } => (&self.proposals, weight::of_proposal(proposal)),
+            _ => (&self.talk, 0),
+        };
         let handler = self.shared.handler().ok_or(PeerError::Unreachable)?;
-        let mut client = endpoint::client(self.channel(address)?);
+        let line = channels.to(address, &self.shared)?;
+        let _room = line.enter(bytes)?;
+        let mut client = endpoint::client(line.channel.clone());
         let header = Some(wire::header(&handler.header(), instance));
         let (header, reply) = match request {
             PeerRequest::Gossip(packet) => {
@@ -88,10 +73,23 @@ impl Asks {
                 let reply = answer(client.found(proto::FoundRequest { header, topology, committed: true }).await)?;
                 (reply.header, Ok(PeerReply::Done))
             }
-            PeerRequest::Propose { .. } => todo!(),
+            PeerRequest::Propose { proposal, timeout_ms } => {
+                let reply = answer(client.propose(propose::request(header, *proposal, timeout_ms)).await)?;
+                return self.verdict(reply, instance);
+            }
         };
         self.shared.admit(header, instance)?;
         reply.map_err(|malformed: Malformed| malformed.into())
+    }
+
+    /// What became of a proposal. It was answered, so it was handled: an answer that is from somebody else, or makes no
+    /// sense, leaves that in doubt.
+    fn verdict(&self, mut reply: proto::ProposeReply, instance: Option<InstanceId>) -> Result<PeerReply, PeerError> {
+        let admitted = self.shared.admit(reply.header.take(), instance);
+        admitted.and_then(|_| Ok(propose::read_reply(reply)?)).map_err(|error| {
+            tracing::warn!(%error, "the answer to a proposal was not understood");
+            PeerError::Lost
+        })
     }
 }
 

@@ -11,8 +11,11 @@ use super::wire::proto::mesh_client::MeshClient;
 use crate::ports::{PeerError, Spawn};
 use crate::types::limits::{MESH_MESSAGE_BYTES_MAX, VALUE_BYTES_CEILING};
 
-/// The largest message that is read: the largest value, and room for what stands around it.
-pub(super) const MESSAGE_BYTES_CEILING: usize = VALUE_BYTES_CEILING + MESH_MESSAGE_BYTES_MAX;
+/// The largest message that is read: two of the largest values (a promise shows what is accepted beside what is
+/// stored), and room for what stands around them.
+pub(super) const MESSAGE_BYTES_CEILING: usize = 2 * VALUE_BYTES_CEILING + MESH_MESSAGE_BYTES_MAX;
+/// Streams and calls that one connection may have open. More would wait unseen in the client's HTTP/2.
+pub(super) const STREAMS_MAX: u32 = 1024;
 
 /// Runs the connections' own tasks as the node's, so that they die with it.
 struct Tasks(Arc<dyn Spawn>);

@@ -14,12 +14,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::former::Former;
-use crate::ports::{ReplicaCall, ReplicaRequest, ReplyTo};
-use crate::types::Record;
+use super::weight::{self, Weight};
+use crate::ports::{ReplicaCall, ReplyTo};
 use crate::types::limits::SMALL_VALUE_BYTES_MAX;
-
-/// What a request weighs beside its key and content: ids, version, checksum, framing, and its place in our tables.
-const REQUEST_BYTES: usize = 128;
 
 /// Which of the two streams of a link something takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +29,7 @@ pub enum Lane {
 impl Lane {
     pub const BOTH: [Lane; 2] = [Lane::Small, Lane::Large];
 
-    /// The lane of a record's content of that many bytes.
+    /// The lane of that many bytes of records' contents.
     pub fn of(content_bytes: usize) -> Self {
         if content_bytes > SMALL_VALUE_BYTES_MAX { Lane::Large } else { Lane::Small }
     }
@@ -90,9 +87,8 @@ impl Exchange {
     /// # Errors
     /// Gives the caller back when the lane is full; nothing was queued.
     pub fn push(&mut self, call: ReplicaCall, reply_to: ReplyTo, now: Instant) -> Result<(Lane, bool), ReplyTo> {
-        let content_bytes = record(&call.request).map_or(0, Record::content_bytes);
-        let lane = Lane::of(content_bytes);
-        let bytes = REQUEST_BYTES + call.request.key().as_bytes().len() + content_bytes;
+        let Weight { content, bytes } = weight::of_request(&call.request);
+        let lane = Lane::of(content);
         let taken = self.bytes[lane.index()];
         if taken > 0 && taken + bytes > self.bytes_max {
             return Err(reply_to);
@@ -164,14 +160,6 @@ impl Exchange {
             }
         }
         out
-    }
-}
-
-fn record(request: &ReplicaRequest) -> Option<&Record> {
-    match request {
-        ReplicaRequest::Read { .. } | ReplicaRequest::Prepare { .. } => None,
-        ReplicaRequest::Write { record, .. } | ReplicaRequest::Hint { record, .. } => Some(record),
-        ReplicaRequest::Accept { accepted, .. } => accepted.record.as_ref(),
     }
 }
 

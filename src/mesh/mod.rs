@@ -8,9 +8,10 @@
 //!            +------------- Replies ------- drained by <---+------------+
 //! ```
 //!
-//! Reading order: `former` (how a batch forms) and `exchange` (what a peer is asked and still owes), both synchronous
-//! and without a wire; `peer` (an exchange with its connection's standing); `link` (the task that connects); `replies`
-//! and `server` (the other side); `asks` (rare requests); `wire` (the proto and the ports).
+//! Reading order: `former` (how a batch forms), `weight` (how much fits into one) and `exchange` (what a peer is asked
+//! and still owes), synchronous and without a wire; `peer` (an exchange with its connection's standing); `link` (the
+//! task that connects); `replies` and `server` (the other side); `asks` and `channels` (rare requests, and proposals);
+//! `wire` (the proto and the ports).
 //!
 //! Invariants:
 //! - Each request is answered exactly once, and by its deadline (within a tenth of a second).
@@ -24,6 +25,7 @@
 //! that it is of the right kind is for the coordinator to see.
 
 mod asks;
+mod channels;
 mod client;
 mod endpoint;
 mod exchange;
@@ -36,6 +38,7 @@ mod replies;
 mod server;
 #[cfg(test)]
 mod tests;
+mod weight;
 mod wire;
 
 use std::time::Duration;

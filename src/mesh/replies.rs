@@ -23,15 +23,11 @@ use super::former::Former;
 use super::links::Place;
 use super::meters::Meters;
 use super::peer::Pace;
+use super::weight::{self, Weight};
 use super::wire::hot::{self, LastTopology};
 use super::wire::{self, proto, status};
-use crate::ports::{Answer, Deliveries, Delivery, Header, Inbox, PeerHandler, ReplicaReply, ReplyTo};
-use crate::types::{InstanceId, Record};
-
-/// What an answer weighs beside a record's content.
-const REPLY_BYTES: usize = 96;
-/// What a topology weighs: near enough for a batch's limit.
-const TOPOLOGY_BYTES: usize = 32 * 1024;
+use crate::ports::{Answer, Deliveries, Delivery, Header, Inbox, PeerHandler, ReplyTo};
+use crate::types::InstanceId;
 
 /// The answers of one link, waiting for their streams.
 #[derive(Debug)]
@@ -137,11 +133,11 @@ enum Outgoing {
 
 impl Inbox for Replies {
     fn deliver(&self, tag: u64, answer: Answer) {
-        let (content_bytes, bytes) = weigh(&answer);
+        let Weight { content, bytes } = weight::of_answer(&answer);
         let mut state = self.state.lock();
         let was_full = state.is_full(&self.bounds);
         state.under_way -= 1;
-        let mut lane = Lane::of(content_bytes);
+        let mut lane = Lane::of(content);
         if !state.lanes[lane.index()].attached {
             lane = lane.other();
         }
@@ -160,17 +156,6 @@ impl Inbox for Replies {
         }
         drop(state);
         wakers.into_iter().flatten().for_each(Waker::wake);
-    }
-}
-
-fn weigh(answer: &Answer) -> (usize, usize) {
-    match answer {
-        Ok(ReplicaReply::Record { record, .. }) => {
-            let content = record.as_ref().map_or(0, Record::content_bytes);
-            (content, content + REPLY_BYTES)
-        }
-        Ok(ReplicaReply::WrongEpoch { .. }) => (0, TOPOLOGY_BYTES),
-        _ => (0, REPLY_BYTES),
     }
 }
 
@@ -273,7 +258,7 @@ impl Stream for Serving {
 mod tests {
     use super::*;
     use crate::mesh::tests::write;
-    use crate::ports::ReplicaRequest;
+    use crate::ports::{ReplicaReply, ReplicaRequest};
     use crate::types::Floor;
     use crate::types::limits::SMALL_VALUE_BYTES_MAX;
 

@@ -13,13 +13,13 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Options;
-use super::endpoint::MESSAGE_BYTES_CEILING;
+use super::endpoint::{MESSAGE_BYTES_CEILING, STREAMS_MAX};
 use super::exchange::Lane;
 use super::links::{Links, Place};
 use super::meters::Meters;
 use super::replies::{Bounds, Reading, Serving};
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
-use super::wire::{self, Malformed, proto, rare, status};
+use super::wire::{self, Malformed, propose, proto, rare, status};
 use crate::ports::{PeerHandler, PeerReply, PeerRequest};
 
 /// Metadata of a stream: the link it belongs to, and which of its two streams it is.
@@ -28,8 +28,6 @@ pub(super) const LANE: &str = "a3-lane";
 
 /// How long the server rests after a connection that could not be accepted.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// Streams and calls one connection may have open.
-const STREAMS_MAX: u32 = 256;
 
 pub(super) fn lane_name(lane: Lane) -> &'static str {
     match lane {
@@ -202,8 +200,12 @@ impl Mesh for Door {
         }
     }
 
-    async fn propose(&self, _: Request<proto::ProposeRequest>) -> Result<Response<proto::ProposeReply>, Status> {
-        todo!()
+    async fn propose(&self, request: Request<proto::ProposeRequest>) -> Result<Response<proto::ProposeReply>, Status> {
+        let mut request = request.into_inner();
+        match self.answer(request.header.take(), propose::read_request(request)).await? {
+            (header, PeerReply::Proposed(verdict)) => Ok(Response::new(propose::reply(header, *verdict))),
+            (_, other) => Err(mismatch(&other)),
+        }
     }
 
     async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundReply>, Status> {

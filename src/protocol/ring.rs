@@ -14,7 +14,7 @@ use crate::types::{Epoch, Key, Level, NodeNum, Slot, Token, TokenSeed, Topology,
 pub type WriteSet = SmallVec<[NodeNum; 4]>;
 
 /// Where one slot lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Placement {
     /// Each must be satisfied by its own level.
     pub write_sets: SmallVec<[WriteSet; 1]>,

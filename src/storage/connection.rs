@@ -14,7 +14,7 @@ pub enum Durability {
     #[default]
     Full,
     /// It is with the operating system: it survives a crash of the process, not a power cut. What other nodes were
-    /// promised (topology, proposal, clock) is on disk all the same.
+    /// promised (registers, topology, proposal, clock) is on disk all the same.
     Normal,
 }
 

@@ -10,6 +10,9 @@
 //! - The identity is replaced whole: written beside, synced, renamed, and the directory synced.
 //! - The lock belongs to the open file, so the kernel lets go of it however the process ends.
 //! - A database without an identity is refused: its records were acknowledged under an instance nobody knows now.
+//! - An instance never starts without its database: its promises and what it reserved of its clock would be forgotten,
+//!   and stamps issued twice. One that belongs to a cluster is refused; one that does not yet makes room for a new one, as
+//!   it may have accepted a proposal to found a cluster.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -63,17 +66,15 @@ impl DataDir {
     }
 
     /// The identity of this directory, one generation further than at its last start; a fresh directory gets a new
-    /// instance. On disk when it returns.
+    /// instance. On disk when it returns. The database must be created only after it.
     pub(super) fn start(&self, node: NodeNum, entropy: &dyn Entropy) -> Result<Identity, OpenError> {
         let path = self.identity_path();
         let failed = |source| OpenError::Io { path: path.clone(), source };
+        let has_database = self.has_database().map_err(failed)?;
         let mut identity = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice::<Identity>(&bytes)
                 .map_err(|e| OpenError::Identity { path: path.clone(), reason: e.to_string() })?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !self.database().exists() => {
-                let instance = InstanceId(entropy.uuid());
-                Identity { node, instance, cluster: None, generation: 0, known_addresses: Vec::new() }
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !has_database => fresh(node, entropy),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let reason = "missing, though there is a database; move the whole directory aside to start anew";
                 return Err(OpenError::Identity { path, reason: reason.to_owned() });
@@ -82,6 +83,15 @@ impl DataDir {
         };
         if identity.node != node {
             return Err(OpenError::OtherNode { path: self.path.clone(), found: identity.node, wanted: node });
+        }
+        if !has_database {
+            if let Some(cluster) = identity.cluster {
+                return Err(OpenError::DatabaseLost { path: self.database(), cluster });
+            }
+            if identity.generation > 0 {
+                tracing::warn!(instance = %identity.instance, "there is no database; {node} starts as a new instance");
+                identity = fresh(node, entropy);
+            }
         }
         identity.generation += 1;
         self.save(&identity).map_err(failed)?;
@@ -100,9 +110,23 @@ impl DataDir {
         File::open(&self.path)?.sync_all()
     }
 
+    /// Whether anything was ever stored there: an empty file is as good as none.
+    fn has_database(&self) -> io::Result<bool> {
+        match fs::metadata(self.database()) {
+            Ok(meta) => Ok(meta.len() > 0),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     fn identity_path(&self) -> PathBuf {
         self.path.join("identity")
     }
+}
+
+fn fresh(node: NodeNum, entropy: &dyn Entropy) -> Identity {
+    let instance = InstanceId(entropy.uuid());
+    Identity { node, instance, cluster: None, generation: 0, known_addresses: Vec::new() }
 }
 
 #[cfg(test)]
@@ -129,6 +153,7 @@ mod tests {
         let held = DataDir::open(dir.path()).unwrap();
         let entropy = SystemEntropy::default();
         let mut first = held.start(NodeNum(3), &entropy).unwrap();
+        fs::write(held.database(), "rows").unwrap();
         assert_eq!((first.node, first.cluster, first.generation), (NodeNum(3), None, 1));
         first.cluster = Some(ClusterId(Uuid::from_u128(7)));
         held.save(&first).unwrap();
@@ -142,10 +167,33 @@ mod tests {
         let held = DataDir::open(dir.path()).unwrap();
         let entropy = SystemEntropy::default();
         let identity = held.start(NodeNum(3), &entropy).unwrap();
+        fs::write(held.database(), "rows").unwrap();
         assert!(matches!(held.start(NodeNum(4), &entropy), Err(OpenError::OtherNode { found: NodeNum(3), .. })));
         assert_eq!(held.start(NodeNum(3), &entropy).unwrap().instance, identity.instance);
-        File::create(held.database()).unwrap();
         fs::remove_file(held.identity_path()).unwrap();
         assert!(matches!(held.start(NodeNum(3), &entropy), Err(OpenError::Identity { .. })));
+    }
+
+    #[test]
+    fn an_instance_never_starts_without_its_database() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DataDir::open(dir.path()).unwrap();
+        let entropy = SystemEntropy::default();
+        let first = held.start(NodeNum(3), &entropy).unwrap();
+        // It may have accepted a proposal: others must not take it for the one that did.
+        let second = held.start(NodeNum(3), &entropy).unwrap();
+        assert_ne!(first.instance, second.instance);
+        assert_eq!(second.generation, 1);
+        let cluster = ClusterId(Uuid::from_u128(7));
+        let member = Identity { cluster: Some(cluster), ..second };
+        held.save(&member).unwrap();
+        for _ in 0..2 {
+            let refused = held.start(NodeNum(3), &entropy).unwrap_err();
+            assert!(matches!(&refused, OpenError::DatabaseLost { cluster: c, .. } if *c == cluster), "{refused}");
+            // What a power cut may leave of it.
+            File::create(held.database()).unwrap();
+        }
+        fs::write(held.database(), "rows").unwrap();
+        assert_eq!(held.start(NodeNum(3), &entropy).unwrap(), Identity { generation: 2, ..member });
     }
 }

@@ -25,7 +25,7 @@ use super::read;
 use super::row::{self, Columns, Loaded};
 use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
-use crate::types::{Floor, Hlc, Key, NodeNum, Record, Slot, Topology, Version};
+use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Topology, Version};
 
 /// What a batch consists of.
 #[derive(Clone, Debug)]
@@ -41,6 +41,16 @@ pub enum Change {
         key: Key,
         record: Record,
         counted: bool,
+    },
+    Prepare {
+        slot: Slot,
+        key: Key,
+        ballot: Ballot,
+    },
+    Accept {
+        slot: Slot,
+        key: Key,
+        accepted: Box<Accepted>,
     },
     /// Deletes those hints that hold that version, or that are damaged.
     ForgetHints(Vec<(NodeNum, Slot, Key, Version)>),
@@ -60,20 +70,26 @@ impl Change {
     pub(super) fn content_bytes(&self) -> usize {
         match self {
             Change::Write { record, .. } | Change::Hint { record, .. } => record.content_bytes(),
+            Change::Accept { accepted, .. } => accepted.record.as_ref().map_or(0, Record::content_bytes),
             _ => 0,
         }
     }
 
-    /// Must be on disk when it is answered, whatever `DURABILITY` says: a promise to other nodes hangs on it.
-    fn always_syncs(&self) -> bool {
-        matches!(self, Change::Topology(_) | Change::Proposal(_) | Change::ReserveClock(_))
+    /// Must be on disk when it is answered, whatever `DURABILITY` says: a promise to other nodes hangs on it. A register
+    /// that forgot its promise in a power cut would let two conditional writes win.
+    pub(super) fn always_syncs(&self) -> bool {
+        match self {
+            Change::Prepare { .. } | Change::Accept { .. } => true,
+            Change::Topology(_) | Change::Proposal(_) | Change::ReserveClock(_) => true,
+            Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
+        }
     }
 }
 
 /// What became of one change of a committed batch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// To `Write` and `Hint`.
+    /// To `Write`, `Hint`, `Prepare` and `Accept`.
     Reply(ReplicaReply),
     /// To `DropHints`: how many.
     Dropped(u64),
@@ -109,7 +125,7 @@ pub struct Now {
 pub struct Engine {
     pub(super) conn: Connection,
     pub(super) book: Arc<Book>,
-    floors: Arc<[Floor]>,
+    pub(super) floors: Arc<[Floor]>,
     node: NodeNum,
     durability: Durability,
     hint_bytes_max: u64,
@@ -201,7 +217,10 @@ impl Engine {
 
     fn note_damage(&self, change: &Change, error: &rusqlite::Error) {
         match change {
-            Change::Write { slot, key, .. } | Change::Hint { slot, key, .. } => {
+            Change::Write { slot, key, .. }
+            | Change::Hint { slot, key, .. }
+            | Change::Prepare { slot, key, .. }
+            | Change::Accept { slot, key, .. } => {
                 self.meters.damaged(*slot, key, error);
             }
             _ => tracing::error!(%error, "the database is damaged"),
@@ -262,7 +281,7 @@ pub(super) struct Batch<'e> {
     pub(super) now: Now,
     pub(super) entries: Entries,
     pub(super) meters: &'e Meters,
-    select: CachedStatement<'e>,
+    pub(super) select: CachedStatement<'e>,
     put: CachedStatement<'e>,
     pub(super) hints_stored: u64,
     /// Targets that lost a hint: their oldest may be another one now.
@@ -293,6 +312,8 @@ impl<'e> Batch<'e> {
                 let room = self.engine.hint_bytes_max;
                 self.hint(room, (*target, *slot, key), record, *counted).map(Outcome::Reply)
             }
+            Change::Prepare { slot, key, ballot } => self.prepare(*slot, key, *ballot).map(Outcome::Reply),
+            Change::Accept { slot, key, accepted } => self.accept(*slot, key, accepted).map(Outcome::Reply),
             Change::ForgetHints(hints) => self.forget_hints(hints).map(|()| Outcome::Done),
             Change::DropHints { kept_before_ms, limit } => {
                 self.drop_hints(*kept_before_ms, *limit).map(Outcome::Dropped)
@@ -359,7 +380,8 @@ pub(super) fn change_of(slot: Slot, request: ReplicaRequest) -> Result<Change, (
         ReplicaRequest::Hint { target, key, record, counted } => {
             Ok(Change::Hint { target, slot, key, record, counted })
         }
+        ReplicaRequest::Prepare { key, ballot } => Ok(Change::Prepare { slot, key, ballot }),
+        ReplicaRequest::Accept { key, accepted } => Ok(Change::Accept { slot, key, accepted }),
         ReplicaRequest::Read { key, part, hints } => Err((key, part, hints)),
-        ReplicaRequest::Prepare { .. } | ReplicaRequest::Accept { .. } => todo!(),
     }
 }

@@ -39,7 +39,7 @@ impl Meters {
     /// A row that is not what was written.
     pub(super) fn damaged(&self, slot: Slot, key: &dyn Display, what: &dyn Display) {
         self.damaged.increment(1);
-        tracing::error!(%slot, %key, %what, "a stored row is damaged; it is treated as missing");
+        tracing::error!(%slot, %key, %what, "a stored row is damaged; nothing in it is believed");
     }
 
     /// One version with two contents.

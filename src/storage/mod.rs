@@ -9,7 +9,8 @@
 //!
 //! Invariants:
 //! - **Persist before you speak**: what an answer acknowledges is on disk (`DURABILITY` says what that means).
-//! - A record is verified by its checksum whenever it leaves the disk; a row that fails is missing and suspect.
+//! - A record is verified by its checksum whenever it leaves the disk; a row that fails is missing and suspect. A register
+//!   is verified too, but one that fails is never missing: it refuses, as what it promised is not known.
 //! - A failed write or sync ends writing for good; a full disk only refuses, until there is space.
 //! - One process has the directory.
 //!
@@ -29,6 +30,7 @@ mod hints;
 mod meters;
 mod migrations;
 mod read;
+mod register;
 mod row;
 mod status;
 mod store;

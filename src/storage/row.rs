@@ -1,4 +1,4 @@
-//! How a record lies in a row, of `records` and of `hints` alike.
+//! How a record lies in a row, of `records`, `hints` and `registers` alike.
 //!
 //! Invariants:
 //! - What is read is verified: a row whose columns do not make the record its checksum was made for is *damaged*, and
@@ -10,7 +10,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::book::Weight;
-use crate::types::{Content, ContentType, Hlc, Key, NodeNum, Record, Slot, Version, Writer};
+use crate::types::{Ballot, Content, ContentType, Hlc, Key, NodeNum, Record, Slot, Version, Writer};
 
 /// Key, content type and value lie in the row itself up to this many bytes together; a larger value has a row of its
 /// own in `large_values`. Chosen by docs/decisions/0001-record-table.md.
@@ -46,6 +46,12 @@ pub(super) const SCAN_HINTS: &str = concat!(
     ", r.counted, r.kept_at_ms, r.slot, r.key FROM hints r LEFT JOIN large_values l ON l.id = r.large \
      WHERE r.target = ?1 AND (r.slot, r.key) > (?2, ?3) ORDER BY r.slot, r.key"
 );
+/// The record of an accepted state.
+pub(super) const SELECT_ACCEPTED: &str = concat!(
+    "SELECT ",
+    record_columns!(),
+    " FROM registers r LEFT JOIN large_values l ON l.id = r.large WHERE r.slot = ?1 AND r.key = ?2"
+);
 /// The first column after those of a record.
 pub(super) const AFTER_RECORD: usize = 11;
 
@@ -53,6 +59,9 @@ pub(super) const AFTER_RECORD: usize = 11;
 pub(super) const PUT_RECORD: &str = "REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 pub(super) const PUT_HINT: &str =
     "REPLACE INTO hints VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+/// What is accepted is promised, too.
+pub(super) const PUT_ACCEPTED: &str = "REPLACE INTO registers \
+     VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
 
 /// A row as it was found.
 pub(super) struct Loaded {
@@ -237,6 +246,42 @@ impl<'a> Columns<'a> {
             kept_at_ms as i64,
         ])?;
         Ok(())
+    }
+
+    /// `state` and `seal` as `register` makes them.
+    pub(super) fn put_accepted(
+        &self,
+        put: &mut CachedStatement<'_>,
+        (slot, key): (Slot, &Key),
+        ballot: Ballot,
+        state: &[u8],
+        seal: i64,
+    ) -> rusqlite::Result<()> {
+        let (version, written) = (&self.record.version, self.written());
+        put.execute(params![
+            slot.0,
+            key.as_bytes(),
+            ballot.hlc.0 as i64,
+            ballot.writer.0,
+            state,
+            seal,
+            version.hlc.0 as i64,
+            version.writer.0,
+            version.rmw,
+            written,
+            self.expires_at_ms,
+            self.record.checksum as i64,
+            self.content_type,
+            self.inline,
+            self.large,
+            self.large_bytes,
+        ])?;
+        Ok(())
+    }
+
+    /// The row of the value in `large_values`.
+    pub(super) fn large(&self) -> Option<i64> {
+        self.large
     }
 
     fn written(&self) -> Option<i64> {

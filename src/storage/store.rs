@@ -26,7 +26,7 @@ use super::{count, facts};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, ReplicaReply, Store, StoreError, StoreTotals, Submission, Submissions,
 };
-use crate::types::{Hlc, Identity, Key, NodeNum, Record, Slot, Topology, Version};
+use crate::types::{ClusterId, Hlc, Identity, Key, NodeNum, Record, Slot, Topology, Version};
 
 /// Most reader threads.
 const READERS_MAX: usize = 4;
@@ -65,6 +65,11 @@ pub enum OpenError {
     NewerSchema { path: PathBuf, found: u32 },
     #[error("{}: the identity of this data directory cannot be used: {reason}", path.display())]
     Identity { path: PathBuf, reason: String },
+    #[error(
+        "{}: the database is gone, and this data directory belongs to cluster {cluster}; a replica without its records and \
+         promises must not answer for them: put the database back, or leave the node down", path.display()
+    )]
+    DatabaseLost { path: PathBuf, cluster: ClusterId },
     #[error("{}: {reason}", path.display())]
     Sqlite { path: PathBuf, reason: String },
     #[error("{} cannot be used: {source}", path.display())]

@@ -4,7 +4,7 @@ use super::record::Record;
 use super::version::Version;
 
 /// A list of entity tags, or any.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Tags {
     /// `*`
     Any,
@@ -22,7 +22,7 @@ impl Tags {
 }
 
 /// The preconditions of one request. The default asks nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Condition {
     pub if_match: Option<Tags>,
     pub if_none_match: Option<Tags>,

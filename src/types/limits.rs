@@ -21,6 +21,10 @@ pub const WEIGHT_MAX: u32 = 1000;
 pub const REMEMBERED_MAX: usize = 8;
 /// Longest `Idempotency-Key`, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Entity tags that one precondition may list. A request's header of 16 KiB has room for some more.
+pub const CONDITION_TAGS_MAX: usize = 512;
+/// The longest a conditional write may be given by who passes it on to its proposer, in milliseconds.
+pub const PROPOSAL_TIMEOUT_MS_MAX: u64 = 60_000;
 /// One message between two nodes holds this many bytes of requests, or one request, whichever is more.
 pub const MESH_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// A value longer than this, in bytes, travels on the second stream, so that it does not delay small ones.

@@ -8,7 +8,7 @@ use super::register::Idempotency;
 use super::version::Version;
 
 /// A write that is decided by the key's register.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Proposal {
     pub key: Key,
     pub condition: Condition,
@@ -20,7 +20,7 @@ pub struct Proposal {
 }
 
 /// What became of a proposal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// It is written, on a majority of home replicas in every write set.
     Applied {

@@ -55,7 +55,7 @@ impl fmt::Debug for ContentType {
 }
 
 /// What the client stored, or that it deleted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Content {
     Value {
         bytes: Bytes,
@@ -71,10 +71,20 @@ impl Content {
     pub fn value(bytes: impl Into<Bytes>) -> Self {
         Content::Value { bytes: bytes.into(), content_type: None, expires_at_ms: None }
     }
+
+    /// The bytes of value and content type.
+    pub fn size(&self) -> usize {
+        match self {
+            Content::Value { bytes, content_type, .. } => {
+                bytes.len() + content_type.as_ref().map_or(0, |c| c.bytes().len())
+            }
+            Content::Tombstone => 0,
+        }
+    }
 }
 
 /// One version of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     pub version: Version,
     /// When it came to be: a plain write's own clock reading, a conditional write's first ballot. Age and purging use
@@ -111,12 +121,7 @@ impl Record {
 
     /// The bytes a record weighs in limits and metrics: value and content type, not the key.
     pub fn content_bytes(&self) -> usize {
-        match &self.content {
-            Content::Value { bytes, content_type, .. } => {
-                bytes.len() + content_type.as_ref().map_or(0, |c| c.bytes().len())
-            }
-            Content::Tombstone => 0,
-        }
+        self.content.size()
     }
 
     /// Whether this record replaces the other on a replica: the greater version, and between two contents of one
@@ -153,7 +158,7 @@ fn checksum(key: &Key, version: &Version, written: Hlc, content: &Content) -> u6
 }
 
 /// What a slot has purged up to. It refuses only where nothing is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Floor {
     /// G: nothing written up to this time is new.
     pub written: Hlc,

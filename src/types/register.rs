@@ -19,7 +19,7 @@ pub struct Ballot {
 
 /// What a replica keeps of a key that a register operation touched. Absent is the default: nothing promised beyond the
 /// slot's floor, nothing accepted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Register {
     /// No lower ballot is listened to.
     pub promised: Ballot,
@@ -28,7 +28,7 @@ pub struct Register {
 
 /// A state of the register that was accepted under a ballot. Reads never see it: it becomes visible when its record is
 /// written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Accepted {
     pub ballot: Ballot,
     /// The operation that made this state. Whoever accepts it again, unchanged, leaves it.
@@ -46,7 +46,7 @@ impl Accepted {
 }
 
 /// A replica's answer to `Prepare`: from now on it refuses lower ballots, and this is what it holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Promise {
     pub accepted: Option<Accepted>,
     pub record: Option<Record>,
@@ -54,7 +54,7 @@ pub struct Promise {
 }
 
 /// A request that carried an `Idempotency-Key`: what it is told apart by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Idempotency {
     /// Of the key as the client sent it.
     pub key: u128,
@@ -75,7 +75,7 @@ impl Idempotency {
 }
 
 /// An answer that was given under an `Idempotency-Key`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Remembered {
     pub request: Idempotency,
     pub answer: RememberedAnswer,
@@ -83,7 +83,7 @@ pub struct Remembered {
     pub version: Version,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RememberedAnswer {
     Created,
     Replaced,
@@ -91,7 +91,7 @@ pub enum RememberedAnswer {
 }
 
 /// The last [`REMEMBERED_MAX`] answers of a key, oldest first. They travel through every accept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Recent(Vec<Remembered>);
 
 impl Recent {

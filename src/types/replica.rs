@@ -69,7 +69,7 @@ impl ReplicaRequest {
 }
 
 /// What stood in a row, without its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Seen {
     pub version: Version,
     pub written: Hlc,

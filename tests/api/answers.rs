@@ -97,9 +97,10 @@ async fn the_record_and_each_replicas_copy_are_shown_side_by_side() {
 #[tokio::test]
 async fn every_level_is_served_and_receipts_count_replies() {
     let cluster = Cluster::of_three().await;
-    for (i, level) in ["one", "quorum", "all"].into_iter().enumerate() {
+    for (i, level) in ["one", "quorum", "all", "linearizable"].into_iter().enumerate() {
         let path = format!("/kv/{level}?consistency={level}&timeout=30s");
-        let receipt = eventually("the level is met", async || written(&cluster.at(i as u16 + 1), &path).await).await;
+        let receipt =
+            eventually("the level is met", async || written(&cluster.at(i as u16 % 3 + 1), &path).await).await;
         assert_eq!(receipt["consistency"], level);
         let (homes, acked) = (names(&receipt["replicas"]), names(&receipt["acked"]));
         assert_eq!(homes.len(), 2);
@@ -109,8 +110,8 @@ async fn every_level_is_served_and_receipts_count_replies() {
             let hinted = receipt["hinted"].get(home).is_some();
             assert!(!(hinted && acked.contains(&home)), "a copy is counted once: {receipt}");
         }
-        for reader in 1..=3 {
-            let got = cluster.at(reader).get(&format!("/kv/{level}")).await;
+        for (reader, read) in [(1, "quorum"), (2, "linearizable"), (3, "quorum")] {
+            let got = cluster.at(reader).get(&format!("/kv/{level}?consistency={read}&timeout=30s")).await;
             assert_eq!((got.status, &got.body[..]), (200, &b"v"[..]), "{level} at n{reader}");
         }
     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::report::Tally;
 use super::requests::{Shape, Template};
-use super::wire::{self, Response};
+use super::wire::{self, Etag, Response};
 
 /// A server that refuses connections is tried again that often.
 const RECONNECT: Duration = Duration::from_millis(50);
@@ -24,6 +24,8 @@ const RECONNECT: Duration = Duration::from_millis(50);
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// Room for an answer's head and a small value; grows for larger ones.
 const BUFFER_BYTES: usize = 16 * 1024;
+/// The most keys that a connection has for itself. Few, so that it has soon met each once and knows its ETag.
+const OWN_KEYS_MAX: u64 = 16;
 
 /// What the requests of a phase do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,19 @@ pub(super) enum Work {
     Get,
     /// Half of each, by chance.
     Mix,
+    /// Changes keys that no other connection changes, under the ETag of the last answer about them.
+    Cas,
+    /// Changes one key under the ETag that it has just read, as every other connection does.
+    CasHot,
+}
+
+/// One request.
+#[derive(Clone, Copy, Debug)]
+enum Ask {
+    Get,
+    Put,
+    /// `None`: where there is no value.
+    PutIf(Option<Etag>),
 }
 
 /// One phase of a run.
@@ -78,6 +93,10 @@ struct Connection {
     buffer: BytesMut,
     get: Template,
     put: Template,
+    put_if: Template,
+    number: u64,
+    /// The ETags of the connection's own keys, as far as they are known.
+    own: Vec<Option<Etag>>,
     rng: SmallRng,
     /// When the next request is due, at a fixed rate.
     due: Instant,
@@ -92,6 +111,9 @@ impl Connection {
         Self {
             get: Template::get(&phase.shape, &host),
             put: Template::put(&phase.shape, &host, &mut rng),
+            put_if: Template::put_if(&phase.shape, &host, &mut rng),
+            number: number as u64,
+            own: vec![None; (phase.keys / phase.connections as u64).clamp(1, OWN_KEYS_MAX) as usize],
             due: Instant::now() + stagger.unwrap_or_default(),
             phase,
             tally,
@@ -108,7 +130,7 @@ impl Connection {
         let last_answer = end.map(|end| end + LAST_ANSWERS);
         let mut now = Instant::now();
         while end.is_none_or(|end| now < end) {
-            let Some((key, is_put)) = self.choose() else { return };
+            let Some((key, work)) = self.choose() else { return };
             let mut began = now;
             if let Some(pace) = self.phase.pace {
                 began = self.due;
@@ -119,8 +141,8 @@ impl Connection {
                 self.due += pace;
             }
             let result = match last_answer {
-                Some(last) => timeout_at(last, self.exchange(key, is_put)).await,
-                None => Ok(self.exchange(key, is_put).await),
+                Some(last) => timeout_at(last, self.exchange(key, work)).await,
+                None => Ok(self.exchange(key, work).await),
             };
             now = Instant::now();
             let done = self.count(result.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())), began, now).await;
@@ -130,25 +152,58 @@ impl Connection {
         }
     }
 
-    /// The next request; `None` when there is no more to load.
-    fn choose(&mut self) -> Option<(u64, bool)> {
+    /// What to do next, and with which key; `None` when there is no more to load.
+    fn choose(&mut self) -> Option<(u64, Work)> {
         let keys = self.phase.keys.max(1);
         if self.phase.work == Work::Load {
             let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-            return (key < keys).then_some((key, true));
+            return (key < keys).then_some((key, Work::Put));
         }
         let draw = self.rng.next_u64();
         // The high bits choose the key, the lowest the kind.
-        let key = ((u128::from(draw) * u128::from(keys)) >> 64) as u64;
-        let is_put = match self.phase.work {
-            Work::Load | Work::Put => true,
-            Work::Get => false,
-            Work::Mix => draw & 1 == 0,
-        };
-        Some((key, is_put))
+        let one_of = |many: u64| ((u128::from(draw) * u128::from(many)) >> 64) as u64;
+        Some(match self.phase.work {
+            Work::Mix => (one_of(keys), if draw & 1 == 0 { Work::Put } else { Work::Get }),
+            Work::Cas => (one_of(self.own.len() as u64), Work::Cas),
+            Work::CasHot => (0, Work::CasHot),
+            work => (one_of(keys), work),
+        })
     }
 
-    async fn exchange(&mut self, key: u64, is_put: bool) -> io::Result<u16> {
+    /// The status of what was done; `None` where a request only found out what to do.
+    async fn exchange(&mut self, key: u64, work: Work) -> io::Result<Option<u16>> {
+        match work {
+            Work::Get => Ok(Some(self.ask(Ask::Get, key).await?.status)),
+            Work::Cas => self.change_own(key as usize).await,
+            Work::CasHot => self.contend(key).await.map(Some),
+            Work::Load | Work::Put | Work::Mix => Ok(Some(self.ask(Ask::Put, key).await?.status)),
+        }
+    }
+
+    /// Changes the `at`th of the connection's own keys.
+    async fn change_own(&mut self, at: usize) -> io::Result<Option<u16>> {
+        let known = self.own[at];
+        let key = self.number + at as u64 * self.phase.connections as u64;
+        let answer = self.ask(Ask::PutIf(known), key).await?;
+        let is_told = matches!(answer.status, 200 | 201 | 412);
+        if is_told {
+            self.own[at] = answer.etag;
+        }
+        // A key that was there before the run tells its ETag by refusing to be created.
+        let is_met_first = known.is_none() && answer.status == 412;
+        Ok((!is_met_first).then_some(answer.status))
+    }
+
+    /// Reads a key and changes it, if nobody did in between.
+    async fn contend(&mut self, key: u64) -> io::Result<u16> {
+        let read = self.ask(Ask::Get, key).await?;
+        match read.status {
+            200 | 404 => Ok(self.ask(Ask::PutIf(read.etag), key).await?.status),
+            status => Ok(status),
+        }
+    }
+
+    async fn ask(&mut self, ask: Ask, key: u64) -> io::Result<Response> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => {
@@ -158,26 +213,32 @@ impl Connection {
                 stream
             }
         };
-        let template = if is_put { &mut self.put } else { &mut self.get };
-        stream.write_all(template.fill(key, self.rng.next_u64())).await?;
+        let salt = self.rng.next_u64();
+        let request = match &ask {
+            Ask::Get => self.get.fill(key, salt),
+            Ask::Put => self.put.fill(key, salt),
+            Ask::PutIf(etag) => self.put_if.fill_if(key, salt, etag.as_ref()),
+        };
+        stream.write_all(request).await?;
         let response = answer(&mut stream, &mut self.buffer).await?;
         if !response.close {
             self.stream = Some(stream);
         }
-        Ok(response.status)
+        Ok(response)
     }
 
     /// Counts what became of a request; answers whether it was a success.
-    async fn count(&mut self, result: io::Result<u16>, began: Instant, now: Instant) -> bool {
+    async fn count(&mut self, result: io::Result<Option<u16>>, began: Instant, now: Instant) -> bool {
         let measured = now >= self.phase.measure_from;
         let what = match result {
-            Ok(200..300) => {
+            Ok(None) => return true,
+            Ok(Some(200..300)) => {
                 if measured {
                     self.tally.lock().success(now - began);
                 }
                 return true;
             }
-            Ok(status) => status.to_string(),
+            Ok(Some(status)) => status.to_string(),
             Err(error) => {
                 self.stream = None;
                 sleep(RECONNECT).await;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Fault;
 use super::client::Host;
 use super::output::{self, Output};
+use crate::types::Level;
 use load::{Phase, Work};
 use report::{Report, Tally};
 use requests::{Dialect, Shape};
@@ -44,7 +45,7 @@ pub(super) struct Bench {
     warmup: f64,
     #[arg(long, default_value_t = 100)]
     value_bytes: usize,
-    /// Keys are drawn among this many, evenly.
+    /// Keys are drawn among this many, evenly; with --op cas each connection has at most 16 of its own.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..10_000_000_000))]
     keys: u64,
     /// Put every key once before.
@@ -53,9 +54,10 @@ pub(super) struct Bench {
     /// What the keys begin with.
     #[arg(long, default_value = "bench-")]
     prefix: String,
-    /// Ask for this level instead of the node's default; with --etcd, `one` means a serializable read.
-    #[arg(long, value_enum)]
-    consistency: Option<Consistency>,
+    /// Ask for one, quorum, all or linearizable instead of the node's default; with --etcd, `one` means a serializable
+    /// read.
+    #[arg(long)]
+    consistency: Option<Level>,
     /// Requests per second over all connections, instead of as many as they are answered.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
@@ -75,17 +77,17 @@ enum Operation {
     Get,
     /// Half of each.
     Mix,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Consistency {
-    One,
-    Quorum,
-    All,
+    /// Each connection changes keys of its own by If-Match with the ETag of its last answer: one request each, nobody in
+    /// the way.
+    Cas,
+    /// All connections change one key: GET, then If-Match with what it told. Who comes too late is counted under 412 or
+    /// 409.
+    CasHot,
 }
 
 impl Bench {
     pub(super) fn run(self) -> Result<(), Fault> {
+        self.check()?;
         let mut builder = match self.threads {
             1 => tokio::runtime::Builder::new_current_thread(),
             _ => tokio::runtime::Builder::new_multi_thread(),
@@ -104,6 +106,18 @@ impl Bench {
         }
     }
 
+    /// What clap cannot know.
+    fn check(&self) -> Result<(), Fault> {
+        let is_conditional = matches!(self.op, Operation::Cas | Operation::CasHot);
+        if is_conditional && self.etcd {
+            return Err(Fault::Usage("--op cas and cas-hot speak to a3 only".into()));
+        }
+        if is_conditional && matches!(self.consistency, Some(Level::One | Level::All)) {
+            return Err(Fault::Usage("a write with a condition is linearizable: quorum or linearizable wanted".into()));
+        }
+        Ok(())
+    }
+
     async fn measure(&self) -> Result<Report, Fault> {
         if self.load {
             let began = Instant::now();
@@ -118,6 +132,8 @@ impl Bench {
             Operation::Put => Work::Put,
             Operation::Get => Work::Get,
             Operation::Mix => Work::Mix,
+            Operation::Cas => Work::Cas,
+            Operation::CasHot => Work::CasHot,
         };
         let measured = Duration::from_secs_f64(self.seconds);
         let from = Instant::now() + Duration::from_secs_f64(self.warmup);
@@ -127,7 +143,7 @@ impl Bench {
     }
 
     fn phase(&self, work: Work, measure_from: Instant, until: Option<Instant>) -> Phase {
-        let consistency = self.consistency.and_then(|c| Some(c.to_possible_value()?.get_name().to_owned()));
+        let consistency = self.consistency.map(|level| level.to_string());
         let connections = usize::from(self.connections);
         let rate = self.rate.filter(|_| work != Work::Load);
         Phase {

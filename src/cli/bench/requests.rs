@@ -5,11 +5,16 @@ use base64::prelude::BASE64_STANDARD;
 use rand::RngCore;
 
 use super::super::client::key_path;
+use super::wire::{ETAG_BYTES_MAX, Etag};
 
 /// A key is the prefix and this many decimal digits, so that every request has the same length.
 const DIGITS: usize = 10;
 /// How many bytes of a value change from put to put, so that each changes its row. Whole groups of base64.
 const CHANGING: usize = 6;
+/// Room for a condition's header line. What is shorter is followed by blanks, which do not belong to a header's value.
+const CONDITION_BYTES: usize = IF_MATCH.len() + ETAG_BYTES_MAX;
+const IF_MATCH: &[u8] = b"If-Match: ";
+const IF_ABSENT: &[u8] = b"If-None-Match: *";
 
 /// Whose API is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +30,7 @@ pub(super) struct Shape {
     pub(super) dialect: Dialect,
     pub(super) prefix: String,
     pub(super) value_bytes: usize,
-    /// `one`, `quorum`, `all`; `None` leaves it to the server.
+    /// `one`, `quorum`, `all`, `linearizable`; `None` leaves it to the server.
     pub(super) consistency: Option<String>,
 }
 
@@ -38,6 +43,8 @@ pub(super) struct Template {
     key_at: usize,
     /// `None` for a read, and for a value too short to change.
     value_at: Option<usize>,
+    /// Of a put with a condition.
+    condition_at: Option<usize>,
 }
 
 impl Template {
@@ -56,15 +63,9 @@ impl Template {
     }
 
     pub(super) fn put(shape: &Shape, host: &str, rng: &mut impl RngCore) -> Self {
-        let mut value = vec![0; shape.value_bytes];
-        rng.fill_bytes(&mut value);
+        let value = shape.value(rng);
         match shape.dialect {
-            Dialect::A3 => {
-                let kind = "Content-Type: application/octet-stream";
-                let (query, length) = (shape.query(), value.len());
-                let end = format!("{query} HTTP/1.1\r\nHost: {host}\r\n{kind}\r\nContent-Length: {length}\r\n\r\n");
-                Self::new(shape, &format!("PUT {}", key_path(shape.prefix.as_bytes())), &end, &value)
-            }
+            Dialect::A3 => Self::a3_put(shape, host, "", &value),
             Dialect::Etcd => {
                 let value = BASE64_STANDARD.encode(&value);
                 let end = format!(r#"","value":"{value}"}}"#);
@@ -77,6 +78,24 @@ impl Template {
         }
     }
 
+    /// A put under a condition, which [`Self::fill_if`] says. Only a3 is asked so.
+    pub(super) fn put_if(shape: &Shape, host: &str, rng: &mut impl RngCore) -> Self {
+        let value = shape.value(rng);
+        let line = format!("{}\r\n", " ".repeat(CONDITION_BYTES));
+        let mut template = Self::a3_put(shape, host, &line, &value);
+        // Behind the line stand an empty one and the value.
+        template.condition_at = Some(template.bytes.len() - value.len() - 2 - line.len());
+        template
+    }
+
+    /// `lines`: further headers, each with its line end.
+    fn a3_put(shape: &Shape, host: &str, lines: &str, value: &[u8]) -> Self {
+        let kind = "Content-Type: application/octet-stream";
+        let (query, length) = (shape.query(), value.len());
+        let end = format!("{query} HTTP/1.1\r\nHost: {host}\r\n{kind}\r\nContent-Length: {length}\r\n{lines}\r\n");
+        Self::new(shape, &format!("PUT {}", key_path(shape.prefix.as_bytes())), &end, value)
+    }
+
     /// `begin`, the key, `end`, `value`.
     fn new(shape: &Shape, begin: &str, end: &str, value: &[u8]) -> Self {
         let bytes = [begin.as_bytes(), shape.key().as_bytes(), end.as_bytes(), value].concat();
@@ -85,6 +104,7 @@ impl Template {
             prefix: shape.prefix.clone().into_bytes(),
             key_at: begin.len(),
             value_at: (value.len() >= CHANGING).then_some(bytes.len() - value.len()),
+            condition_at: None,
             bytes,
         }
     }
@@ -117,9 +137,29 @@ impl Template {
         }
         &self.bytes
     }
+
+    /// As [`Self::fill`], for a key that must have that ETag, or no value.
+    pub(super) fn fill_if(&mut self, key: u64, salt: u64, etag: Option<&Etag>) -> &[u8] {
+        if let Some(at) = self.condition_at {
+            let line = &mut self.bytes[at..at + CONDITION_BYTES];
+            let (name, value) = etag.map_or((IF_ABSENT, &b""[..]), |etag| (IF_MATCH, etag.bytes()));
+            let (start, rest) = line.split_at_mut(name.len());
+            start.copy_from_slice(name);
+            let (start, rest) = rest.split_at_mut(value.len());
+            start.copy_from_slice(value);
+            rest.fill(b' ');
+        }
+        self.fill(key, salt)
+    }
 }
 
 impl Shape {
+    fn value(&self, rng: &mut impl RngCore) -> Vec<u8> {
+        let mut value = vec![0; self.value_bytes];
+        rng.fill_bytes(&mut value);
+        value
+    }
+
     fn query(&self) -> String {
         self.consistency.as_ref().map(|level| format!("?consistency={level}")).unwrap_or_default()
     }
@@ -185,6 +225,28 @@ mod tests {
         );
         let (_, other) = split(put.fill(7, 2));
         assert!(value.len() == 100 && other.len() == 100 && value != other && value[CHANGING..] == other[CHANGING..]);
+    }
+
+    #[test]
+    fn a_condition_is_said_in_place() {
+        let longest = format!("\"{}\"", "e".repeat(ETAG_BYTES_MAX - 2));
+        let mut put = Template::put_if(&shape(Dialect::A3, Some("linearizable"), 100), "h:1", &mut rng());
+        let length = put.bytes.len();
+        for (etag, line) in [
+            (Some(longest.as_str()), format!("If-Match: {longest}")),
+            (None, "If-None-Match: *".to_owned()),
+            (Some("\"1-1-2\""), "If-Match: \"1-1-2\"".to_owned()),
+        ] {
+            let etag = etag.map(|text| Etag::of(text.as_bytes()).unwrap());
+            let (head, value) = split(put.fill_if(7, 1, etag.as_ref()));
+            assert!(
+                head.starts_with("PUT /kv/0000000000%2F0000000007?consistency=linearizable HTTP/1.1\r\n"),
+                "{head}"
+            );
+            let said: Vec<&str> = head.lines().filter(|l| l.starts_with("If-")).map(str::trim_end).collect();
+            assert_eq!((said, value.len(), head.len() + value.len()), (vec![line.as_str()], 100, length));
+            assert!(head.contains("Content-Length: 100\r\n"), "{head}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as a load generator needs: where an answer ends, and its status.
+//! As much of HTTP/1.1 as a load generator needs: where an answer ends, its status and its ETag.
 //!
 //! The generator shares its cores with the servers, so it must cost little: no header map, no copies, and bodies are
 //! passed over unread.
@@ -8,6 +8,29 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Longest body that is waited for, in bytes.
 const BODY_BYTES_MAX: usize = 128 * 1024 * 1024;
 
+/// Longest ETag that is taken note of, in bytes; a3's have at most 36.
+pub(super) const ETAG_BYTES_MAX: usize = 40;
+
+/// An ETag, quotes included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Etag {
+    bytes: [u8; ETAG_BYTES_MAX],
+    length: usize,
+}
+
+impl Etag {
+    /// `None` where it is too long.
+    pub(super) fn of(text: &[u8]) -> Option<Self> {
+        let mut bytes = [0; ETAG_BYTES_MAX];
+        bytes.get_mut(..text.len())?.copy_from_slice(text);
+        Some(Self { bytes, length: text.len() })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
 /// An answer that is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Response {
@@ -16,6 +39,7 @@ pub(super) struct Response {
     pub(super) length: usize,
     /// Whether the server closes the connection behind it.
     pub(super) close: bool,
+    pub(super) etag: Option<Etag>,
 }
 
 /// The bytes are no answer this client can follow.
@@ -42,7 +66,8 @@ pub(super) fn parse(buffer: &[u8]) -> Result<Option<Response>, Garbled> {
         Body::Length(length) => (body.len() >= length).then_some(length),
         Body::Chunked => chunked(body)?,
     };
-    Ok(body_length.map(|length| Response { status: head.status, length: head_length + length, close: head.close }))
+    let Head { status, close, etag, .. } = head;
+    Ok(body_length.map(|length| Response { status, length: head_length + length, close, etag }))
 }
 
 enum Body {
@@ -54,6 +79,7 @@ struct Head {
     status: u16,
     body: Body,
     close: bool,
+    etag: Option<Etag>,
 }
 
 impl Head {
@@ -62,7 +88,7 @@ impl Head {
         let mut lines = head.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
         let status_line = lines.next().and_then(|line| line.strip_prefix(b"HTTP/1.1 ")).ok_or(Garbled)?;
         let status = number(status_line.get(..3).ok_or(Garbled)?, 10).ok_or(Garbled)? as u16;
-        let (mut length, mut is_chunked, mut close) = (None, false, false);
+        let (mut length, mut is_chunked, mut close, mut etag) = (None, false, false, None);
         for line in lines {
             let Some(colon) = line.iter().position(|b| *b == b':') else { continue };
             let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
@@ -72,6 +98,8 @@ impl Head {
                 is_chunked = value.eq_ignore_ascii_case(b"chunked");
             } else if name.eq_ignore_ascii_case(b"connection") {
                 close = value.eq_ignore_ascii_case(b"close");
+            } else if name.eq_ignore_ascii_case(b"etag") {
+                etag = Etag::of(value);
             }
         }
         let body = match (status, is_chunked, length) {
@@ -80,7 +108,7 @@ impl Head {
             (_, false, Some(length)) => Body::Length(length),
             (_, false, None) => return Err(Garbled),
         };
-        Ok(Self { status, body, close })
+        Ok(Self { status, body, close, etag })
     }
 }
 
@@ -136,12 +164,13 @@ mod tests {
     const EMPTY: &[u8] = b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n";
 
     fn answer(status: u16, length: usize, close: bool) -> Result<Option<Response>, Garbled> {
-        Ok(Some(Response { status, length, close }))
+        Ok(Some(Response { status, length, close, etag: None }))
     }
 
     #[test]
     fn an_answer_ends_where_its_framing_says() {
-        assert_eq!(parse(PLAIN), answer(201, PLAIN.len(), false));
+        let plain = answer(201, PLAIN.len(), false).map(|r| r.map(|r| Response { etag: Etag::of(b"\"1-1-0\""), ..r }));
+        assert_eq!(parse(PLAIN), plain);
         assert_eq!(parse(CHUNKED), answer(200, CHUNKED.len(), false));
         assert_eq!(parse(CONTINUED), answer(404, CONTINUED.len(), true));
         assert_eq!(parse(EMPTY), answer(304, EMPTY.len(), false));
@@ -156,6 +185,14 @@ mod tests {
             let two = [whole, PLAIN].concat();
             assert_eq!(parse(&two).map(|r| r.map(|r| r.length)), Ok(Some(whole.len())));
         }
+    }
+
+    #[test]
+    fn an_etag_is_kept_with_its_quotes_where_it_fits() {
+        let longest = [b'x'; ETAG_BYTES_MAX];
+        assert_eq!(Etag::of(&longest).unwrap().bytes(), longest);
+        assert_eq!(Etag::of(&[b'x'; ETAG_BYTES_MAX + 1]), None);
+        assert_eq!(parse(PLAIN).unwrap().unwrap().etag.unwrap().bytes(), b"\"1-1-0\"");
     }
 
     #[test]

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::proto::{self, failed, refused, reply, request};
+use super::record::{
+    floor, floor_or_none, read_floor, read_floor_or_none, read_key, read_record, read_seen, record, seen,
+};
+use super::register::{accepted, ballot, promise, read_accepted, read_ballot, read_promise};
 use super::{Malformed, read_node};
-use crate::ports::{Answer, PeerError, ReadPart, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Seen};
-use crate::types::{Ballot, Content, ContentType, Epoch, Floor, Hlc, Key, Record, Topology, Version, Writer};
+use crate::ports::{Answer, PeerError, ReadPart, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest};
+use crate::types::{Epoch, Topology};
 
 // ------------------------------------------------------------------------------------------------------- requests
 
@@ -24,14 +28,15 @@ pub(in crate::mesh) fn request(id: u64, call: ReplicaCall) -> proto::Request {
             let hint = proto::KeepHint { target: target.0.into(), record: Some(record(r)), counted };
             (key, request::Request::Hint(hint))
         }
-        ReplicaRequest::Prepare { .. } | ReplicaRequest::Accept { .. } => todo!(),
+        ReplicaRequest::Prepare { key, ballot: b } => (key, request::Request::Prepare(ballot(b))),
+        ReplicaRequest::Accept { key, accepted: a } => (key, request::Request::Accept(Box::new(accepted(*a)))),
     };
     proto::Request { id, epoch: call.epoch.0, key: key.bytes().clone(), request: Some(request) }
 }
 
 /// What the request asks. Its id is good even where the rest is not.
 pub(in crate::mesh) fn read_request(request: proto::Request) -> Result<ReplicaCall, Malformed> {
-    let key = Key::new(request.key).map_err(|e| Malformed::from(e.to_string()))?;
+    let key = read_key(request.key)?;
     let needed = |r: Option<proto::Record>| read_record(r.ok_or("a write without a record")?);
     let inner = match request.request.ok_or("a request of an unknown kind")? {
         request::Request::Read(r) => {
@@ -42,7 +47,8 @@ pub(in crate::mesh) fn read_request(request: proto::Request) -> Result<ReplicaCa
         request::Request::Hint(h) => {
             ReplicaRequest::Hint { target: read_node(h.target)?, key, record: needed(h.record)?, counted: h.counted }
         }
-        request::Request::Prepare(_) | request::Request::Accept(_) => todo!(),
+        request::Request::Prepare(b) => ReplicaRequest::Prepare { key, ballot: read_ballot(b) },
+        request::Request::Accept(a) => ReplicaRequest::Accept { key, accepted: Box::new(read_accepted(*a)?) },
     };
     Ok(ReplicaCall { epoch: Epoch(request.epoch), request: inner, deadline: None })
 }
@@ -62,7 +68,9 @@ pub(in crate::mesh) fn reply(id: u64, answer: Answer, topologies: &mut LastTopol
         Ok(ReplicaReply::Dominated { by }) => reply::Reply::Dominated(seen(by)),
         Ok(ReplicaReply::BelowFloor { floor: f }) => reply::Reply::BelowFloor(floor(&f)),
         Ok(ReplicaReply::Hinted) => reply::Reply::Hinted(proto::Hinted {}),
-        Ok(ReplicaReply::Promised(_) | ReplicaReply::Accepted | ReplicaReply::Outbid { .. }) => todo!(),
+        Ok(ReplicaReply::Promised(p)) => reply::Reply::Promised(Box::new(promise(*p))),
+        Ok(ReplicaReply::Accepted) => reply::Reply::Accepted(proto::AcceptedReply {}),
+        Ok(ReplicaReply::Outbid { promised }) => reply::Reply::Outbid(ballot(promised)),
         Ok(ReplicaReply::WrongEpoch { topology }) => reply::Reply::WrongEpoch(topologies.encode(&topology)),
         Ok(ReplicaReply::Refused(refusal)) => reply::Reply::Refused(refused(refusal)),
         Err(error) => reply::Reply::Failed(failed(&error)),
@@ -93,7 +101,9 @@ fn understand(reply: Option<reply::Reply>, topologies: &mut LastTopology) -> Res
         reply::Reply::Hinted(_) => ReplicaReply::Hinted,
         reply::Reply::WrongEpoch(json) => ReplicaReply::WrongEpoch { topology: topologies.decode(&json)? },
         reply::Reply::Refused(r) => ReplicaReply::Refused(read_refused(r)?),
-        reply::Reply::Promised(_) | reply::Reply::Accepted(_) | reply::Reply::Outbid(_) => todo!(),
+        reply::Reply::Promised(p) => ReplicaReply::Promised(Box::new(read_promise(*p)?)),
+        reply::Reply::Accepted(_) => ReplicaReply::Accepted,
+        reply::Reply::Outbid(b) => ReplicaReply::Outbid { promised: read_ballot(b) },
         reply::Reply::Failed(f) => return Ok(Err(read_failed(f))),
     };
     Ok(Ok(answer))
@@ -151,110 +161,6 @@ fn read_failed(failed: proto::Failed) -> PeerError {
         Kind::NotUnderstood => PeerError::Protocol(failed.reason),
         Kind::Refused => PeerError::Refused(failed.reason),
     }
-}
-
-// --------------------------------------------------------------------------------------------------------- values
-
-fn version(v: Version) -> proto::Version {
-    proto::Version { hlc: v.hlc.0, writer: v.writer.0, rmw: v.rmw }
-}
-
-fn read_version(v: Option<proto::Version>) -> Result<Version, Malformed> {
-    let v = v.ok_or("a version is missing")?;
-    Ok(Version { hlc: Hlc(v.hlc), writer: Writer(v.writer), rmw: v.rmw })
-}
-
-fn record(record: Record) -> proto::Record {
-    let mut out = proto::Record {
-        version: Some(version(record.version)),
-        written: record.written.0,
-        checksum: record.checksum,
-        ..Default::default()
-    };
-    match record.content {
-        Content::Tombstone => out.tombstone = true,
-        Content::Value { bytes, content_type, expires_at_ms } => {
-            out.value = bytes;
-            out.content_type = content_type.map(|c| c.bytes().clone()).unwrap_or_default();
-            out.expires_at_ms = expires_at_ms;
-        }
-    }
-    out
-}
-
-/// The record as sealed by its coordinator. That the checksum is right is for the replica to check.
-fn read_record(record: proto::Record) -> Result<Record, Malformed> {
-    let content = if record.tombstone {
-        if !(record.value.is_empty() && record.content_type.is_empty() && record.expires_at_ms.is_none()) {
-            return Err("a tombstone with a value".into());
-        }
-        Content::Tombstone
-    } else {
-        Content::Value {
-            bytes: record.value,
-            content_type: read_content_type(record.content_type)?,
-            expires_at_ms: record.expires_at_ms,
-        }
-    };
-    Ok(Record {
-        version: read_version(record.version)?,
-        written: Hlc(record.written),
-        content,
-        checksum: record.checksum,
-    })
-}
-
-fn read_content_type(bytes: Bytes) -> Result<Option<ContentType>, Malformed> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    ContentType::new(bytes).map(Some).map_err(|e| Malformed::from(e.to_string()))
-}
-
-fn seen(seen: Seen) -> proto::Seen {
-    proto::Seen {
-        version: Some(version(seen.version)),
-        written: seen.written.0,
-        live: seen.live,
-        tombstone: seen.tombstone,
-        checksum: seen.checksum,
-    }
-}
-
-fn read_seen(seen: proto::Seen) -> Result<Seen, Malformed> {
-    Ok(Seen {
-        version: read_version(seen.version)?,
-        written: Hlc(seen.written),
-        live: seen.live,
-        tombstone: seen.tombstone,
-        checksum: seen.checksum,
-    })
-}
-
-fn floor(floor: &Floor) -> proto::Floor {
-    proto::Floor {
-        written: floor.written.0,
-        version: Some(version(floor.version)),
-        ballot_hlc: floor.ballot.hlc.0,
-        ballot_writer: floor.ballot.writer.0,
-    }
-}
-
-/// A slot that was never purged, which is nearly every one, costs nothing on the wire.
-fn floor_or_none(f: &Floor) -> Option<proto::Floor> {
-    (*f != Floor::default()).then(|| floor(f))
-}
-
-fn read_floor(floor: proto::Floor) -> Result<Floor, Malformed> {
-    Ok(Floor {
-        written: Hlc(floor.written),
-        version: read_version(floor.version)?,
-        ballot: Ballot { hlc: Hlc(floor.ballot_hlc), writer: Writer(floor.ballot_writer) },
-    })
-}
-
-fn read_floor_or_none(floor: Option<proto::Floor>) -> Result<Floor, Malformed> {
-    floor.map_or(Ok(Floor::default()), read_floor)
 }
 
 /// The topology that was converted last. In a change of the epoch every request under way is answered with the same

@@ -7,7 +7,10 @@
 //! - Keys, values, content types and packets are not copied: they share the message's buffer.
 
 pub(super) mod hot;
+pub(super) mod propose;
 pub(super) mod rare;
+mod record;
+pub(super) mod register;
 pub(super) mod status;
 #[cfg(test)]
 pub(super) mod tests;
@@ -86,6 +89,14 @@ fn read_uuid(bytes: &[u8]) -> Result<Uuid, Malformed> {
 
 fn read_uuid_or_none(bytes: &[u8]) -> Result<Option<Uuid>, Malformed> {
     if bytes.is_empty() { Ok(None) } else { read_uuid(bytes).map(Some) }
+}
+
+fn hash_bytes(hash: u128) -> Bytes {
+    Bytes::copy_from_slice(&hash.to_be_bytes())
+}
+
+fn read_hash(bytes: &[u8]) -> Result<u128, Malformed> {
+    bytes.try_into().map(u128::from_be_bytes).map_err(|_| Malformed::from("a hash is not 16 bytes long"))
 }
 
 fn read_node(node: u32) -> Result<NodeNum, Malformed> {

@@ -3,6 +3,10 @@
 //! A refusal that must be told apart from every other failure names itself in the metadata `a3-refusal`; whatever
 //! carries none is judged by its code, and in doubt as [`PeerError::Lost`]: it may have been done. The refusal of a
 //! foreign cluster names the refusing node's own cluster in `a3-cluster`, for the caller's user to read.
+//!
+//! Only what the peer said is judged so. A status that was made on this side, of an error of the connection, has that
+//! error as its source, and its code says nothing of what the peer did: a stream that was reset for its pace, say, is
+//! `RESOURCE_EXHAUSTED` like a refusal.
 
 use std::error::Error;
 
@@ -62,6 +66,9 @@ fn refusal(reason: &'static str, text: String) -> Status {
 
 /// What a caller makes of a status.
 pub(in crate::mesh) fn error(status: &Status) -> PeerError {
+    if status.source().is_some() {
+        return if never_connected(status) { PeerError::Unreachable } else { PeerError::Lost };
+    }
     let text = |name| status.metadata().get(name).and_then(|v| v.to_str().ok());
     let cluster = || text(CLUSTER).and_then(|c| c.parse::<ClusterId>().ok());
     match text(REFUSAL) {
@@ -77,7 +84,6 @@ pub(in crate::mesh) fn error(status: &Status) -> PeerError {
         Code::FailedPrecondition => PeerError::Refused(status.message().to_owned()),
         Code::ResourceExhausted => PeerError::Overloaded,
         Code::DeadlineExceeded => PeerError::TimedOut,
-        _ if never_connected(status) => PeerError::Unreachable,
         _ => PeerError::Lost,
     }
 }

@@ -10,7 +10,7 @@ use super::{Ask, Asking, NO_ANSWER, NOT_ASKED};
 use crate::protocol::ring::Placement;
 use crate::types::{NodeNum, PeerError, majority};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Said<T> {
     Nothing,
     Yes(T),
@@ -28,7 +28,7 @@ pub enum Gathered {
 }
 
 /// The answers to one question.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Gather<T> {
     placement: Arc<Placement>,
     said: SmallVec<[(NodeNum, Said<T>); 4]>,

@@ -37,7 +37,7 @@ pub enum ReadState {
     Failed,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Reply {
     Silent,
     /// Somebody else was asked beside it; a late answer still counts.
@@ -50,7 +50,7 @@ enum Reply {
     },
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Asked {
     node: NodeNum,
     home: bool,
@@ -58,7 +58,7 @@ struct Asked {
 }
 
 /// One read on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReadFold {
     placement: Arc<Placement>,
     level: Level,

@@ -42,7 +42,7 @@ pub enum WriteState {
 }
 
 /// What came of asking a home replica.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Home {
     /// Asked; no answer yet.
     Silent,
@@ -59,7 +59,7 @@ enum Home {
 }
 
 /// A hint kept, or asked to be kept, in place of a home replica's copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct HintAt {
     target: NodeNum,
     holder: NodeNum,
@@ -68,7 +68,7 @@ struct HintAt {
 }
 
 /// How a `Dominated` is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Round {
     /// A plain write under its first stamp.
     First,
@@ -81,7 +81,7 @@ enum Round {
 }
 
 /// One write on its way to its replicas.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WriteFold {
     placement: Arc<Placement>,
     level: Level,

@@ -9,8 +9,9 @@
 //!
 //! Invariants:
 //! - An operation is decided once. After it sent an accept, it goes on only when it knows that nobody decided beside it: a
-//!   state of its own that it finds is finished; a higher ballot than its own says that others may have built on it, or
-//!   not, which is [`Verdict::Unknown`].
+//!   state of its own that it finds is finished; somebody else's under a higher ballot than the *first* of its accepts may
+//!   have been built on it, or not, which is [`Verdict::Unknown`]. (Higher than the last of them will not do: what was
+//!   built on the first may have been out of sight when the second was sent, and come back after it.)
 //! - "Condition failed" is said only of a base that stays: one that a majority holds in its rows, or that was accepted
 //!   again under this ballot and written. After an accept of its own only the latter will do: it ends what was accepted of
 //!   that one.
@@ -54,15 +55,15 @@ pub enum Step {
 }
 
 /// A state of this operation's own making that was sent to be accepted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Sent {
     ballot: Ballot,
     version: Version,
-    /// What is said once it is written.
+    /// What is said once such a state is written.
     verdict: Verdict,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Round {
     Idle,
     Prepare(Gather<Box<Promise>>),
@@ -71,7 +72,7 @@ enum Round {
 }
 
 /// One operation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProposerFold {
     placement: Arc<Placement>,
     proposal: Proposal,
@@ -81,6 +82,9 @@ pub struct ProposerFold {
     ballots: u32,
     round: Round,
     sent: Vec<Sent>,
+    /// The first ballot under which something was sent to be accepted that answers this operation: a state of its own, or
+    /// an entry under its `Idempotency-Key`. From then on nothing but a verdict of the register is definite.
+    first_sent: Option<Ballot>,
     /// The highest ballot that anybody was promised instead.
     outbid: Option<Ballot>,
     /// Of the last round that did not come to its end.
@@ -98,6 +102,7 @@ impl ProposerFold {
             ballots: 0,
             round: Round::Idle,
             sent: Vec::new(),
+            first_sent: None,
             outbid: None,
             acked: Vec::new(),
             failed: Vec::new(),
@@ -192,7 +197,8 @@ impl ProposerFold {
         }
     }
 
-    /// Time is up.
+    /// What is said when time is up: [`Verdict::Conflict`] where the last ballot was outbid, [`Verdict::Unavailable`] where
+    /// it was not, and [`Verdict::Unknown`] after an accept that may come to be this operation's answer.
     pub fn give_up(&self) -> Verdict {
         let (acked, failed) = match &self.round {
             Round::Prepare(gather) => (gather.yes().map(|(n, _)| n).collect(), gather.failed()),
@@ -200,10 +206,12 @@ impl ProposerFold {
             Round::Idle | Round::Write { .. } => (self.acked.clone(), self.failed.clone()),
         };
         let required = self.required();
-        match (self.sent.is_empty(), self.outbid) {
-            (false, _) => Verdict::Unknown { required, acked, failed },
-            (true, Some(_)) => Verdict::Conflict,
-            (true, None) => Verdict::Unavailable { required, acked, failed },
+        if self.first_sent.is_some() {
+            Verdict::Unknown { required, acked, failed }
+        } else if self.outbid >= Some(self.ballot) {
+            Verdict::Conflict
+        } else {
+            Verdict::Unavailable { required, acked, failed }
         }
     }
 
@@ -222,7 +230,7 @@ impl ProposerFold {
         if let Some(before) = self.remembered(&found) {
             return match self.said_before(before) {
                 Some(verdict) => self.accept_again(found, verdict, asking),
-                None if self.sent.is_empty() => Step::Done(Verdict::KeyReused),
+                None if self.first_sent.is_none() => Step::Done(Verdict::KeyReused),
                 None => Step::Done(self.unknown()),
             };
         }
@@ -231,23 +239,23 @@ impl ProposerFold {
         if self.proposal.condition.holds(current.as_ref()) {
             return self.propose(&found, current.is_none(), asking);
         }
-        let verdict = Verdict::ConditionFailed { current };
-        self.refuse(found, verdict, asking)
+        self.refuse(found, current, asking)
     }
 
-    /// Where an accept of its own was sent before: what is said when the state found is written again, or that nobody
-    /// knows. `None`: whatever was accepted of it can never be decided under its old ballot.
+    /// Where an accept that answers it was sent before: what is said when the state found is written again, or that nobody
+    /// knows. `None`: whatever was sent before can never be decided under its old ballot, nor was anything built on it.
     fn mine(&self, found: &Found<'_>) -> Option<Result<Verdict, Verdict>> {
-        let last = self.sent.last()?;
-        let accepted = found.accepted;
-        if let Some(a) = accepted.filter(|a| a.op == self.proposal.op) {
-            let sent = self.sent.iter().rev().find(|s| s.version == a.version());
-            return Some(Ok(sent.unwrap_or(last).verdict.clone()));
+        let first = self.first_sent?;
+        if let Some(a) = found.accepted.filter(|a| a.op == self.proposal.op) {
+            // Somebody else may have accepted it again, under a ballot of theirs.
+            let same_ballot = self.sent.iter().find(|s| s.ballot == a.ballot);
+            let sent = same_ballot.or_else(|| self.sent.iter().rev().find(|s| s.version == a.version()));
+            return Some(sent.map(|s| s.verdict.clone()).ok_or_else(|| self.unknown()));
         }
         if let Some(before) = self.remembered(found) {
             return self.said_before(before).map(Ok);
         }
-        let passed = accepted.is_some_and(|a| a.ballot > last.ballot) || found.low > last.ballot;
+        let passed = found.accepted.is_some_and(|a| a.ballot > first) || found.low > first;
         passed.then(|| Err(self.unknown()))
     }
 
@@ -276,31 +284,31 @@ impl ProposerFold {
     fn propose(&mut self, found: &Found<'_>, created: bool, asking: Asking<'_>) -> Step {
         let below = found.base().map_or(found.floor_version, |r| r.version);
         let Some(version) = below.conditional() else {
-            return Step::Done(if self.sent.is_empty() { Verdict::Exhausted } else { self.unknown() });
+            return Step::Done(if self.first_sent.is_none() { Verdict::Exhausted } else { self.unknown() });
         };
         let content = self.proposal.content.clone();
-        let record = Record::seal(&self.proposal.key, version, self.written, content);
+        // This clock may lag behind the one that stamped the base; a later state never looks older.
+        let written = found.base().map_or(self.written, |r| r.written.max(self.written));
+        let record = Record::seal(&self.proposal.key, version, written, content);
         let answer = if created { RememberedAnswer::Created } else { RememberedAnswer::Replaced };
         let recent = self.remember(found, answer, version);
         let accepted = Accepted { ballot: self.ballot, op: self.proposal.op, record: Some(record), recent };
         self.accept(accepted, Verdict::Applied { version, created, acked: Vec::new() }, asking)
     }
 
-    /// The condition is false: the base must stay before that is said.
-    fn refuse(&mut self, found: Found<'_>, verdict: Verdict, asking: Asking<'_>) -> Step {
+    /// The condition is false of this: the base must stay before that is said.
+    fn refuse(&mut self, found: Found<'_>, current: Option<Record>, asking: Asking<'_>) -> Step {
+        let met = current.as_ref().map_or_else(Version::default, |r| r.version);
+        let verdict = Verdict::ConditionFailed { current };
         let remembers = self.proposal.idempotency.is_some();
-        match found.newer() {
-            Some(_) if !remembers => self.accept_again(found, verdict, asking),
-            None if !remembers && self.sent.is_empty() => self.settle(&found, verdict),
-            newer => {
-                let version = found.base().map_or_else(Version::default, |r| r.version);
-                let recent = self.remember(&found, RememberedAnswer::ConditionFailed, version);
-                // Whose state it was may still ask for it.
-                let op = newer.map_or(self.proposal.op, |a| a.op);
-                let accepted = Accepted { ballot: self.ballot, op, record: found.base().cloned(), recent };
-                self.accept(accepted, verdict, asking)
-            }
+        if !remembers && self.first_sent.is_none() && found.newer().is_none() {
+            return self.settle(&found, verdict);
         }
+        let recent = self.remember(&found, RememberedAnswer::ConditionFailed, met);
+        // Whoever made the base may still ask for it.
+        let op = found.maker().map_or(self.proposal.op, |a| a.op);
+        let accepted = Accepted { ballot: self.ballot, op, record: found.base().cloned(), recent };
+        self.accept(accepted, verdict, asking)
     }
 
     /// No accept is needed where a majority holds the base in its rows.
@@ -333,7 +341,11 @@ impl ProposerFold {
     fn accept(&mut self, accepted: Accepted, verdict: Verdict, asking: Asking<'_>) -> Step {
         let mut gather = Gather::new(Arc::clone(&self.placement));
         let to = gather.start(asking);
-        if !to.is_empty() && accepted.op == self.proposal.op {
+        let own = accepted.op == self.proposal.op;
+        if !to.is_empty() && (own || self.proposal.idempotency.is_some()) {
+            self.first_sent = self.first_sent.or(Some(self.ballot));
+        }
+        if !to.is_empty() && own {
             let (ballot, version, verdict) = (self.ballot, accepted.version(), verdict.clone());
             self.sent.push(Sent { ballot, version, verdict });
         }
@@ -376,7 +388,7 @@ impl ProposerFold {
 
     fn again(&mut self) -> Step {
         self.round = Round::Idle;
-        if self.ballots >= BALLOTS_MAX && self.sent.is_empty() {
+        if self.ballots >= BALLOTS_MAX && self.first_sent.is_none() {
             return Step::Done(self.give_up());
         }
         Step::BackOff { above: self.outbid.map_or(self.ballot.hlc, |b| b.hlc.max(self.ballot.hlc)) }
@@ -408,6 +420,12 @@ impl<'a> Found<'a> {
     /// The accepted state, where it is newer than every row.
     fn newer(&self) -> Option<&'a Accepted> {
         self.accepted.filter(|a| a.version() > self.row.map_or_else(Version::default, |r| r.version))
+    }
+
+    /// The accepted state, where it made the base.
+    fn maker(&self) -> Option<&'a Accepted> {
+        self.accepted
+            .filter(|a| a.record.is_some() && a.version() >= self.row.map_or_else(Version::default, |r| r.version))
     }
 
     /// What conditions are judged on.

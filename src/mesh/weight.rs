@@ -1,0 +1,73 @@
+//! What requests and answers weigh: how many bytes they add to a message, at most, and what they ask of a lane.
+//!
+//! Invariant: no request, and no reply of a replica but a topology, is longer on the wire than its weight. So a message
+//! stays within its limit, and what is queued within its bound.
+
+use super::wire::register::is_as_stored;
+use crate::ports::{Answer, ReplicaReply, ReplicaRequest};
+use crate::types::{Accepted, Condition, Proposal, Record, Tags};
+
+/// What a request weighs beside its key and content: ids, versions, checksum, framing, and its place in our tables.
+const REQUEST_BYTES: usize = 128;
+/// What an answer weighs beside its content.
+const REPLY_BYTES: usize = 128;
+/// What a register's state weighs beside its record's content and what it remembers.
+const STATE_BYTES: usize = 128;
+/// What one remembered answer weighs.
+const REMEMBERED_BYTES: usize = 72;
+/// What a proposal weighs beside its key, content and tags.
+const PROPOSAL_BYTES: usize = 256;
+/// What one version weighs in a list.
+const VERSION_BYTES: usize = 24;
+/// What a topology weighs: near enough for a batch's limit.
+const TOPOLOGY_BYTES: usize = 32 * 1024;
+
+/// Of one request or answer, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Weight {
+    /// Of its records' contents; a lane is chosen by it.
+    pub(super) content: usize,
+    /// All of it.
+    pub(super) bytes: usize,
+}
+
+pub(super) fn of_request(request: &ReplicaRequest) -> Weight {
+    let (content, more) = match request {
+        ReplicaRequest::Read { .. } | ReplicaRequest::Prepare { .. } => (0, 0),
+        ReplicaRequest::Write { record, .. } | ReplicaRequest::Hint { record, .. } => (record.content_bytes(), 0),
+        ReplicaRequest::Accept { accepted, .. } => (content(accepted.record.as_ref()), state(accepted)),
+    };
+    Weight { content, bytes: REQUEST_BYTES + request.key().as_bytes().len() + content + more }
+}
+
+pub(super) fn of_answer(answer: &Answer) -> Weight {
+    let (content, more) = match answer {
+        Ok(ReplicaReply::Record { record, .. }) => (content(record.as_ref()), 0),
+        Ok(ReplicaReply::Promised(promise)) => {
+            let own = promise.accepted.as_ref().filter(|_| !is_as_stored(promise)).and_then(|a| a.record.as_ref());
+            (content(promise.record.as_ref()) + content(own), promise.accepted.as_ref().map_or(0, state))
+        }
+        Ok(ReplicaReply::WrongEpoch { .. }) => (0, TOPOLOGY_BYTES),
+        _ => (0, 0),
+    };
+    Weight { content, bytes: REPLY_BYTES + content + more }
+}
+
+/// What a proposal weighs in a call of its own, in bytes.
+pub(super) fn of_proposal(proposal: &Proposal) -> usize {
+    let Condition { if_match, if_none_match, .. } = &proposal.condition;
+    let tags = |tags: &Option<Tags>| match tags {
+        Some(Tags::Of(versions)) => versions.len() * VERSION_BYTES,
+        Some(Tags::Any) | None => 0,
+    };
+    let listed = tags(if_match) + tags(if_none_match);
+    PROPOSAL_BYTES + proposal.key.as_bytes().len() + proposal.content.size() + listed
+}
+
+fn content(record: Option<&Record>) -> usize {
+    record.map_or(0, Record::content_bytes)
+}
+
+fn state(accepted: &Accepted) -> usize {
+    STATE_BYTES + accepted.recent.entries().len() * REMEMBERED_BYTES
+}

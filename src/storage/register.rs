@@ -1,0 +1,335 @@
+//! A key's register inside a transaction: promising and accepting, and how both lie on disk.
+//!
+//! Why it is laid out so:
+//! - Promise and accepted state share *one row*, as every prepare needs both. The accepted value lies where a record's
+//!   would: in the row while it is small, else in `large_values`. So a promise rewrites less than half a page and never a
+//!   large value, and there is one way of placing those.
+//! - It is a table *beside* `records`, so that plain reads and writes never meet it. The price: what a conditional write
+//!   wrote lies on disk twice, accepted and in the key's row.
+//! - The *seal*, xxh3-64, covers slot, key, promise, the accepted ballot, `state`, and the record's checksum and pointer
+//!   to a large value. The record's other columns are covered by that checksum in turn. So a promise is verified without
+//!   reading a value, and a pointer is believed only under a seal that holds.
+//!
+//! `state` is, little-endian: the op id (16 bytes), then 49 bytes for each remembered answer, oldest first: the hashes of
+//! key and request (16 each), the answer (1), the version (8, 4, 4). Another layout takes a migration.
+//!
+//! Invariants:
+//! - A lost promise is never taken for none. A damaged row refuses prepare and accept, for good. A key without a row counts
+//!   as new only while the rows on either side of its place are intact: a row whose key was damaged still lies at its
+//!   place, and a search that it leads astray ends beside it.
+//! - What is refused changed nothing: everything is verified before anything is saved.
+//! - An accepted state takes the large value of the one before with it.
+//!
+//! Caveat: an accept needs the promise alone. It is taken over an accepted value that is damaged, as it would replace that
+//! value anyhow; a prepare, which has to tell it, is refused.
+
+use bytes::{Buf, BufMut};
+use rusqlite::{OptionalExtension, Row, params};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::engine::Batch;
+use super::row::{self, Columns, Loaded};
+use crate::ports::{Refusal, ReplicaReply};
+use crate::protocol::register;
+use crate::types::limits::REMEMBERED_MAX;
+use crate::types::{
+    Accepted, Ballot, Hlc, Idempotency, Key, OpId, Promise, Recent, Record, Remembered, RememberedAnswer, Slot, Version,
+    Writer,
+};
+
+/// The columns that [`Head::of`] reads.
+macro_rules! head_columns {
+    () => {
+        "slot, key, promised_hlc, promised_writer, ballot_hlc, ballot_writer, state, seal, checksum, large"
+    };
+}
+
+const SELECT_HEAD: &str = concat!("SELECT ", head_columns!(), " FROM registers WHERE slot = ?1 AND key = ?2");
+const HEAD_BEFORE: &str = concat!(
+    "SELECT ",
+    head_columns!(),
+    " FROM registers WHERE (slot, key) < (?1, ?2) ORDER BY slot DESC, key DESC LIMIT 1"
+);
+const HEAD_AFTER: &str =
+    concat!("SELECT ", head_columns!(), " FROM registers WHERE (slot, key) > (?1, ?2) ORDER BY slot, key LIMIT 1");
+const PUT_PROMISE: &str = "INSERT INTO registers (slot, key, promised_hlc, promised_writer, seal) \
+     VALUES (?1, ?2, ?3, ?4, ?5) \
+     ON CONFLICT DO UPDATE SET promised_hlc = ?3, promised_writer = ?4, seal = ?5";
+/// An accepted state without a record.
+const PUT_ABSENT: &str = "REPLACE INTO registers \
+     (slot, key, promised_hlc, promised_writer, ballot_hlc, ballot_writer, state, seal) \
+     VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6)";
+
+/// Why a register cannot be read. Nothing was changed.
+enum Unread {
+    /// What is not as it was written.
+    Damaged(&'static str),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Unread {
+    fn from(error: rusqlite::Error) -> Self {
+        Unread::Sqlite(error)
+    }
+}
+
+impl Batch<'_> {
+    pub(super) fn prepare(&mut self, slot: Slot, key: &Key, ballot: Ballot) -> rusqlite::Result<ReplicaReply> {
+        let reply = self.promise(slot, key, ballot);
+        self.refuse_damage(slot, key, reply)
+    }
+
+    pub(super) fn accept(&mut self, slot: Slot, key: &Key, accepted: &Accepted) -> rusqlite::Result<ReplicaReply> {
+        let reply = self.keep(slot, key, accepted);
+        self.refuse_damage(slot, key, reply)
+    }
+
+    fn refuse_damage(
+        &self,
+        slot: Slot,
+        key: &Key,
+        reply: Result<ReplicaReply, Unread>,
+    ) -> rusqlite::Result<ReplicaReply> {
+        match reply {
+            Ok(reply) => Ok(reply),
+            Err(Unread::Damaged(what)) => {
+                self.meters.damaged(slot, key, &what);
+                Ok(ReplicaReply::Refused(Refusal::Damaged))
+            }
+            Err(Unread::Sqlite(error)) => Err(error),
+        }
+    }
+
+    fn promise(&mut self, slot: Slot, key: &Key, ballot: Ballot) -> Result<ReplicaReply, Unread> {
+        let conn = &self.engine.conn;
+        let floor = self.engine.floors[slot.index()];
+        let mut head = self.head(slot, key)?;
+        if let Err(promised) = register::prepare(head.promised, &floor, ballot) {
+            return Ok(ReplicaReply::Outbid { promised });
+        }
+        let accepted = head.accepted.as_ref().map(|state| self.accepted(slot, key, state)).transpose()?;
+        let record = sound(row::load(&mut self.select, slot, key)?, "checksum of the record under a register")?;
+        head.promised = ballot;
+        conn.prepare_cached(PUT_PROMISE)?.execute(params![
+            slot.0,
+            key.as_bytes(),
+            ballot.hlc.0 as i64,
+            ballot.writer.0,
+            head.seal(slot.0.into(), key.as_bytes()) as i64,
+        ])?;
+        Ok(ReplicaReply::Promised(Box::new(Promise { accepted, record, floor })))
+    }
+
+    fn keep(&mut self, slot: Slot, key: &Key, accepted: &Accepted) -> Result<ReplicaReply, Unread> {
+        let conn = &self.engine.conn;
+        let head = self.head(slot, key)?;
+        let floor = &self.engine.floors[slot.index()];
+        if let Err(promised) = register::accept(head.promised, floor, accepted.ballot) {
+            return Ok(ReplicaReply::Outbid { promised });
+        }
+        let old = head.accepted.and_then(|state| state.large);
+        let columns = match (&accepted.record, old) {
+            (Some(record), _) => Some(Columns::place(conn, key, record, old)?),
+            (None, Some(id)) => row::forget_large(conn, id).map(|()| None)?,
+            (None, None) => None,
+        };
+        let ballot = accepted.ballot;
+        let state = State {
+            ballot,
+            bytes: encode(accepted.op, &accepted.recent),
+            checksum: accepted.record.as_ref().map(|record| record.checksum),
+            large: columns.as_ref().and_then(Columns::large),
+        };
+        let head = Head { promised: ballot, accepted: Some(state) };
+        let seal = head.seal(slot.0.into(), key.as_bytes()) as i64;
+        let state = head.accepted.as_ref().map_or(&[][..], |state| &state.bytes);
+        match columns {
+            Some(columns) => {
+                columns.put_accepted(&mut conn.prepare_cached(row::PUT_ACCEPTED)?, (slot, key), ballot, state, seal)?;
+            }
+            None => {
+                let (hlc, writer) = (ballot.hlc.0 as i64, ballot.writer.0);
+                let mut put = conn.prepare_cached(PUT_ABSENT)?;
+                put.execute(params![slot.0, key.as_bytes(), hlc, writer, state, seal])?;
+            }
+        }
+        Ok(ReplicaReply::Accepted)
+    }
+
+    /// What stands for the key; nothing promised and accepted where it surely has no row.
+    fn head(&self, slot: Slot, key: &Key) -> Result<Head, Unread> {
+        let find = |sql, damage| {
+            let mut select = self.engine.conn.prepare_cached(sql)?;
+            let found = select.query_row(params![slot.0, key.as_bytes()], |row| Ok(Head::of(row))).optional()?;
+            found.map(|head| head.ok_or(Unread::Damaged(damage))).transpose()
+        };
+        if let Some(head) = find(SELECT_HEAD, "seal of a register")? {
+            return Ok(head);
+        }
+        for beside in [HEAD_BEFORE, HEAD_AFTER] {
+            find(beside, "seal of a register beside it, which may be its own")?;
+        }
+        Ok(Head::default())
+    }
+
+    fn accepted(&self, slot: Slot, key: &Key, state: &State) -> Result<Accepted, Unread> {
+        let (op, recent) = decode(&state.bytes).ok_or(Unread::Damaged("state of a register"))?;
+        let record = match state.checksum {
+            Some(_) => {
+                let mut select = self.engine.conn.prepare_cached(row::SELECT_ACCEPTED)?;
+                sound(row::load(&mut select, slot, key)?, "checksum of an accepted record")?
+            }
+            None => None,
+        };
+        Ok(Accepted { ballot: state.ballot, op, record, recent })
+    }
+}
+
+fn sound(found: Option<Loaded>, damage: &'static str) -> Result<Option<Record>, Unread> {
+    found.map(|loaded| loaded.stored.map(|s| s.record).ok_or(Unread::Damaged(damage))).transpose()
+}
+
+/// A row without the contents of the accepted record: what the seal covers. The default is no row at all.
+#[derive(Default)]
+struct Head {
+    promised: Ballot,
+    accepted: Option<State>,
+}
+
+struct State {
+    ballot: Ballot,
+    /// What [`encode`] made.
+    bytes: Vec<u8>,
+    /// Of the record, where the state has one.
+    checksum: Option<u64>,
+    large: Option<i64>,
+}
+
+impl Head {
+    /// `None` where the seal is not that of the columns.
+    fn of(row: &Row<'_>) -> Option<Self> {
+        let int = |column| row.get_ref(column).ok()?.as_i64_or_null().ok()?;
+        let blob = |column| row.get_ref(column).ok()?.as_blob_or_null().ok()?;
+        let ballot = |hlc, writer| {
+            Some(Ballot { hlc: Hlc(int(hlc)? as u64), writer: Writer(u32::try_from(int(writer)?).ok()?) })
+        };
+        let accepted = match blob(6) {
+            Some(bytes) => Some(State {
+                ballot: ballot(4, 5)?,
+                bytes: bytes.to_vec(),
+                checksum: int(8).map(|sum| sum as u64),
+                large: int(9),
+            }),
+            None => None,
+        };
+        let head = Self { promised: ballot(2, 3)?, accepted };
+        (int(7)? as u64 == head.seal(int(0)?, blob(1)?)).then_some(head)
+    }
+
+    /// The slot as the column has it: it may be damaged, too.
+    fn seal(&self, slot: i64, key: &[u8]) -> u64 {
+        let mut bytes = Vec::with_capacity(64 + key.len() + self.accepted.as_ref().map_or(0, |s| s.bytes.len()));
+        bytes.put_i64_le(slot);
+        bytes.put_u32_le(key.len() as u32);
+        bytes.put_slice(key);
+        put_ballot(&mut bytes, self.promised);
+        if let Some(state) = &self.accepted {
+            // A first byte above zero tells it from nothing accepted; the parts after it have fixed lengths but the last.
+            bytes.put_u8(1 | u8::from(state.checksum.is_some()) << 1 | u8::from(state.large.is_some()) << 2);
+            put_ballot(&mut bytes, state.ballot);
+            bytes.put_u64_le(state.checksum.unwrap_or_default());
+            bytes.put_i64_le(state.large.unwrap_or_default());
+            bytes.put_slice(&state.bytes);
+        }
+        xxh3_64(&bytes)
+    }
+}
+
+fn put_ballot(bytes: &mut Vec<u8>, ballot: Ballot) {
+    bytes.put_u64_le(ballot.hlc.0);
+    bytes.put_u32_le(ballot.writer.0);
+}
+
+/// The column `state`.
+fn encode(op: OpId, recent: &Recent) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16 + 49 * recent.entries().len());
+    bytes.put_u128_le(op.0.as_u128());
+    for Remembered { request, answer, version } in recent.entries() {
+        bytes.put_u128_le(request.key);
+        bytes.put_u128_le(request.request);
+        bytes.put_u8(match answer {
+            RememberedAnswer::Created => 1,
+            RememberedAnswer::Replaced => 2,
+            RememberedAnswer::ConditionFailed => 3,
+        });
+        bytes.put_u64_le(version.hlc.0);
+        bytes.put_u32_le(version.writer.0);
+        bytes.put_u32_le(version.rmw);
+    }
+    bytes
+}
+
+/// `None` for what [`encode`] never makes.
+fn decode(mut bytes: &[u8]) -> Option<(OpId, Recent)> {
+    let op = OpId(Uuid::from_u128(bytes.try_get_u128_le().ok()?));
+    let mut entries = Vec::new();
+    while bytes.has_remaining() {
+        let request =
+            Idempotency { key: bytes.try_get_u128_le().ok()?, request: bytes.try_get_u128_le().ok()? };
+        let answer = match bytes.try_get_u8().ok()? {
+            1 => RememberedAnswer::Created,
+            2 => RememberedAnswer::Replaced,
+            3 => RememberedAnswer::ConditionFailed,
+            _ => return None,
+        };
+        let version = Version {
+            hlc: Hlc(bytes.try_get_u64_le().ok()?),
+            writer: Writer(bytes.try_get_u32_le().ok()?),
+            rmw: bytes.try_get_u32_le().ok()?,
+        };
+        entries.push(Remembered { request, answer, version });
+    }
+    (entries.len() <= REMEMBERED_MAX).then(|| (op, Recent::new(entries)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn remembered(seed: u128) -> Remembered {
+        let answers = [RememberedAnswer::Created, RememberedAnswer::Replaced, RememberedAnswer::ConditionFailed];
+        Remembered {
+            request: Idempotency { key: seed, request: seed.rotate_left(64) },
+            answer: answers[(seed % 3) as usize],
+            version: Version { hlc: Hlc(seed as u64), writer: Writer(seed as u32), rmw: !seed as u32 },
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_state_survives_its_bytes(op: u128, seeds in prop::collection::vec(any::<u128>(), 0..=REMEMBERED_MAX)) {
+            let recent = Recent::new(seeds.into_iter().map(remembered).collect());
+            let bytes = encode(OpId(Uuid::from_u128(op)), &recent);
+            prop_assert_eq!(decode(&bytes), Some((OpId(Uuid::from_u128(op)), recent)));
+            // Cut anywhere but between two answers it is none.
+            for len in 0..bytes.len() {
+                prop_assert_eq!(decode(&bytes[..len]).is_some(), len >= 16 && (len - 16) % 49 == 0);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_state_of_too_many_answers_is_none() {
+        let bytes = encode(OpId(Uuid::from_u128(1)), &Recent::new((1..9).map(remembered).collect()));
+        let mut more = bytes.clone();
+        more.extend_from_slice(&bytes[16..65]);
+        assert!(decode(&bytes).is_some() && decode(&more).is_none());
+    }
+}
