@@ -12,7 +12,9 @@ use std::time::Duration;
 use a3::ports::{Answer, Entropy, Inbox, ReadPart, ReplicaReply, ReplicaRequest, ReplyTo, Store, Submission};
 use a3::storage::{Durability, Options, SqliteStore};
 use a3::system::{SystemClock, SystemEntropy};
-use a3::types::{ClusterId, Content, Hlc, Key, NodeNum, Record, TokenSeed, Version, Writer};
+use a3::types::{
+    Accepted, Ballot, ClusterId, Content, Hlc, Key, NodeNum, OpId, Recent, Record, TokenSeed, Version, Writer,
+};
 use rusqlite::{Connection, params};
 use smallvec::smallvec;
 use tokio::time::Instant;
@@ -188,6 +190,14 @@ fn write(number: u64, hlc: u64) -> ReplicaRequest {
     ReplicaRequest::Write { key, record }
 }
 
+fn accept(number: u64, ballot: Ballot) -> ReplicaRequest {
+    let key = key(number);
+    let version = Version { rmw: 2, ..Version::plain(Hlc(1), Writer(1)) };
+    let record = Some(Record::seal(&key, version, ballot.hlc, Content::value(vec![number as u8; 100])));
+    let accepted = Accepted { ballot, op: OpId(Uuid::from_u128(ballot.hlc.0.into())), record, recent: Recent::NONE };
+    ReplicaRequest::Accept { key, accepted: Box::new(accepted) }
+}
+
 fn store() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options {
@@ -220,6 +230,19 @@ fn store() {
             ReplicaRequest::Read { key, part: ReadPart::Record, hints: false }
         });
         println!("get, {many:>3} under way: {}", gets.text());
+    }
+    for many in [1, 16, 64] {
+        let mut open = None;
+        let steps = under_way(&*store, many, u64::MAX, ROUND, || match open.take() {
+            None => {
+                hlc += 1;
+                let (number, ballot) = (entropy.below(KEYS), Ballot { hlc: Hlc(hlc), writer: Writer(1) });
+                open = Some((number, ballot));
+                ReplicaRequest::Prepare { key: key(number), ballot }
+            }
+            Some((number, ballot)) => accept(number, ballot),
+        });
+        println!("prepare and accept in turn, {many:>3} under way: {}", steps.text());
     }
     let started = Instant::now();
     store.close();

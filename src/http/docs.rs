@@ -65,7 +65,7 @@ pub(super) struct TimeoutText(String);
 // Exactly what `etag::tags` takes, but for the number of tags.
 /// ETags, as `If-Match` and `If-None-Match` list them, or `*`.
 #[derive(Debug, ToSchema)]
-#[schema(value_type = String,
+#[schema(value_type = String, format = "entity-tags",
     pattern = "^(\\*|[ \\t,]*(W/)?\"[!#-~\\u0080-\\u00ff]*\"([ \\t]*,[ \\t,]*(W/)?\"[!#-~\\u0080-\\u00ff]*\")*[ \\t,]*)$")]
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct EtagsText(String);

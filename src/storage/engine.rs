@@ -23,7 +23,7 @@ use super::meters::Meters;
 use super::migrations::MigrationError;
 use super::read;
 use super::row::{self, Columns, Loaded};
-use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen};
+use crate::ports::{Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest, Seen, StoreError};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Topology, Version};
 
@@ -192,6 +192,19 @@ impl Engine {
         read::answer(&self.conn, &self.floors, &self.meters, now, (slot, key), part, &targets)
     }
 
+    /// Hints for one node in (slot, key) order after `after`, from this connection: for whoever has no reader threads.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where they cannot be read.
+    pub fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Result<Vec<Hint>, StoreError> {
+        read::scan_hints(&self.conn, &self.meters, target, after, limit).map(|(hints, _)| hints)
+    }
+
+    /// Per target, in order. From memory.
+    pub fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
+        self.book.hints().targets.into_iter().collect()
+    }
+
     fn attempt(&self, now: Now, changes: &[Change], spoiled: &[usize]) -> Result<Vec<Outcome>, Stop> {
         // Whoever counts or checkpoints stands between commits while it holds the gate.
         let _gate = self.book.gate();
@@ -257,6 +270,8 @@ impl BatchError {
 /// Whether the error says that what lies on disk is not a sound database there.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     match error.sqlite_error_code() {
+        // A statement that rewrites a row meets a column of another type than it was declared with.
+        _ if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_CONSTRAINT_DATATYPE) => true,
         Some(code) => matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase),
         // Not SQLite's: a column is not of the type it was written with.
         None => true,

@@ -56,6 +56,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_an_older_schema_keeps_what_it_holds() {
+        for from in 1..KNOWN {
+            let mut conn = Connection::open_in_memory().unwrap();
+            MIGRATIONS.iter().take(from as usize).for_each(|migration| conn.execute_batch(migration).unwrap());
+            conn.pragma_update(None, "user_version", from).unwrap();
+            conn.execute("INSERT INTO facts VALUES ('x', x'', 0)", []).unwrap();
+            migrate(&mut conn).unwrap();
+            let count = |table| -> u32 {
+                conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+            };
+            assert_eq!((count("facts"), count("registers")), (1, 0));
+            let version: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+            assert_eq!(version, KNOWN);
+        }
+    }
+
+    #[test]
     fn a_newer_file_is_refused_untouched() {
         let mut conn = Connection::open_in_memory().unwrap();
         conn.pragma_update(None, "user_version", KNOWN + 1).unwrap();

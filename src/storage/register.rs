@@ -34,8 +34,8 @@ use crate::ports::{Refusal, ReplicaReply};
 use crate::protocol::register;
 use crate::types::limits::REMEMBERED_MAX;
 use crate::types::{
-    Accepted, Ballot, Hlc, Idempotency, Key, OpId, Promise, Recent, Record, Remembered, RememberedAnswer, Slot, Version,
-    Writer,
+    Accepted, Ballot, Hlc, Idempotency, Key, OpId, Promise, Recent, Record, Remembered, RememberedAnswer, Slot,
+    Version, Writer,
 };
 
 /// The columns that [`Head::of`] reads.
@@ -61,7 +61,7 @@ const PUT_ABSENT: &str = "REPLACE INTO registers \
      (slot, key, promised_hlc, promised_writer, ballot_hlc, ballot_writer, state, seal) \
      VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6)";
 
-/// Why a register cannot be read. Nothing was changed.
+/// Why a register cannot be read.
 enum Unread {
     /// What is not as it was written.
     Damaged(&'static str),
@@ -75,11 +75,13 @@ impl From<rusqlite::Error> for Unread {
 }
 
 impl Batch<'_> {
+    /// Promised, with what is held; or outbid, or refused as damaged, and then nothing changed.
     pub(super) fn prepare(&mut self, slot: Slot, key: &Key, ballot: Ballot) -> rusqlite::Result<ReplicaReply> {
         let reply = self.promise(slot, key, ballot);
         self.refuse_damage(slot, key, reply)
     }
 
+    /// Accepted; or outbid, or refused as damaged, and then nothing changed.
     pub(super) fn accept(&mut self, slot: Slot, key: &Key, accepted: &Accepted) -> rusqlite::Result<ReplicaReply> {
         let reply = self.keep(slot, key, accepted);
         self.refuse_damage(slot, key, reply)
@@ -102,56 +104,52 @@ impl Batch<'_> {
     }
 
     fn promise(&mut self, slot: Slot, key: &Key, ballot: Ballot) -> Result<ReplicaReply, Unread> {
-        let conn = &self.engine.conn;
         let floor = self.engine.floors[slot.index()];
-        let mut head = self.head(slot, key)?;
-        if let Err(promised) = register::prepare(head.promised, &floor, ballot) {
+        let Head { promised, accepted: state } = self.head(slot, key)?;
+        if let Err(promised) = register::prepare(promised, &floor, ballot) {
             return Ok(ReplicaReply::Outbid { promised });
         }
-        let accepted = head.accepted.as_ref().map(|state| self.accepted(slot, key, state)).transpose()?;
+        let accepted = state.as_ref().map(|state| self.accepted(slot, key, state)).transpose()?;
         let record = sound(row::load(&mut self.select, slot, key)?, "checksum of the record under a register")?;
-        head.promised = ballot;
-        conn.prepare_cached(PUT_PROMISE)?.execute(params![
+        self.engine.conn.prepare_cached(PUT_PROMISE)?.execute(params![
             slot.0,
             key.as_bytes(),
             ballot.hlc.0 as i64,
             ballot.writer.0,
-            head.seal(slot.0.into(), key.as_bytes()) as i64,
+            seal(slot.0.into(), key.as_bytes(), ballot, state.as_ref()) as i64,
         ])?;
         Ok(ReplicaReply::Promised(Box::new(Promise { accepted, record, floor })))
     }
 
     fn keep(&mut self, slot: Slot, key: &Key, accepted: &Accepted) -> Result<ReplicaReply, Unread> {
         let conn = &self.engine.conn;
-        let head = self.head(slot, key)?;
-        let floor = &self.engine.floors[slot.index()];
-        if let Err(promised) = register::accept(head.promised, floor, accepted.ballot) {
+        let Accepted { ballot, op, record, recent } = accepted;
+        let Head { promised, accepted: before } = self.head(slot, key)?;
+        if let Err(promised) = register::accept(promised, &self.engine.floors[slot.index()], *ballot) {
             return Ok(ReplicaReply::Outbid { promised });
         }
-        let old = head.accepted.and_then(|state| state.large);
-        let columns = match (&accepted.record, old) {
+        let old = before.and_then(|state| state.large);
+        let columns = match (record, old) {
             (Some(record), _) => Some(Columns::place(conn, key, record, old)?),
             (None, Some(id)) => row::forget_large(conn, id).map(|()| None)?,
             (None, None) => None,
         };
-        let ballot = accepted.ballot;
         let state = State {
-            ballot,
-            bytes: encode(accepted.op, &accepted.recent),
-            checksum: accepted.record.as_ref().map(|record| record.checksum),
+            ballot: *ballot,
+            bytes: encode(*op, recent),
+            checksum: record.as_ref().map(|record| record.checksum),
             large: columns.as_ref().and_then(Columns::large),
         };
-        let head = Head { promised: ballot, accepted: Some(state) };
-        let seal = head.seal(slot.0.into(), key.as_bytes()) as i64;
-        let state = head.accepted.as_ref().map_or(&[][..], |state| &state.bytes);
+        let seal = seal(slot.0.into(), key.as_bytes(), *ballot, Some(&state)) as i64;
         match columns {
             Some(columns) => {
-                columns.put_accepted(&mut conn.prepare_cached(row::PUT_ACCEPTED)?, (slot, key), ballot, state, seal)?;
+                let mut put = conn.prepare_cached(row::PUT_ACCEPTED)?;
+                columns.put_accepted(&mut put, (slot, key), *ballot, &state.bytes, seal)?;
             }
             None => {
                 let (hlc, writer) = (ballot.hlc.0 as i64, ballot.writer.0);
                 let mut put = conn.prepare_cached(PUT_ABSENT)?;
-                put.execute(params![slot.0, key.as_bytes(), hlc, writer, state, seal])?;
+                put.execute(params![slot.0, key.as_bytes(), hlc, writer, state.bytes, seal])?;
             }
         }
         Ok(ReplicaReply::Accepted)
@@ -178,7 +176,8 @@ impl Batch<'_> {
         let record = match state.checksum {
             Some(_) => {
                 let mut select = self.engine.conn.prepare_cached(row::SELECT_ACCEPTED)?;
-                sound(row::load(&mut select, slot, key)?, "checksum of an accepted record")?
+                let damage = "checksum of an accepted record";
+                Some(sound(row::load(&mut select, slot, key)?, damage)?.ok_or(Unread::Damaged(damage))?)
             }
             None => None,
         };
@@ -186,6 +185,7 @@ impl Batch<'_> {
     }
 }
 
+/// The record of a row that holds one; damage is no record.
 fn sound(found: Option<Loaded>, damage: &'static str) -> Result<Option<Record>, Unread> {
     found.map(|loaded| loaded.stored.map(|s| s.record).ok_or(Unread::Damaged(damage))).transpose()
 }
@@ -223,27 +223,28 @@ impl Head {
             }),
             None => None,
         };
-        let head = Self { promised: ballot(2, 3)?, accepted };
-        (int(7)? as u64 == head.seal(int(0)?, blob(1)?)).then_some(head)
+        let promised = ballot(2, 3)?;
+        let sealed = int(7)? as u64 == seal(int(0)?, blob(1)?, promised, accepted.as_ref());
+        sealed.then_some(Self { promised, accepted })
     }
+}
 
-    /// The slot as the column has it: it may be damaged, too.
-    fn seal(&self, slot: i64, key: &[u8]) -> u64 {
-        let mut bytes = Vec::with_capacity(64 + key.len() + self.accepted.as_ref().map_or(0, |s| s.bytes.len()));
-        bytes.put_i64_le(slot);
-        bytes.put_u32_le(key.len() as u32);
-        bytes.put_slice(key);
-        put_ballot(&mut bytes, self.promised);
-        if let Some(state) = &self.accepted {
-            // A first byte above zero tells it from nothing accepted; the parts after it have fixed lengths but the last.
-            bytes.put_u8(1 | u8::from(state.checksum.is_some()) << 1 | u8::from(state.large.is_some()) << 2);
-            put_ballot(&mut bytes, state.ballot);
-            bytes.put_u64_le(state.checksum.unwrap_or_default());
-            bytes.put_i64_le(state.large.unwrap_or_default());
-            bytes.put_slice(&state.bytes);
-        }
-        xxh3_64(&bytes)
+/// The slot as the column has it: it may be damaged, too.
+fn seal(slot: i64, key: &[u8], promised: Ballot, accepted: Option<&State>) -> u64 {
+    let mut bytes = Vec::with_capacity(64 + key.len() + accepted.map_or(0, |state| state.bytes.len()));
+    bytes.put_i64_le(slot);
+    bytes.put_u32_le(key.len() as u32);
+    bytes.put_slice(key);
+    put_ballot(&mut bytes, promised);
+    if let Some(state) = accepted {
+        // Its first byte tells what there is. All parts but the last have fixed lengths, so no two rows feed the same.
+        bytes.put_u8(u8::from(state.checksum.is_some()) | u8::from(state.large.is_some()) << 1);
+        put_ballot(&mut bytes, state.ballot);
+        bytes.put_u64_le(state.checksum.unwrap_or_default());
+        bytes.put_i64_le(state.large.unwrap_or_default());
+        bytes.put_slice(&state.bytes);
     }
+    xxh3_64(&bytes)
 }
 
 fn put_ballot(bytes: &mut Vec<u8>, ballot: Ballot) {
@@ -275,8 +276,7 @@ fn decode(mut bytes: &[u8]) -> Option<(OpId, Recent)> {
     let op = OpId(Uuid::from_u128(bytes.try_get_u128_le().ok()?));
     let mut entries = Vec::new();
     while bytes.has_remaining() {
-        let request =
-            Idempotency { key: bytes.try_get_u128_le().ok()?, request: bytes.try_get_u128_le().ok()? };
+        let request = Idempotency { key: bytes.try_get_u128_le().ok()?, request: bytes.try_get_u128_le().ok()? };
         let answer = match bytes.try_get_u8().ok()? {
             1 => RememberedAnswer::Created,
             2 => RememberedAnswer::Replaced,

@@ -3,6 +3,7 @@
 mod failures;
 mod model;
 mod rare;
+mod register;
 
 use std::collections::BTreeMap;
 use std::path::Path;

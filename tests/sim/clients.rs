@@ -1,57 +1,165 @@
 //! The clients: each asks one thing after the other, of any node, and remembers what it was told.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use a3::node::Node;
-use a3::node::request::{Get, NewContent, Put};
+use a3::node::request::{ConditionalPut, Get, NewContent, Put};
 use a3::ports::{Entropy, Spawn};
-use a3::types::{Key, Level};
+use a3::types::{Idempotency, Key, Level, Version, limits::REMEMBERED_MAX};
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::history::{Ask, Operation, Told};
+use crate::history::{Ask, Operation, Request, Terms, Told, Wish};
 use crate::machine::Seeded;
 use crate::world::World;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// A node that lives answers at its deadline; this is more than a step later.
 const SLACK: Duration = Duration::from_millis(500);
+/// A key's history is searched for a linear order; longer ones take too long.
+const OPERATIONS_MAX: usize = 300;
+
+/// What the clients of a world share.
+#[derive(Default)]
+pub(crate) struct Shared {
+    /// Requests that were sent with an `Idempotency-Key`. A key's register remembers the last eight answers, so of each key
+    /// no more names are used: a repeat must be told what the first was told.
+    idempotent: Mutex<BTreeMap<Key, Vec<Request>>>,
+    asked: Mutex<BTreeMap<Key, usize>>,
+}
+
+struct Client {
+    world: Arc<World>,
+    number: usize,
+    random: Arc<Seeded>,
+    count: u64,
+    /// The version seen last, of each key.
+    last: BTreeMap<Key, Version>,
+}
 
 /// One client's work. It ends when the time is up.
 pub(crate) async fn client(world: Arc<World>, number: usize, until: Instant) {
     let random = Seeded::new(world.seed, 10 + number as u64);
-    let pause_ms = *random.pick(&[50, 200, 600]);
-    let mut count = 0;
+    let pause_ms = *random.pick(&[15, 50, 200, 600]);
+    let mut client = Client { world, number, random, count: 0, last: BTreeMap::new() };
     while Instant::now() < until {
-        count += 1;
-        let ask = match random.below(10) {
-            0..5 => Ask::Put(format!("c{number}-{count}")),
-            5..9 => Ask::Get,
-            _ => Ask::Delete,
+        client.act().await;
+        sleep(Duration::from_millis(client.random.between(1, pause_ms))).await;
+    }
+}
+
+impl Client {
+    async fn act(&mut self) {
+        let key = self.random.pick(self.world.keys()).clone();
+        {
+            let mut asked = self.world.shared.asked.lock();
+            let asked = asked.entry(key.clone()).or_default();
+            if *asked >= OPERATIONS_MAX {
+                return;
+            }
+            *asked += 1;
+        }
+        let at = self.whom();
+        let request = self.request(key.clone());
+        let told = operation(&self.world, self.number, at, request).await;
+        let seen = match told {
+            Told::Wrote(receipt) => Some(receipt.version),
+            Told::Found { version, .. } => version,
+            Told::Failed(failure) => failure.met.and_then(|met| met.version),
+            Told::Died | Told::Stuck => None,
         };
-        let level = match random.below(10) {
-            0 => Level::One,
-            1 => Level::All,
-            _ => Level::Quorum,
+        if let Some(version) = seen {
+            self.last.insert(key, version);
+        }
+    }
+
+    /// Any node, but rather one that serves.
+    fn whom(&self) -> usize {
+        let serves = |at: &usize| self.world.places[*at].node().is_some_and(|(node, _)| node.readiness().ready);
+        let any = || self.random.below(self.world.places.len() as u64) as usize;
+        (0..3).map(|_| any()).find(serves).unwrap_or_else(any)
+    }
+
+    fn request(&mut self, key: Key) -> Request {
+        let random = self.random.clone();
+        if !random.per_mille(self.world.exact) {
+            let level = *random.pick(&[Level::One, Level::All, Level::Quorum, Level::Quorum, Level::Quorum]);
+            let ask = match random.below(10) {
+                0..5 => self.put(),
+                5..9 => Ask::Get,
+                _ => Ask::Delete,
+            };
+            return Request::plain(key, level, ask);
+        }
+        let (level, terms) = match random.below(20) {
+            0..6 => return Request::plain(key, Level::Linearizable, Ask::Get),
+            6..8 => return Request::plain(key, Level::Linearizable, self.put()),
+            8 => return Request::plain(key, Level::Linearizable, Ask::Delete),
+            9..12 => match self.again(&key) {
+                Some(request) => return request,
+                None => (Level::Linearizable, self.terms(&key)),
+            },
+            _ => (Level::Linearizable, self.terms(&key)),
         };
-        let at = random.below(world.places.len() as u64) as usize;
-        let key = random.pick(&world.keys).clone();
-        operation(&world, number, at, key, level, ask).await;
-        sleep(Duration::from_millis(random.between(1, pause_ms))).await;
+        let ask = if random.below(5) == 0 { Ask::Delete } else { self.put() };
+        let request = Request { key: key.clone(), level, ask, terms: Some(terms) };
+        if request.idempotency().is_some() {
+            self.world.shared.idempotent.lock().entry(key).or_default().push(request.clone());
+        }
+        request
+    }
+
+    fn put(&mut self) -> Ask {
+        self.count += 1;
+        Ask::Put(format!("c{}-{}", self.number, self.count))
+    }
+
+    /// A request that was sent before, by whomever, or another one under its `Idempotency-Key`.
+    fn again(&mut self, key: &Key) -> Option<Request> {
+        let before = {
+            let idempotent = self.world.shared.idempotent.lock();
+            let of_key = idempotent.get(key)?;
+            // Mostly one of the latest: it may be under way still.
+            let back = self.random.below(self.random.below(of_key.len() as u64) + 1) as usize;
+            of_key[of_key.len() - 1 - back].clone()
+        };
+        let other = self.random.below(5) == 0;
+        Some(if other { Request { ask: self.put(), ..before } } else { before })
+    }
+
+    fn terms(&self, key: &Key) -> Terms {
+        let random = &self.random;
+        let names = self.world.shared.idempotent.lock().get(key).map_or(0, Vec::len);
+        let named = names < REMEMBERED_MAX && random.below(3) == 0;
+        let idempotency = named.then(|| format!("i{names}"));
+        let wish = match random.below(12) {
+            0..7 => self.last.get(key).map_or(Wish::None, |version| Wish::Match(*version)),
+            7 => {
+                // A version of another key, if one is known.
+                let other = self.last.iter().find(|(k, _)| *k != key);
+                other.map_or(Wish::Match(Version::default()), |(_, version)| Wish::Match(*version))
+            }
+            8 => Wish::Some,
+            9 if idempotency.is_some() => Wish::Nothing,
+            _ => Wish::None,
+        };
+        Terms { wish, idempotency }
     }
 }
 
 /// One request, from asking to being told.
-pub(crate) async fn operation(world: &World, client: usize, at: usize, key: Key, level: Level, ask: Ask) -> Told {
+pub(crate) async fn operation(world: &World, client: usize, at: usize, request: Request) -> Told {
     let place = &world.places[at];
     let number = place.number;
     let Some((node, life)) = place.node() else { return Told::Died };
     let began = world.history.tick();
-    world.trace.note(format_args!("client {client} asks {number}: {ask:?} {key:?} {level}"));
+    world.trace.note(format_args!("client {client} asks {number}: {request}"));
     let (tell, told) = oneshot::channel();
-    let work = perform(node, key.clone(), level, ask.clone());
+    let work = perform(node, request.clone());
     life.spawn(async move { drop(tell.send(work.await)) }.boxed());
     let told = match timeout(TIMEOUT + SLACK, told).await {
         Ok(Ok(told)) => told,
@@ -61,21 +169,21 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, key: Key,
     // An answer that a dying node sent is not seen.
     let told = if life.is_alive() { told } else { Told::Died };
     let ended = world.history.tick();
-    let settled = world.settled(&key);
+    let settled = world.settled(&request.key);
     let mut disks = 0;
     if let Told::Wrote(receipt) = &told {
-        disks = world.disks_with(&key, receipt.version);
-        world.promise(&receipt.acked, &key, receipt.version);
+        disks = world.disks_with(&request.key, receipt.version);
+        world.promise(&receipt.acked, &request.key, receipt.version);
     }
-    let operation =
-        Operation { client, node: number, key, level, ask, began, ended, told: told.clone(), settled, disks };
+    let operation = Operation { client, node: number, request, began, ended, told: told.clone(), settled, disks };
     world.trace.note(&operation);
     world.history.ended(operation);
     told
 }
 
-async fn perform(node: Arc<Node>, key: Key, level: Level, ask: Ask) -> Told {
+async fn perform(node: Arc<Node>, request: Request) -> Told {
     let deadline = Instant::now() + TIMEOUT;
+    let Request { key, level, ask, terms } = request.clone();
     let content = match ask {
         Ask::Get => {
             let found = node.get(Get { key, level, deadline, every_copy: false }).await;
@@ -84,5 +192,14 @@ async fn perform(node: Arc<Node>, key: Key, level: Level, ask: Ask) -> Told {
         Ask::Put(text) => NewContent::Value { bytes: text.into(), content_type: None },
         Ask::Delete => NewContent::Tombstone,
     };
-    node.put(Put { key, content, level, deadline }).await.map_or_else(Told::Failed, Told::Wrote)
+    let written = match terms {
+        None => node.put(Put { key, content, level, deadline }).await,
+        Some(Terms { wish, idempotency }) => {
+            let parts = request.to_string();
+            let idempotency = idempotency.map(|name| Idempotency::of(name.as_bytes(), &[parts.as_bytes()]));
+            let condition = wish.condition();
+            node.put_if(ConditionalPut { key, condition, content, idempotency, deadline }).await
+        }
+    };
+    written.map_or_else(Told::Failed, Told::Wrote)
 }

@@ -1,19 +1,108 @@
 //! What clients did and were told, and what disks ever held: the material of the checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use a3::node::request::{Failure, Found, Outcome, Receipt};
-use a3::types::{Content, Key, Level, NodeNum, Record, Version};
+use a3::node::request::{Failure, FailureKind, Found, Outcome, Receipt};
+use a3::types::{Accepted, Condition, Content, Key, Level, NodeNum, Record, Tags, Version};
 use parking_lot::Mutex;
 
 /// What a client asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Ask {
     Get,
     /// A value that no other request writes.
     Put(String),
     Delete,
+}
+
+/// Of what a conditional write depends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wish {
+    Nothing,
+    /// `If-Match: "version"`
+    Match(Version),
+    /// `If-Match: *`
+    Some,
+    /// `If-None-Match: *`
+    None,
+}
+
+impl Wish {
+    pub(crate) fn condition(self) -> Condition {
+        match self {
+            Wish::Nothing => Condition::default(),
+            Wish::Match(version) => Condition { if_match: Some(Tags::Of(vec![version])), ..Condition::default() },
+            Wish::Some => Condition { if_match: Some(Tags::Any), ..Condition::default() },
+            Wish::None => Condition { if_none_match: Some(Tags::Any), ..Condition::default() },
+        }
+    }
+
+    /// Whether it is true where this version is live, or none is.
+    pub(crate) fn holds(self, live: Option<Version>) -> bool {
+        match self {
+            Wish::Nothing => true,
+            Wish::Match(version) => live == Some(version),
+            Wish::Some => live.is_some(),
+            Wish::None => live.is_none(),
+        }
+    }
+}
+
+/// What makes a write a register operation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Terms {
+    pub(crate) wish: Wish,
+    /// `Idempotency-Key`
+    pub(crate) idempotency: Option<String>,
+}
+
+/// What a client sends: the same one may be sent again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Request {
+    pub(crate) key: Key,
+    pub(crate) level: Level,
+    pub(crate) ask: Ask,
+    /// `None`: a plain read or write, of its level.
+    pub(crate) terms: Option<Terms>,
+}
+
+impl Request {
+    pub(crate) fn plain(key: Key, level: Level, ask: Ask) -> Self {
+        Self { key, level, ask, terms: None }
+    }
+
+    pub(crate) fn idempotency(&self) -> Option<&str> {
+        self.terms.as_ref()?.idempotency.as_deref()
+    }
+
+    /// What it writes, as a record says it; `None` for reads.
+    pub(crate) fn content(&self) -> Option<Option<String>> {
+        match &self.ask {
+            Ask::Get => None,
+            Ask::Put(text) => Some(Some(text.clone())),
+            Ask::Delete => Some(None),
+        }
+    }
+
+    /// The value it writes, if it writes one.
+    pub(crate) fn text(&self) -> Option<&str> {
+        if let Ask::Put(text) = &self.ask { Some(text) } else { None }
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:?} {}", self.ask, self.key, self.level)?;
+        let Some(terms) = &self.terms else { return Ok(()) };
+        match &terms.wish {
+            Wish::Nothing => {}
+            Wish::Match(version) => write!(f, " if-match={version}")?,
+            Wish::Some => write!(f, " if-match=*")?,
+            Wish::None => write!(f, " if-none-match=*")?,
+        }
+        terms.idempotency.as_ref().map_or(Ok(()), |name| write!(f, " idempotency-key={name}"))
+    }
 }
 
 /// What it was told.
@@ -37,6 +126,30 @@ impl Told {
         let record = found.record.as_ref();
         Told::Found { version: record.map(|r| r.version), text: record.and_then(text_of), strict: found.strict }
     }
+
+    /// One word for it.
+    pub(crate) fn word(&self) -> &'static str {
+        let Told::Failed(failure) = self else {
+            return match self {
+                Told::Wrote(receipt) if !receipt.strict => "written, not strict",
+                Told::Wrote(_) => "written",
+                Told::Found { strict: false, .. } => "read, not strict",
+                Told::Found { .. } => "read",
+                Told::Died => "died",
+                Told::Stuck | Told::Failed(_) => "stuck",
+            };
+        };
+        match (failure.kind, failure.outcome) {
+            (FailureKind::ConditionFailed, _) => "condition failed",
+            (FailureKind::Conflict, _) => "conflict",
+            (FailureKind::KeyReused, _) => "key reused",
+            (FailureKind::DiskFull, Some(Outcome::NotApplied)) => "disk full",
+            (_, Some(Outcome::NotApplied)) => "not applied",
+            (_, Some(Outcome::Applied)) => "applied, level not met",
+            (_, Some(Outcome::Unknown)) => "unknown",
+            (_, None) => "not read",
+        }
+    }
 }
 
 /// One request of a client. `began` and `ended` are places in the order of all such events.
@@ -44,9 +157,7 @@ impl Told {
 pub(crate) struct Operation {
     pub(crate) client: usize,
     pub(crate) node: NodeNum,
-    pub(crate) key: Key,
-    pub(crate) level: Level,
-    pub(crate) ask: Ask,
+    pub(crate) request: Request,
     pub(crate) began: u64,
     pub(crate) ended: u64,
     pub(crate) told: Told,
@@ -57,12 +168,20 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    pub(crate) fn key(&self) -> &Key {
+        &self.request.key
+    }
+
     pub(crate) fn receipt(&self) -> Option<&Receipt> {
         if let Told::Wrote(receipt) = &self.told { Some(receipt) } else { None }
     }
 
+    pub(crate) fn failure(&self) -> Option<&Failure> {
+        if let Told::Failed(failure) = &self.told { Some(failure) } else { None }
+    }
+
     pub(crate) fn outcome(&self) -> Option<Outcome> {
-        if let Told::Failed(failure) = &self.told { failure.outcome } else { None }
+        self.failure().and_then(|f| f.outcome)
     }
 
     /// Acknowledged, and held by a majority of home replicas.
@@ -70,27 +189,41 @@ impl Operation {
         self.receipt().filter(|r| r.strict).map(|r| r.version)
     }
 
-    /// What it wrote, as a record says it; `None` for reads.
-    pub(crate) fn content(&self) -> Option<Option<String>> {
-        match &self.ask {
-            Ask::Get => None,
-            Ask::Put(text) => Some(Some(text.clone())),
-            Ask::Delete => Some(None),
+    /// What a strict read at quorum or above found: a version, or nothing.
+    pub(crate) fn strict_read(&self) -> Option<Option<Version>> {
+        match &self.told {
+            Told::Found { version, strict: true, .. } if self.request.level != Level::One => Some(*version),
+            _ => None,
         }
+    }
+
+    /// Its condition was false: of this live version, or of there being none.
+    pub(crate) fn met(&self) -> Option<Option<Version>> {
+        let failure = self.failure().filter(|f| f.kind == FailureKind::ConditionFailed)?;
+        Some(failure.met.as_ref().and_then(|met| met.version))
+    }
+
+    /// It was told that nothing was written, whatever became of the same request sent another time.
+    pub(crate) fn without_effect(&self) -> bool {
+        let refused = |kind| matches!(kind, FailureKind::Conflict | FailureKind::KeyReused | FailureKind::Exhausted);
+        let refused = self.failure().is_some_and(|f| refused(f.kind));
+        refused || self.outcome() == Some(Outcome::NotApplied) || self.met().is_some()
     }
 }
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { client, node, key, level, ask, began, ended, told, .. } = self;
-        write!(f, "client {client} at {node}: {ask:?} {key:?} {level} [{began}..{ended}] -> ")?;
+        let Self { client, node, request, began, ended, told, .. } = self;
+        write!(f, "client {client} at {node}: {request} [{began}..{ended}] -> ")?;
         match told {
             Told::Wrote(r) => {
-                write!(f, "{:?} strict={} acked={:?} hinted={:?}", r.version, r.strict, r.acked, r.hinted)
+                let Receipt { version, strict, created, acked, hinted, .. } = r;
+                write!(f, "{version:?} strict={strict} created={created} acked={acked:?} hinted={hinted:?}")
             }
             Told::Found { version, text, strict } => write!(f, "{version:?} {text:?} strict={strict}"),
             Told::Failed(failure) => {
-                write!(f, "{} {:?} acked={:?} {:?}", failure.kind, failure.outcome, failure.acked, failure.failed)
+                write!(f, "{} {:?} acked={:?} {:?}", failure.kind, failure.outcome, failure.acked, failure.failed)?;
+                self.met().map_or(Ok(()), |met| write!(f, " met {met:?}"))
             }
             Told::Died => write!(f, "the node died"),
             Told::Stuck => write!(f, "no answer"),
@@ -111,7 +244,11 @@ pub(crate) fn text_of(record: &Record) -> Option<String> {
 pub(crate) struct History {
     operations: Mutex<Vec<Operation>>,
     events: Mutex<u64>,
+    tally: Mutex<Tally>,
 }
+
+/// How often what happened.
+pub(crate) type Tally = BTreeMap<String, u64>;
 
 impl History {
     /// The next place in the order of events.
@@ -122,7 +259,25 @@ impl History {
     }
 
     pub(crate) fn ended(&self, operation: Operation) {
+        let (request, told) = (&operation.request, &operation.told);
+        let kind = match (&request.terms, &request.ask, request.level) {
+            (Some(_), ..) => "conditional",
+            (_, Ask::Get, Level::Linearizable) => "linearizable read",
+            (_, _, Level::Linearizable) => "linearizable write",
+            (_, Ask::Get, _) => "plain read",
+            _ => "plain write",
+        };
+        self.count(&format!("{kind}: {}", told.word()));
         self.operations.lock().push(operation);
+    }
+
+    /// Something happened, once more.
+    pub(crate) fn count(&self, what: &str) {
+        *self.tally.lock().entry(what.to_owned()).or_default() += 1;
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally.lock().clone()
     }
 
     pub(crate) fn operations(&self) -> Vec<Operation> {
@@ -130,10 +285,15 @@ impl History {
     }
 }
 
-/// Every record that any disk ever held, as its own or as a hint.
+/// The content that each version of each key had.
+pub(crate) type Contents = BTreeMap<(Key, Version), Option<String>>;
+
+/// Every record that any disk ever held, as its own or as a hint, and every one that a register accepted. Nothing is
+/// ever forgotten, so that a version which comes back with another content is noticed.
 #[derive(Default)]
 pub(crate) struct Witness {
-    seen: Mutex<BTreeMap<(Key, Version), Option<String>>>,
+    seen: Mutex<Contents>,
+    accepted: Mutex<BTreeSet<(Key, Version, Option<String>)>>,
     conflicts: Mutex<Vec<String>>,
 }
 
@@ -148,11 +308,23 @@ impl Witness {
         }
     }
 
+    pub(crate) fn accepted(&self, key: &Key, accepted: &Accepted) {
+        if let Some(record) = &accepted.record {
+            self.accepted.lock().insert((key.clone(), record.version, text_of(record)));
+        }
+    }
+
     pub(crate) fn conflicts(&self) -> Vec<String> {
         self.conflicts.lock().clone()
     }
 
-    pub(crate) fn seen(&self) -> BTreeMap<(Key, Version), Option<String>> {
+    /// Of rows and hints.
+    pub(crate) fn seen(&self) -> Contents {
         self.seen.lock().clone()
+    }
+
+    /// States that some replica accepted; one version may be there with several contents, of which one at most is decided.
+    pub(crate) fn ever_accepted(&self) -> BTreeSet<(Key, Version, Option<String>)> {
+        self.accepted.lock().clone()
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use a3::ports::{Clock, Entropy, Spawn};
 use futures_util::future::BoxFuture;
@@ -16,18 +16,23 @@ use tokio::time::Instant;
 /// When the simulated world begins, wall milliseconds.
 const EPOCH_MS: u64 = 1_700_000_000_000;
 
-/// Everything that happened, in order, one line each.
+/// Everything that happened, in order, one line each. Nobody reads it of a seed that holds, so it is kept only where
+/// that was asked for: a seed that fails is run once more.
 pub(crate) struct Trace {
+    kept: bool,
     began: Instant,
     lines: Mutex<Vec<String>>,
 }
 
 impl Trace {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { began: Instant::now(), lines: Mutex::default() })
+    pub(crate) fn new(kept: bool) -> Arc<Self> {
+        Arc::new(Self { kept, began: Instant::now(), lines: Mutex::default() })
     }
 
     pub(crate) fn note(&self, what: impl Display) {
+        if !self.kept {
+            return;
+        }
         let at = self.began.elapsed();
         self.lines.lock().push(format!("{:3}.{:03} {what}", at.as_secs(), at.subsec_millis()));
     }
@@ -37,27 +42,47 @@ impl Trace {
     }
 }
 
-/// A wall clock: virtual time, and how far this machine is off it.
+/// A wall clock: virtual time, how far this machine is off it, and how much faster or slower it runs.
 pub(crate) struct SimClock {
     began: Instant,
-    off_ms: AtomicI64,
+    error: Mutex<ClockError>,
+}
+
+struct ClockError {
+    off_ms: i64,
+    /// Milliseconds gained in a second, since then.
+    gains_ms: i64,
+    since: Instant,
+}
+
+impl ClockError {
+    fn now_ms(&self) -> i64 {
+        self.off_ms + self.gains_ms * self.since.elapsed().as_millis() as i64 / 1000
+    }
 }
 
 impl SimClock {
     pub(crate) fn new(off_ms: i64) -> Arc<Self> {
-        Arc::new(Self { began: Instant::now(), off_ms: AtomicI64::new(off_ms) })
+        let now = Instant::now();
+        Arc::new(Self { began: now, error: Mutex::new(ClockError { off_ms, gains_ms: 0, since: now }) })
     }
 
     /// Somebody sets the clock.
     pub(crate) fn step(&self, by_ms: i64) {
-        self.off_ms.fetch_add(by_ms, Ordering::SeqCst);
+        self.error.lock().off_ms += by_ms;
+    }
+
+    /// From now on it gains so much in each second.
+    pub(crate) fn drift(&self, gains_ms: i64) {
+        let mut error = self.error.lock();
+        *error = ClockError { off_ms: error.now_ms(), gains_ms, since: Instant::now() };
     }
 }
 
 impl Clock for SimClock {
     fn wall_ms(&self) -> u64 {
         let now_ms = EPOCH_MS + self.began.elapsed().as_millis() as u64;
-        now_ms.saturating_add_signed(self.off_ms.load(Ordering::SeqCst))
+        now_ms.saturating_add_signed(self.error.lock().now_ms())
     }
 }
 

@@ -1,16 +1,17 @@
-//! One seed's world: its nodes with their machines, disks and network, how it comes to be, and what may befall it.
+//! One seed's world: its nodes with their machines, disks and network, how it comes to be, and how it is healed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use a3::node::{Node, Options, Ports};
 use a3::ports::{Entropy, PeerHandler, Spawn};
-use a3::types::{Key, NodeNum, Version, majority};
+use a3::types::{Key, NodeNum, Slot, TokenSeed, Version, majority};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
+use crate::clients::Shared;
 use crate::disk::{Disk, SimStore};
 use crate::history::{History, Witness};
 use crate::machine::{Life, Seeded, SimClock, Trace};
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Place {
     pub(crate) number: NodeNum,
     pub(crate) disk: Arc<Disk>,
-    clock: Arc<SimClock>,
+    pub(crate) clock: Arc<SimClock>,
     life: Mutex<Option<(Arc<Node>, Arc<Life>)>>,
     lives: Mutex<u64>,
 }
@@ -31,22 +32,32 @@ pub(crate) struct Place {
 impl Place {
     /// The node and its life, while it is up.
     pub(crate) fn node(&self) -> Option<(Arc<Node>, Arc<Life>)> {
-        self.life.lock().clone()
+        self.life.lock().clone().filter(|(_, life)| life.is_alive())
     }
+}
+
+struct Keys {
+    all: Vec<Key>,
+    slots: BTreeMap<Key, Slot>,
+    homes: BTreeMap<Key, Vec<NodeNum>>,
 }
 
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) rf: u8,
-    pub(crate) keys: Vec<Key>,
+    /// Of a thousand requests, how many are linearizable or conditional; the others are plain.
+    pub(crate) exact: u64,
     pub(crate) places: Vec<Place>,
     pub(crate) network: Arc<Network>,
     pub(crate) random: Arc<Seeded>,
     pub(crate) trace: Arc<Trace>,
     pub(crate) history: History,
     pub(crate) witness: Arc<Witness>,
-    /// The home replicas of each key.
-    homes: OnceLock<BTreeMap<Key, Vec<NodeNum>>>,
+    /// What is asked about, and where it lives: known once there is a cluster.
+    keys: OnceLock<Keys>,
+    pub(crate) shared: Shared,
+    /// The node whose disk was wiped. It stays out, as nobody may take its old place without what it knew.
+    wiped: Mutex<Option<NodeNum>>,
     /// Up to which version each node has acknowledged each key to somebody who was told so.
     promised: Mutex<BTreeMap<(NodeNum, Key), Version>>,
     /// What was found wrong on the way.
@@ -57,21 +68,23 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64) -> Arc<Self> {
+    pub(crate) fn new(seed: u64, traced: bool) -> Arc<Self> {
         let random = Seeded::new(seed, 0);
-        let trace = Trace::new();
+        let trace = Trace::new(traced);
         let witness = Arc::new(Witness::default());
-        let nodes = random.between(3, 5) as u16;
-        let rf = random.between(1, 3) as u8;
-        let keys = (0..random.between(1, 3)).filter_map(|n| Key::new(format!("key{n}")).ok()).collect();
+        let rf = *random.pick(&[1, 2, 2, 3, 3, 3, 5]);
+        let nodes = random.between(u64::from(rf.max(2)), 5) as u16;
+        let exact = *random.pick(&[0, 1000, 1000, 200, 500, 800]);
         let skew_ms = *random.pick(&[0, 50, 500, 4_000]);
         let sync_ms = *random.pick(&[1, 4, 40]);
+        let sql = random.below(10) == 0;
         let place = |n: u16| {
             let off_ms = random.between(0, 2 * skew_ms) as i64 - skew_ms as i64;
             Place {
                 number: NodeNum(n),
                 disk: Disk::new(
                     NodeNum(n),
+                    sql,
                     sync_ms,
                     Seeded::new(seed, 100 + u64::from(n)),
                     witness.clone(),
@@ -92,20 +105,23 @@ impl World {
         };
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
-            "{nodes} nodes, rf {rf}, clocks within {skew_ms} ms, syncs within {sync_ms} ms, {weather:?}"
+            "{nodes} nodes, rf {rf}, {exact} of 1000 exact, clocks within {skew_ms} ms, syncs within {sync_ms} ms, \
+             sql {sql}, {weather:?}"
         ));
         let (history, life) = (History::default(), Life::new());
         Arc::new(Self {
             seed,
             rf,
-            keys,
+            exact,
             places,
             network,
             random,
             trace,
             history,
             witness,
-            homes: OnceLock::new(),
+            keys: OnceLock::new(),
+            shared: Shared::default(),
+            wiped: Mutex::default(),
             promised: Mutex::default(),
             broken: Mutex::default(),
             life,
@@ -147,14 +163,19 @@ impl World {
         let handler: Arc<dyn PeerHandler> = node.clone();
         self.network.plug(place.number, handler, life.clone());
         let (joining, trace, number) = (node.clone(), self.trace.clone(), place.number);
+        let (end, network) = (life.clone(), self.network.clone());
         let join = async move {
             match joining.join().await {
                 Ok(()) => trace.note(format_args!("{number} serves")),
-                Err(error) => trace.note(format_args!("{number} cannot start: {error}")),
+                Err(error) => {
+                    trace.note(format_args!("{number} cannot start, and exits: {error}"));
+                    end.end();
+                    network.unplug(number);
+                }
             }
         };
+        *place.life.lock() = Some((node, life.clone()));
         life.spawn(join.boxed());
-        *place.life.lock() = Some((node, life));
     }
 
     /// The node dies, between two of its steps.
@@ -173,16 +194,65 @@ impl World {
         }
         self.until("every node serves", || self.all_ready()).await?;
         let (node, _) = self.places[0].node().ok_or("no node")?;
-        let homes = |key: &Key| node.placement(key).map(|p| (key.clone(), p.home_replicas));
-        self.homes.get_or_init(|| self.keys.iter().filter_map(homes).collect());
+        self.choose_keys(&node)?;
         self.network.set_weather(self.weather);
         Ok(())
+    }
+
+    /// One to three keys; in every other world all of one slot.
+    fn choose_keys(&self, node: &Node) -> Result<(), String> {
+        let cluster = node.identity().cluster.ok_or("it serves and has no cluster")?;
+        let slot = |key: &Key| key.token(TokenSeed::of(cluster)).slot();
+        let one_slot = self.random.below(2) == 0;
+        let count = self.random.between(1, 3) as usize;
+        let mut all: Vec<Key> = Vec::new();
+        for key in (0..).filter_map(|n| Key::new(format!("key{n}")).ok()) {
+            if all.len() == count {
+                break;
+            }
+            if !one_slot || all.first().is_none_or(|first| slot(first) == slot(&key)) {
+                all.push(key);
+            }
+        }
+        let homes = |key: &Key| node.placement(key).map(|p| (key.clone(), p.home_replicas));
+        let keys = Keys {
+            homes: all.iter().filter_map(homes).collect(),
+            slots: all.iter().map(|key| (key.clone(), slot(key))).collect(),
+            all,
+        };
+        self.keys.set(keys).map_err(|_| "founded twice".to_owned())
+    }
+
+    /// None before there is a cluster.
+    pub(crate) fn keys(&self) -> &[Key] {
+        self.keys.get().map_or(&[], |keys| &keys.all)
+    }
+
+    fn homes(&self, key: &Key) -> &[NodeNum] {
+        self.keys.get().and_then(|keys| keys.homes.get(key)).map_or(&[], |homes| homes)
+    }
+
+    pub(crate) fn wiped(&self) -> Option<NodeNum> {
+        *self.wiped.lock()
+    }
+
+    /// The disk of a node that is down loses everything, and what the node promised is owed no more. At most one in a
+    /// world, and only where a majority of each key's home replicas stays.
+    pub(crate) fn wipe(&self, place: &Place) {
+        self.trace.note(format_args!("the disk of {} is wiped", place.number));
+        place.disk.wipe();
+        *self.wiped.lock() = Some(place.number);
+        self.promised.lock().retain(|(node, _), _| *node != place.number);
+    }
+
+    pub(crate) fn may_wipe(&self) -> bool {
+        self.rf >= 3 && self.wiped().is_none()
     }
 
     /// A client was told that these nodes have it on disk.
     pub(crate) fn promise(&self, acked: &[NodeNum], key: &Key, version: Version) {
         let mut promised = self.promised.lock();
-        for node in acked {
+        for node in acked.iter().filter(|n| Some(**n) != self.wiped()) {
             let most = promised.entry((*node, key.clone())).or_default();
             *most = version.max(*most);
         }
@@ -190,38 +260,41 @@ impl World {
 
     /// After a crash: what was acknowledged is there.
     fn check_promises(&self, place: &Place) {
-        let content = place.disk.content.lock();
         for ((node, key), version) in self.promised.lock().iter().filter(|((n, _), _)| *n == place.number) {
-            if content.records.get(key).is_none_or(|r| r.version < *version) {
+            if self.held(place, key, false) < Some(*version) {
                 let lost = format!("{node} acknowledged {version:?} of {key:?}, and its disk has lost it in a crash");
                 self.broken.lock().push(lost);
             }
         }
     }
 
-    /// What the home replicas' disks hold of a key.
+    fn held(&self, place: &Place, key: &Key, hints: bool) -> Option<Version> {
+        let slot = self.keys.get().and_then(|keys| keys.slots.get(key))?;
+        place.disk.version(*slot, key, hints)
+    }
+
+    /// What the home replicas' disks hold of a key, without one that was wiped.
     pub(crate) fn copies(&self, key: &Key) -> Vec<Option<Version>> {
-        let homes = self.homes.get().map_or(&[][..], |homes| &homes[key]);
-        let held = |place: &Place| place.disk.content.lock().records.get(key).map(|r| r.version);
-        self.places.iter().filter(|p| homes.contains(&p.number)).map(held).collect()
+        let (homes, wiped) = (self.homes(key), self.wiped());
+        let kept = self.places.iter().filter(|p| homes.contains(&p.number) && Some(p.number) != wiped);
+        kept.map(|place| self.held(place, key, false)).collect()
+    }
+
+    /// How many home replicas a key has, wiped ones too.
+    pub(crate) fn replicas(&self, key: &Key) -> usize {
+        self.homes(key).len()
     }
 
     /// The greatest version such that a majority of the home replicas' disks hold it or something newer.
     pub(crate) fn settled(&self, key: &Key) -> Option<Version> {
         let mut copies = self.copies(key);
         copies.sort_unstable_by(|a, b| b.cmp(a));
-        copies[majority(copies.len()) - 1]
+        copies.get(majority(self.replicas(key)) - 1).copied().flatten()
     }
 
     /// How many disks hold that version of a key or something newer, as a copy or a hint.
     pub(crate) fn disks_with(&self, key: &Key, version: Version) -> usize {
-        let holds = |place: &&Place| {
-            let content = place.disk.content.lock();
-            let mut hints = content.hints.values().filter(|h| h.key == *key);
-            let copy = content.records.get(key).is_some_and(|r| r.version >= version);
-            copy || hints.any(|h| h.record.version >= version)
-        };
-        self.places.iter().filter(holds).count()
+        self.places.iter().filter(|place| self.held(place, key, true) >= Some(version)).count()
     }
 
     /// All faults end, all nodes come up, and hints are delivered.
@@ -229,11 +302,13 @@ impl World {
         self.trace.note("healing");
         self.network.set_weather(Weather::default());
         for place in &self.places {
-            if place.node().is_none() {
+            place.disk.set_full(false);
+            if place.node().is_none() && Some(place.number) != self.wiped() {
                 self.start(place).await;
             }
         }
         self.until("every node serves again", || self.all_ready()).await?;
+        self.wiped_stays_out().await?;
         // What was under way when the faults ended, hints left behind too.
         sleep(Duration::from_secs(3)).await;
         self.until("every hint is delivered", || self.hints() == 0).await?;
@@ -241,12 +316,28 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn hints(&self) -> usize {
-        self.places.iter().map(|p| p.disk.content.lock().hints.len()).sum()
+    /// A node whose disk was wiped is another instance under an old number: it finds its cluster, and is refused.
+    async fn wiped_stays_out(&self) -> Result<(), String> {
+        let Some(place) = self.places.iter().find(|p| Some(p.number) == self.wiped()) else { return Ok(()) };
+        if place.node().is_none() {
+            self.start(place).await;
+        }
+        let refused = || place.node().is_none_or(|(node, _)| node.readiness().ready);
+        self.until("the wiped node exits", refused).await?;
+        if place.node().is_some() {
+            return Err(format!("{} serves again, after its disk was wiped", place.number));
+        }
+        Ok(())
+    }
+
+    /// Hints that somebody may ask to be given.
+    fn hints(&self) -> u64 {
+        self.places.iter().map(|p| p.disk.hints_but_for(self.wiped())).sum()
     }
 
     fn all_ready(&self) -> bool {
-        self.places.iter().all(|p| p.node().is_some_and(|(node, _)| node.readiness().ready))
+        let owed = self.places.iter().filter(|p| Some(p.number) != self.wiped());
+        owed.into_iter().all(|p| p.node().is_some_and(|(node, _)| node.readiness().ready))
     }
 
     async fn until(&self, what: &str, done: impl Fn() -> bool) -> Result<(), String> {
@@ -266,65 +357,5 @@ impl World {
             }
         }
         self.network.close();
-    }
-}
-
-/// Faults, one after the other and over each other, until the time is up. Then all of them end.
-pub(crate) async fn faults(world: Arc<World>, until: Instant) {
-    let random = Seeded::new(world.seed, 2);
-    // Some seeds are calm.
-    let pause_ms = *random.pick(&[80, 300, 600, 1_500, 1_000_000]);
-    loop {
-        sleep(Duration::from_millis(random.between(1, pause_ms))).await;
-        if Instant::now() >= until {
-            return;
-        }
-        let lasts = Duration::from_millis(*random.pick(&[30, 200, 1_000, 4_000]))
-            .mul_f64(random.between(50, 150) as f64 / 100.0);
-        let ends = (Instant::now() + lasts).min(until);
-        let at = random.below(world.places.len() as u64) as usize;
-        let what = random.below(10);
-        let fault = fault(world.clone(), what, at, ends, random.u64());
-        world.life.spawn(fault.boxed());
-    }
-}
-
-async fn fault(world: Arc<World>, what: u64, at: usize, ends: Instant, chance: u64) {
-    let place = &world.places[at];
-    let me = place.number;
-    let (trace, network) = (&world.trace, &world.network);
-    match what {
-        0..=3 => {
-            let all = chance.is_multiple_of(8);
-            let victims: Vec<&Place> = world.places.iter().filter(|p| all || p.number == me).collect();
-            let up: Vec<&Place> = victims.into_iter().filter(|p| p.node().is_some()).collect();
-            up.iter().for_each(|p| world.crash(p));
-            tokio::time::sleep_until(ends).await;
-            for place in up {
-                world.start(place).await;
-            }
-        }
-        4..=6 => {
-            let numbers: Vec<NodeNum> = world.places.iter().map(|p| p.number).collect();
-            let side = |n: NodeNum| chance >> n.0 & 1 == 1;
-            let one_way = what == 6;
-            let crosses = |a: NodeNum, b: NodeNum| side(a) && !side(b) || !one_way && !side(a) && side(b);
-            let pairs = numbers.iter().flat_map(|a| numbers.iter().map(move |b| (*a, *b)));
-            let links: BTreeSet<_> = pairs.filter(|(a, b)| crosses(*a, *b)).collect();
-            trace.note(format_args!("cut {links:?}"));
-            network.cut(&links);
-            tokio::time::sleep_until(ends).await;
-            trace.note(format_args!("mended {links:?}"));
-            network.mend(&links);
-        }
-        7..=8 => {
-            trace.note(format_args!("{me} hangs for {:?}", ends - Instant::now()));
-            network.hang(me, ends);
-        }
-        _ => {
-            let by_ms = (chance % 6_000) as i64 - 3_000;
-            trace.note(format_args!("the clock of {me} steps by {by_ms} ms"));
-            place.clock.step(by_ms);
-        }
     }
 }

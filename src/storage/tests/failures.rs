@@ -5,7 +5,7 @@ use crate::ports::{PeerError, Refusal, StoreError};
 use crate::storage::checkpoint::Checkpointer;
 use crate::storage::commit::{AnswerTo, Job, WriteQueue, Writer as WriterThread};
 use crate::storage::status::Status;
-use crate::types::Slot;
+use crate::types::{Identity, Slot};
 use futures_util::FutureExt;
 
 #[test]
@@ -18,6 +18,30 @@ fn a_directory_is_opened_once_and_by_its_own_node() {
     let other = Options { node: NodeNum(2), ..options(dir.path()) };
     assert!(matches!(again(other), Err(OpenError::OtherNode { found: NodeNum(1), wanted: NodeNum(2), .. })));
     again(options(dir.path())).unwrap();
+}
+
+#[test]
+fn a_member_whose_database_is_gone_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    ask(&*store, write("k", 1, "v"));
+    let cluster = Some(ClusterId(Uuid::from_u128(1)));
+    let member = Identity { cluster, ..store.identity() };
+    store.save_identity(member.clone()).now_or_never();
+    store.close();
+    drop(store);
+    let (database, aside) = (dir.path().join("a3.db"), dir.path().join("aside.db"));
+    std::fs::rename(&database, &aside).unwrap();
+    for _ in 0..2 {
+        let refused = SqliteStore::open(options(dir.path()), Arc::new(SystemClock), &SystemEntropy::default());
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains("a3.db: the database is gone") && text.contains("put the database back"), "{text}");
+        assert!(!database.exists(), "nothing stands in the way of the one that is put back");
+    }
+    std::fs::rename(&aside, &database).unwrap();
+    let store = open(dir.path());
+    assert_eq!(value_of(ask(&*store, read("k"))), Some("v".into()));
+    assert_eq!(store.identity(), Identity { generation: 2, ..member });
 }
 
 #[test]

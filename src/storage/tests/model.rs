@@ -6,19 +6,50 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ports::Refusal;
+use crate::protocol::register as rules;
 use crate::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use crate::storage::row::INLINE_BYTES_MAX;
-use crate::types::{Floor, Slot};
+use crate::types::{Accepted, Ballot, Floor, Promise, Register, Slot};
 
 const HINT_BYTES_MAX: u64 = 3000;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { key: u8, hlc: u64, size: Option<usize> },
-    Hint { target: u16, key: u8, hlc: u64, size: Option<usize>, counted: bool },
-    Read { key: u8, hints: bool },
-    Forget { target: u16, key: u8, hlc: u64 },
-    Drop { before: u64 },
+    Write {
+        key: u8,
+        hlc: u64,
+        size: Option<usize>,
+    },
+    Hint {
+        target: u16,
+        key: u8,
+        hlc: u64,
+        size: Option<usize>,
+        counted: bool,
+    },
+    Prepare {
+        key: u8,
+        ballot: u64,
+    },
+    /// `state`: the record's stamp and content; `None` where the state has no record.
+    Accept {
+        key: u8,
+        ballot: u64,
+        state: Option<(u64, Option<usize>)>,
+        remembered: usize,
+    },
+    Read {
+        key: u8,
+        hints: bool,
+    },
+    Forget {
+        target: u16,
+        key: u8,
+        hlc: u64,
+    },
+    Drop {
+        before: u64,
+    },
     Tick,
     Reopen,
 }
@@ -33,6 +64,9 @@ fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
         6 => (0u8..4, 1u64..6, sizes()).prop_map(|(key, hlc, size)| Step::Write { key, hlc, size }),
         6 => (1u16..3, 0u8..3, 1u64..6, sizes(), any::<bool>())
             .prop_map(|(target, key, hlc, size, counted)| Step::Hint { target, key, hlc, size, counted }),
+        4 => (0u8..4, 0u64..12).prop_map(|(key, ballot)| Step::Prepare { key, ballot }),
+        4 => (0u8..4, 0u64..12, prop::option::weighted(0.8, (1u64..6, sizes())), 0usize..=8)
+            .prop_map(|(key, ballot, state, remembered)| Step::Accept { key, ballot, state, remembered }),
         4 => (0u8..4, any::<bool>()).prop_map(|(key, hints)| Step::Read { key, hints }),
         2 => (1u16..3, 0u8..3, 1u64..6).prop_map(|(target, key, hlc)| Step::Forget { target, key, hlc }),
         1 => (0u64..12).prop_map(|before| Step::Drop { before }),
@@ -45,6 +79,7 @@ fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
 #[derive(Default)]
 struct Model {
     records: BTreeMap<Key, Record>,
+    registers: BTreeMap<Key, Register>,
     hints: BTreeMap<(NodeNum, Key), (Record, bool, u64)>,
     now_ms: u64,
 }
@@ -92,6 +127,27 @@ impl Model {
         ReplicaReply::Hinted
     }
 
+    fn prepare(&mut self, key: Key, ballot: Ballot) -> ReplicaReply {
+        let record = self.records.get(&key).cloned();
+        let promised = self.registers.get(&key).map_or(Ballot::default(), |r| r.promised);
+        if let Err(promised) = rules::prepare(promised, &Floor::default(), ballot) {
+            return ReplicaReply::Outbid { promised };
+        }
+        let held = self.registers.entry(key).or_default();
+        held.promised = ballot;
+        let accepted = held.accepted.clone();
+        ReplicaReply::Promised(Box::new(Promise { accepted, record, floor: Floor::default() }))
+    }
+
+    fn accept(&mut self, key: Key, accepted: Accepted) -> ReplicaReply {
+        let promised = self.registers.get(&key).map_or(Ballot::default(), |r| r.promised);
+        if let Err(promised) = rules::accept(promised, &Floor::default(), accepted.ballot) {
+            return ReplicaReply::Outbid { promised };
+        }
+        self.registers.insert(key, Register { promised: accepted.ballot, accepted: Some(accepted) });
+        ReplicaReply::Accepted
+    }
+
     fn read(&self, key: &Key, hints: bool) -> Option<Record> {
         let kept = self.hints.iter().filter(|((_, k), _)| hints && k == key).map(|(_, (record, ..))| record);
         let newest = self.records.get(key).into_iter().chain(kept);
@@ -113,11 +169,16 @@ impl Model {
             assert_eq!(totals.bytes, mine.iter().map(|((_, key), (record, ..))| weight(key, record)).sum::<u64>());
             assert_eq!(totals.oldest_ms, mine.iter().map(|(_, (.., at))| *at).min().unwrap_or(0));
         }
-        let large: i64 = engine.conn.query_row("SELECT count(*) FROM large_values", [], |row| row.get(0)).unwrap();
+        let rows = |table| -> i64 {
+            engine.conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(rows("registers") as usize, self.registers.len());
         let kept = self.hints.iter().map(|((_, key), (record, ..))| (key, record));
-        let spilled =
-            self.records.iter().chain(kept).filter(|(key, record)| weight(key, record) > INLINE_BYTES_MAX as u64);
-        assert_eq!(large as u64, spilled.count() as u64);
+        let accepted =
+            self.registers.iter().filter_map(|(key, held)| Some((key, held.accepted.as_ref()?.record.as_ref()?)));
+        let all = self.records.iter().chain(kept).chain(accepted);
+        let spilled = all.filter(|(key, record)| weight(key, record) > INLINE_BYTES_MAX as u64);
+        assert_eq!(rows("large_values") as usize, spilled.count());
     }
 }
 
@@ -153,6 +214,19 @@ fn change(model: &mut Model, step: &Step) -> Option<(Change, Outcome)> {
         Step::Drop { before } => {
             let dropped = model.drop_before(before);
             (Change::DropHints { kept_before_ms: before, limit: 100 }, Outcome::Dropped(dropped))
+        }
+        Step::Prepare { key, ballot } => {
+            let (key, slot, _) = build(key, 1, None);
+            let ballot = register::ballot(ballot);
+            let said = model.prepare(key.clone(), ballot);
+            (Change::Prepare { slot, key, ballot }, Outcome::Reply(said))
+        }
+        Step::Accept { key, ballot, state, remembered } => {
+            let (hlc, size) = state.unwrap_or_default();
+            let (key, slot, record) = build(key, hlc, size);
+            let accepted = register::accepted(ballot, state.map(|_| record), remembered);
+            let said = model.accept(key.clone(), accepted.clone());
+            (Change::Accept { slot, key, accepted: Box::new(accepted) }, Outcome::Reply(said))
         }
         Step::Read { .. } | Step::Tick | Step::Reopen => return None,
     })

@@ -1,18 +1,20 @@
 //! A simulated disk. It outlives its node: [`Disk`] is what is on it, [`SimStore`] is one life's way to it.
 //!
-//! Records and hints follow the rules of `protocol::replica`, as storage does. A batch is applied when its virtual sync
-//! ends and answered a moment later, so a crash falls before it, or after it and before the answers.
+//! A batch is applied when its virtual sync ends and answered a moment later, so a crash falls before it, or after it
+//! and before the answers. A disk may be full for a while, and be wiped: then it is another instance's.
 
-use std::collections::BTreeMap;
+mod rows;
+mod sql;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Entropy, Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest, Seen, Spawn, Store, StoreError,
+    Clock, Entropy, Hint, HintTotals, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Spawn, Store, StoreError,
     StoreTotals, Submission, Submissions,
 };
-use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
-use a3::types::{Floor, Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Topology, Version};
+use a3::types::{Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Topology, Version};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -22,22 +24,41 @@ use tokio::time::sleep;
 use crate::history::Witness;
 use crate::machine::{Life, Seeded, SimClock, Trace};
 
-pub(crate) type HintAt = (NodeNum, Slot, Key);
+use rows::{MapRows, Rows};
+use sql::SqlRows;
 
 /// What is on the disk.
 pub(crate) struct Content {
-    pub(crate) records: BTreeMap<Key, Record>,
-    pub(crate) hints: BTreeMap<HintAt, Hint>,
+    rows: Box<dyn Rows>,
     identity: Identity,
     topology: Option<Topology>,
     proposal: Option<Topology>,
     reserved: Hlc,
 }
 
+impl Content {
+    fn blank(node: NodeNum, sql: bool, random: &Seeded) -> Self {
+        let identity = Identity {
+            node,
+            instance: InstanceId(random.uuid()),
+            cluster: None,
+            generation: 0,
+            known_addresses: Vec::new(),
+        };
+        let rows: Box<dyn Rows> = if sql { Box::new(SqlRows::new(node)) } else { Box::new(MapRows::default()) };
+        Self { rows, identity, topology: None, proposal: None, reserved: Hlc::ZERO }
+    }
+}
+
 /// A node's disk.
 pub(crate) struct Disk {
-    pub(crate) node: NodeNum,
-    pub(crate) content: Mutex<Content>,
+    node: NodeNum,
+    /// It keeps its rows in the real engine, in memory.
+    sql: bool,
+    content: Mutex<Content>,
+    full: AtomicBool,
+    /// A batch is on disk, and not answered yet.
+    pub(crate) synced: Notify,
     /// Most syncs are done within so many milliseconds.
     sync_ms: u64,
     random: Arc<Seeded>,
@@ -48,27 +69,42 @@ pub(crate) struct Disk {
 impl Disk {
     pub(crate) fn new(
         node: NodeNum,
+        sql: bool,
         sync_ms: u64,
         random: Arc<Seeded>,
         witness: Arc<Witness>,
         trace: Arc<Trace>,
     ) -> Arc<Self> {
-        let identity = Identity {
-            node,
-            instance: InstanceId(random.uuid()),
-            cluster: None,
-            generation: 0,
-            known_addresses: Vec::new(),
-        };
-        let content = Content {
-            records: BTreeMap::new(),
-            hints: BTreeMap::new(),
-            identity,
-            topology: None,
-            proposal: None,
-            reserved: Hlc::ZERO,
-        };
-        Arc::new(Self { node, content: Mutex::new(content), sync_ms, random, witness, trace })
+        let content = Mutex::new(Content::blank(node, sql, &random));
+        let (full, synced) = (AtomicBool::new(false), Notify::new());
+        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace })
+    }
+
+    /// Everything on it is gone, who it was too.
+    pub(crate) fn wipe(&self) {
+        *self.content.lock() = Content::blank(self.node, self.sql, &self.random);
+    }
+
+    pub(crate) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+
+    fn is_full(&self) -> bool {
+        self.full.load(Ordering::SeqCst)
+    }
+
+    /// The version it holds of a key: its own copy, or the newest among that and its hints.
+    pub(crate) fn version(&self, slot: Slot, key: &Key, hints: bool) -> Option<Version> {
+        match self.content.lock().rows.read(slot, key, ReadPart::Version, hints) {
+            ReplicaReply::Version { seen, .. } => seen.map(|s| s.version),
+            _ => None,
+        }
+    }
+
+    /// Hints it keeps for others than that node.
+    pub(crate) fn hints_but_for(&self, gone: Option<NodeNum>) -> u64 {
+        let totals = self.content.lock().rows.hint_totals();
+        totals.iter().filter(|(target, _)| Some(*target) != gone).map(|(_, t)| t.count).sum()
     }
 
     /// How long a sync takes this time.
@@ -77,46 +113,45 @@ impl Disk {
         Duration::from_millis(if slow { 20 + self.random.below(200) } else { 1 + self.random.below(self.sync_ms) })
     }
 
-    fn write(&self, key: &Key, record: Record) -> ReplicaReply {
-        let mut content = self.content.lock();
-        let stored = content.records.get(key);
-        let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
-        match (replica::write(stored.map(StoredRow::of).as_ref(), &Floor::default(), &record), seen) {
-            (WriteRule::Dominated | WriteRule::Conflict { replace: false }, Some(by)) => ReplicaReply::Dominated { by },
-            (_, replaced) => {
-                self.witness.stored(key, &record);
-                self.trace.note(format_args!("{} stores {key:?} {:?}", self.node, record.version));
-                content.records.insert(key.clone(), record);
-                ReplicaReply::Stored { replaced }
-            }
+    /// The end of a sync.
+    fn apply(&self, wall_ms: u64, batch: &[(Slot, ReplicaRequest)]) -> Vec<ReplicaReply> {
+        if self.is_full() {
+            self.trace.note(format_args!("{} is full", self.node));
+            return vec![ReplicaReply::Refused(Refusal::DiskFull); batch.len()];
         }
+        let replies = self.content.lock().rows.apply(wall_ms, batch);
+        batch.iter().zip(&replies).for_each(|((_, request), reply)| self.note(request, reply));
+        replies
     }
 
-    fn hint(&self, hint: Hint) -> ReplicaReply {
-        let mut content = self.content.lock();
-        let at = (hint.target, hint.slot, hint.key.clone());
-        let kept = content.hints.get(&at).map(|h| (h.record.version, h.counted));
-        match replica::hint(kept, hint.record.version, hint.counted, 1, u64::MAX) {
-            HintRule::Keep { counted } => {
-                self.witness.stored(&hint.key, &hint.record);
-                let (target, key, version) = (hint.target, &hint.key, hint.record.version);
-                self.trace.note(format_args!("{} keeps {key:?} {version:?} for {target} counted={counted}", self.node));
-                content.hints.insert(at, Hint { counted, ..hint });
+    fn note(&self, request: &ReplicaRequest, reply: &ReplicaReply) {
+        let (me, trace) = (self.node, &self.trace);
+        match (request, reply) {
+            (ReplicaRequest::Write { key, record }, ReplicaReply::Stored { .. }) => {
+                self.witness.stored(key, record);
+                trace.note(format_args!("{me} stores {key:?} {:?}", record.version));
             }
-            HintRule::Promote => drop(content.hints.get_mut(&at).map(|h| h.counted = true)),
-            HintRule::Kept | HintRule::Full => {}
-        }
-        ReplicaReply::Hinted
-    }
-
-    fn read(&self, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
-        let content = self.content.lock();
-        let kept = content.hints.values().filter(|h| hints && h.key == *key).map(|h| &h.record);
-        let newest = content.records.get(key).into_iter().chain(kept).reduce(|a, b| if b.beats(a) { b } else { a });
-        let floor = Floor::default();
-        match part {
-            ReadPart::Record => ReplicaReply::Record { record: newest.cloned(), floor },
-            ReadPart::Version => ReplicaReply::Version { seen: newest.map(|r| Seen::of(r, Hlc::ZERO)), floor },
+            (ReplicaRequest::Hint { target, key, record, counted }, ReplicaReply::Hinted) => {
+                self.witness.stored(key, record);
+                trace.note(format_args!("{me} keeps {key:?} {:?} for {target} counted={counted}", record.version));
+            }
+            (ReplicaRequest::Prepare { key, ballot }, ReplicaReply::Promised(promise)) => {
+                let record = promise.record.as_ref().map(|r| r.version);
+                let accepted = promise.accepted.as_ref().map(|a| (a.ballot, a.version()));
+                trace.note(format_args!("{me} promises {key:?} {ballot:?}: holds {record:?}, accepted {accepted:?}"));
+            }
+            (ReplicaRequest::Accept { key, accepted }, ReplicaReply::Accepted) => {
+                self.witness.accepted(key, accepted);
+                let (ballot, version, op) = (accepted.ballot, accepted.version(), accepted.op);
+                trace.note(format_args!("{me} accepts {key:?} {ballot:?}: {version:?} of {op}"));
+            }
+            (ReplicaRequest::Prepare { key, ballot }, ReplicaReply::Outbid { promised }) => {
+                trace.note(format_args!("{me} promises not {key:?} {ballot:?}, but {promised:?}"));
+            }
+            (ReplicaRequest::Accept { key, accepted }, ReplicaReply::Outbid { promised }) => {
+                trace.note(format_args!("{me} accepts not {key:?} {:?}: promised {promised:?}", accepted.ballot));
+            }
+            _ => {}
         }
     }
 }
@@ -124,7 +159,6 @@ impl Disk {
 /// The store of one life.
 pub(crate) struct SimStore {
     disk: Arc<Disk>,
-    clock: Arc<SimClock>,
     life: Arc<Life>,
     queue: Arc<Queue>,
 }
@@ -140,8 +174,8 @@ struct Queue {
 impl SimStore {
     pub(crate) fn open(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>) -> Arc<Self> {
         disk.content.lock().identity.generation += 1;
-        let store = Arc::new(Self { disk, clock, life, queue: Arc::default() });
-        store.life.spawn(write_batches(store.disk.clone(), store.clock.clone(), store.queue.clone()).boxed());
+        let store = Arc::new(Self { disk, life, queue: Arc::default() });
+        store.life.spawn(write_batches(store.disk.clone(), clock, store.life.clone(), store.queue.clone()).boxed());
         store.life.spawn(read_batches(store.disk.clone(), store.queue.clone()).boxed());
         store
     }
@@ -157,6 +191,9 @@ impl SimStore {
             if !life.is_alive() {
                 return Err(StoreError::Closing);
             }
+            if disk.is_full() {
+                return Err(StoreError::DiskFull);
+            }
             let changed = change(&mut disk.content.lock());
             sleep(Duration::from_millis(1)).await;
             Ok(changed)
@@ -171,7 +208,7 @@ impl SimStore {
 }
 
 /// The writer: what came while the batch before was synced is the next one.
-async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, queue: Arc<Queue>) {
+async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>, queue: Arc<Queue>) {
     loop {
         let batch = std::mem::take(&mut *queue.writes.lock());
         if batch.is_empty() {
@@ -179,21 +216,15 @@ async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, queue: Arc<Queue>)
             continue;
         }
         sleep(disk.sync_time()).await;
-        let mut answers = Vec::with_capacity(batch.len());
-        for Submission { token, request, reply_to } in batch {
-            let reply = match request {
-                ReplicaRequest::Write { key, record } => disk.write(&key, record),
-                ReplicaRequest::Hint { target, key, record, counted } => {
-                    let kept_at_ms = clock.wall_ms();
-                    disk.hint(Hint { target, slot: token.slot(), key, record, counted, kept_at_ms })
-                }
-                ReplicaRequest::Read { key, part, hints } => disk.read(&key, part, hints),
-                ReplicaRequest::Prepare { .. } | ReplicaRequest::Accept { .. } => todo!(),
-            };
-            answers.push((reply_to, reply));
-        }
+        let (requests, callers): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|s| ((s.token.slot(), s.request), s.reply_to)).unzip();
+        let replies = disk.apply(clock.wall_ms(), &requests);
+        disk.synced.notify_waiters();
         sleep(Duration::from_millis(1)).await;
-        answers.into_iter().for_each(|(reply_to, reply)| reply_to.send(Ok(reply)));
+        if !life.is_alive() {
+            return;
+        }
+        callers.into_iter().zip(replies).for_each(|(caller, reply)| caller.send(Ok(reply)));
     }
 }
 
@@ -204,9 +235,10 @@ async fn read_batches(disk: Arc<Disk>, queue: Arc<Queue>) {
             queue.read.notified().await;
             continue;
         }
-        for Submission { request, reply_to, .. } in batch {
+        for Submission { token, request, reply_to } in batch {
             if let ReplicaRequest::Read { key, part, hints } = request {
-                reply_to.send(Ok(disk.read(&key, part, hints)));
+                let reply = disk.content.lock().rows.read(token.slot(), &key, part, hints);
+                reply_to.send(Ok(reply));
             }
         }
     }
@@ -236,41 +268,22 @@ impl Store for SimStore {
         after: Option<(Slot, Key)>,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<Hint>, StoreError>> {
-        self.look(|content| {
-            let of_target = content.hints.values().filter(|h| h.target == target);
-            let fresh = of_target.filter(|h| after.as_ref().is_none_or(|(s, k)| (h.slot, &h.key) > (*s, k)));
-            fresh.take(limit).cloned().collect()
-        })
+        self.look(|content| content.rows.hints(target, after.as_ref(), limit))
     }
 
     fn forget_hints(
         &self,
         delivered: Vec<(NodeNum, Slot, Key, Version)>,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
-        self.change(move |content| {
-            for (target, slot, key, version) in delivered {
-                let at = (target, slot, key);
-                if content.hints.get(&at).is_some_and(|h| h.record.version == version) {
-                    content.hints.remove(&at);
-                }
-            }
-        })
+        self.change(move |content| content.rows.forget_hints(delivered))
     }
 
     fn drop_hints_before(&self, kept_before_ms: u64) -> BoxFuture<'static, Result<u64, StoreError>> {
-        self.change(move |content| {
-            let before = content.hints.len();
-            content.hints.retain(|_, h| h.counted || h.kept_at_ms >= kept_before_ms);
-            (before - content.hints.len()) as u64
-        })
+        self.change(move |content| content.rows.drop_hints_before(kept_before_ms))
     }
 
     fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
-        let mut totals: BTreeMap<NodeNum, HintTotals> = BTreeMap::new();
-        for (target, _, _) in self.disk.content.lock().hints.keys() {
-            totals.entry(*target).or_default().count += 1;
-        }
-        totals.into_iter().collect()
+        self.disk.content.lock().rows.hint_totals()
     }
 
     fn totals(&self) -> StoreTotals {

@@ -1,0 +1,101 @@
+//! Versions and values: an ETag names one value for the key's whole life, a value has the versions it may have, and
+//! what was said not to be written is nowhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use a3::types::{Key, Level, Version};
+
+use super::{Verdict, none};
+use crate::history::{Contents, Operation, Told};
+use crate::world::World;
+
+pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
+    let seen = world.witness.seen();
+    match_the_disks(world, history, &seen)?;
+    values_have_few_versions(history, &seen)?;
+    not_applied_is_nowhere(world, history, &seen)?;
+    reads_are_of_writes(history)
+}
+
+/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks. What a condition met
+/// may have been decided, and superseded before it came to a row.
+fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
+    if let Some(conflict) = world.witness.conflicts().first() {
+        return Err(conflict.clone());
+    }
+    let held = |o: &Operation, version: Version| seen.get(&(o.key().clone(), version));
+    let accepted: BTreeSet<(Key, Version)> = world
+        .witness
+        .ever_accepted()
+        .into_iter()
+        .filter(|a| a.2.is_some())
+        .map(|(key, version, _)| (key, version))
+        .collect();
+    for o in history {
+        let agrees = match &o.told {
+            // A write that was superseded everywhere before it came is acknowledged, and on no disk.
+            Told::Wrote(receipt) => {
+                let content = o.request.content();
+                held(o, receipt.version).is_none_or(|held| Some(held) == content.as_ref())
+            }
+            Told::Found { version: Some(version), text, .. } => held(o, *version) == Some(text),
+            Told::Found { version: None, .. } => true,
+            _ => o.met().flatten().is_none_or(|version| {
+                held(o, version).is_some_and(Option::is_some) || accepted.contains(&(o.key().clone(), version))
+            }),
+        };
+        if !agrees {
+            return Err(format!("a version that no disk ever held with this content: {o}"));
+        }
+    }
+    Ok(())
+}
+
+/// A plain write may be stamped twice, any other once.
+fn values_have_few_versions(history: &[Operation], seen: &Contents) -> Verdict {
+    let mut stamps: BTreeMap<&str, BTreeSet<Version>> = BTreeMap::new();
+    for ((_, version), text) in seen {
+        if let Some(text) = text {
+            stamps.entry(text).or_default().insert(*version);
+        }
+    }
+    for o in history {
+        let Some(versions) = o.request.text().and_then(|text| stamps.get(text)) else { continue };
+        let allowed = if o.request.level == Level::Linearizable { 1 } else { 2 };
+        if versions.len() > allowed {
+            return Err(format!("stamped more than {allowed} times, {versions:?}: {o}"));
+        }
+    }
+    Ok(())
+}
+
+/// Of values: nothing tells one tombstone from another. A request that was sent several times may have been applied
+/// another time.
+fn not_applied_is_nowhere(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
+    let accepted = world.witness.ever_accepted();
+    let texts = seen.values().chain(accepted.iter().map(|(_, _, text)| text));
+    let texts: BTreeSet<&str> = texts.flatten().map(String::as_str).collect();
+    let maybe: BTreeSet<&str> =
+        history.iter().filter(|o| !o.without_effect()).filter_map(|o| o.request.text()).collect();
+    let lied = |o: &&Operation| {
+        let text = o.request.text().filter(|text| !maybe.contains(text));
+        o.without_effect() && text.is_some_and(|text| texts.contains(text))
+    };
+    none(history.iter().filter(lied), "said to have no effect, and some disk had it")
+}
+
+/// Nothing is read that nobody had begun to write.
+fn reads_are_of_writes(history: &[Operation]) -> Verdict {
+    let mut began: BTreeMap<&str, u64> = BTreeMap::new();
+    for o in history {
+        if let Some(text) = o.request.text() {
+            let first = began.entry(text).or_insert(o.began);
+            *first = o.began.min(*first);
+        }
+    }
+    let odd = |o: &&Operation| match &o.told {
+        Told::Found { text: Some(text), .. } => began.get(text.as_str()).is_none_or(|began| *began > o.ended),
+        _ => false,
+    };
+    none(history.iter().filter(odd), "read what nobody wrote")
+}

@@ -1,0 +1,89 @@
+//! What clients were told is held against the disks.
+//!
+//! A wiped disk took with it what it alone held: of each acknowledgement one copy less is owed then.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use a3::node::request::{Get, Outcome};
+use a3::types::{Key, Level, NodeNum, Version, majority};
+use tokio::time::{Instant, sleep};
+
+use super::Verdict;
+use crate::history::{Ask, Operation, Told};
+use crate::world::World;
+
+fn lost(world: &World) -> usize {
+    usize::from(world.wiped().is_some())
+}
+
+/// A receipt names as many disks as its level asks for, none of them twice, and so many had it.
+pub(super) fn receipts_count_disks(world: &World, history: &[Operation]) -> Verdict {
+    for o in history {
+        let Some(receipt) = o.receipt() else { continue };
+        let needed = o.request.level.needed(world.replicas(o.key()));
+        let holders = receipt.hinted.iter().map(|(_, holder)| holder);
+        let named: BTreeSet<&NodeNum> = receipt.acked.iter().chain(holders).collect();
+        if named.len() < needed || o.disks + lost(world) < needed {
+            let (named, disks) = (named.len(), o.disks);
+            return Err(format!("{needed} disks are needed, {named} are named, {disks} had it: {o}"));
+        }
+    }
+    Ok(())
+}
+
+/// An acknowledged write, or something newer, is on a majority of home replicas; at `one`, on some home replica; at
+/// `all`, on each.
+pub(super) fn acknowledged_is_kept(world: &World, history: &[Operation]) -> Verdict {
+    for write in history.iter().filter(|o| o.request.ask != Ask::Get) {
+        let replicas = world.replicas(write.key());
+        let (version, needed) = match (&write.told, write.outcome()) {
+            (Told::Wrote(receipt), _) => (receipt.version, write.request.level.needed(replicas)),
+            (_, Some(Outcome::Applied)) => match first_stamp(world, write) {
+                Some(stamp) => (stamp, majority(replicas)),
+                None => continue,
+            },
+            _ => continue,
+        };
+        let copies = world.copies(write.key());
+        let kept = copies.iter().filter(|copy| **copy >= Some(version)).count();
+        if kept + lost(world) < needed {
+            let what = "acknowledged and lost";
+            return Err(format!("{what}: on {kept} of {needed} disks, which hold {copies:?}\n  {write}"));
+        }
+    }
+    Ok(())
+}
+
+/// The least version a value was seen with. Of a tombstone it is not known.
+fn first_stamp(world: &World, write: &Operation) -> Option<Version> {
+    let text = write.request.text()?;
+    let seen = world.witness.seen();
+    let of_it = seen.iter().filter(|((key, _), held)| key == write.key() && held.as_deref() == Some(text));
+    of_it.map(|((_, version), _)| *version).min()
+}
+
+/// A read of every copy returns the newest version there is, and leaves it on every home replica. At `all`, where all
+/// are left.
+pub(super) async fn reading_settles(world: &World, key: &Key) -> Verdict {
+    let before = world.copies(key);
+    let newest = before.iter().max().copied().flatten();
+    let level = if world.wiped().is_some() { Level::Linearizable } else { Level::All };
+    let Some((node, _)) = world.places.iter().find_map(|p| p.node()) else { return Err("no node is up".into()) };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    world.trace.note(format_args!("the last read of {key:?}, at {level}"));
+    let found = match node.get(Get { key: key.clone(), level, deadline, every_copy: true }).await {
+        Ok(found) => found.record.map(|r| r.version),
+        Err(failure) => return Err(format!("no read at {level} after healing: {key:?}: {failure:?}")),
+    };
+    if found != newest {
+        return Err(format!("a read of every copy of {key:?} found {found:?}, and the disks hold {before:?}"));
+    }
+    // A majority has it when the read is answered, the others soon after.
+    sleep(Duration::from_secs(1)).await;
+    let after = world.copies(key);
+    if after.iter().any(|copy| *copy != newest) {
+        return Err(format!("a read of every copy of {key:?} left the disks with {after:?}"));
+    }
+    Ok(())
+}

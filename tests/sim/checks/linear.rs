@@ -1,0 +1,342 @@
+//! Each key has a linear history: one order of its operations, each between being asked and being told, in which every
+//! answer is right. Searched for by the algorithm of Wing and Gong as improved by Lowe (`todc-utils`).
+//!
+//! What is in a history:
+//! - linearizable reads, and reads at quorum or `all` that counted home replicas alone: they found exactly this version;
+//! - linearizable writes, and plain ones that are acknowledged as strict: they happened;
+//! - conditional writes: their condition was true, and they took the next even count above what was there; or it was
+//!   false of what they were told stands there. A request that was repeated under its `Idempotency-Key` is one;
+//! - **maybes**: every other version that some disk ever held or accepted. It came to be at some time after its request was
+//!   first asked, or never. So are writes that are not strict, whose answer was unknown or lost, and the first stamp of one
+//!   that was stamped twice.
+//!
+//! What is left out: reads at `one` and reads that counted a stand-in, which promise nothing; requests that were told they
+//! had no effect otherwise than by their condition (409, 422, 503: `contents` looks for traces of them); maybes that
+//! nobody saw, named or built upon, as a version that is overwritten unseen constrains nothing. The last makes the search
+//! cheap, as it is exponential in maybes. A search that does not end within [`BUDGET`] is counted, and believed.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use a3::types::{Key, Version};
+use todc_utils::{Action, History, Specification, WGLChecker};
+
+use super::Verdict;
+use super::events::Event;
+use crate::history::{Contents, Operation, Told, Wish};
+use crate::world::World;
+
+/// Tries to place one operation, of one key's history.
+const BUDGET: u64 = 300_000;
+/// Steps before the wrong one that a failure shows.
+const SHOWN: usize = 14;
+
+/// What stands in the register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Nothing,
+    Record {
+        version: Version,
+        live: bool,
+    },
+    /// The search was given up: anything goes.
+    GivenUp,
+}
+
+impl State {
+    fn version(self) -> Option<Version> {
+        if let State::Record { version, .. } = self { Some(version) } else { None }
+    }
+
+    fn live(self) -> Option<Version> {
+        if let State::Record { version, live: true } = self { Some(version) } else { None }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Effect {
+    Read {
+        found: Option<Version>,
+    },
+    /// The condition was false of that live version.
+    Refused {
+        wish: Wish,
+        met: Option<Version>,
+    },
+    Write {
+        version: Version,
+        live: bool,
+    },
+    Conditional {
+        version: Version,
+        live: bool,
+        wish: Wish,
+        /// What it was told; not known of a maybe.
+        created: Option<bool>,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Step<'a> {
+    effect: Effect,
+    began: u64,
+    /// Absent: a maybe.
+    ended: Option<u64>,
+    operation: Option<&'a Operation>,
+    budget: Rc<Cell<u64>>,
+}
+
+impl Step<'_> {
+    /// The state after it, if it can be placed there.
+    fn after(&self, state: State) -> Option<State> {
+        match self.effect {
+            Effect::Read { found } => (state.version() == found).then_some(state),
+            Effect::Refused { wish, met } => (state.live() == met && !wish.holds(met)).then_some(state),
+            Effect::Write { version, live } => Some(State::Record { version, live }),
+            Effect::Conditional { version, live, wish, created } => {
+                let base = state.version().unwrap_or_default();
+                let told = created.is_none_or(|created| created == state.live().is_none());
+                let right = wish.holds(state.live()) && base.conditional() == Some(version) && told;
+                match (right, self.ended) {
+                    (true, _) => Some(State::Record { version, live }),
+                    // It never came to be.
+                    (false, None) => Some(state),
+                    (false, Some(_)) => None,
+                }
+            }
+        }
+    }
+
+    fn version(&self) -> Option<Version> {
+        match self.effect {
+            Effect::Write { version, .. } | Effect::Conditional { version, .. } => Some(version),
+            Effect::Read { .. } | Effect::Refused { .. } => None,
+        }
+    }
+}
+
+struct Register<'a>(std::marker::PhantomData<&'a ()>);
+
+impl<'a> Specification for Register<'a> {
+    type State = State;
+    type Operation = Step<'a>;
+
+    fn init() -> State {
+        State::Nothing
+    }
+
+    fn apply(step: &Step<'a>, state: &State) -> (bool, State) {
+        let left = step.budget.get().saturating_sub(1);
+        step.budget.set(left);
+        if left == 0 {
+            return (true, State::GivenUp);
+        }
+        step.after(*state).map_or((false, *state), |after| (true, after))
+    }
+}
+
+pub(super) fn all(world: &World, events: &[Event<'_>]) -> Verdict {
+    let seen = world.witness.seen();
+    for key in world.keys() {
+        let steps = steps(world, key, events, &seen);
+        if !is_linear(&steps) {
+            return Err(explained(key, &steps));
+        }
+        if steps.first().is_some_and(|s| s.budget.get() == 0) {
+            world.history.count("linear: given up");
+        }
+    }
+    Ok(())
+}
+
+fn is_linear(steps: &[Step<'_>]) -> bool {
+    let Some(first) = steps.first() else { return true };
+    first.budget.set(BUDGET);
+    let mut actions: Vec<(u64, usize, Action<Step<'_>>)> = Vec::with_capacity(steps.len() * 2);
+    for (process, step) in steps.iter().enumerate() {
+        actions.push((step.began, process, Action::Call(step.clone())));
+        actions.push((step.ended.unwrap_or(u64::MAX), process, Action::Response(step.clone())));
+    }
+    actions.sort_by_key(|(at, process, action)| (*at, matches!(action, Action::Response(_)), *process));
+    let actions = actions.into_iter().map(|(_, process, action)| (process, action)).collect();
+    WGLChecker::<Register<'_>>::is_linearizable(History::from_actions(actions))
+}
+
+// ------------------------------------------------------------------------------------------------- building a history
+
+fn steps<'a>(world: &World, key: &Key, events: &[Event<'a>], seen: &Contents) -> Vec<Step<'a>> {
+    let budget = Rc::new(Cell::new(0));
+    let of_key = || events.iter().filter(|e| e.operation.key() == key);
+    let step = |effect, began, ended, operation| Step { effect, began, ended, operation, budget: budget.clone() };
+    let mut steps: Vec<Step<'a>> = of_key()
+        .filter_map(|e| {
+            let (effect, definite) = effect_of(e.operation)?;
+            Some(step(effect, e.began, definite.then_some(e.ended), Some(e.operation)))
+        })
+        .collect();
+    let claimed: BTreeSet<Version> = steps.iter().filter_map(Step::version).collect();
+    let rows = seen.iter().filter(|((k, _), _)| k == key).map(|((_, version), text)| (*version, text.clone()));
+    let accepted = world.witness.ever_accepted().into_iter().filter(|(k, ..)| k == key).map(|(_, v, text)| (v, text));
+    let unclaimed: BTreeSet<(Version, Option<String>)> =
+        rows.chain(accepted).filter(|(version, _)| !claimed.contains(version)).collect();
+    for (version, text) in unclaimed {
+        let by = |e: &&Event<'a>| e.operation.request.content() == Some(text.clone());
+        let Some(first) = of_key().filter(by).min_by_key(|e| e.began) else { continue };
+        let live = text.is_some();
+        let effect = if version.rmw == 0 {
+            Effect::Write { version, live }
+        } else {
+            // Which of the deletes left a tombstone is not known.
+            let terms = first.operation.request.terms.as_ref().filter(|_| live);
+            let wish = terms.map_or(Wish::Nothing, |terms| terms.wish);
+            Effect::Conditional { version, live, wish, created: None }
+        };
+        steps.push(step(effect, first.began, None, live.then_some(first.operation)));
+    }
+    without_unseen(steps)
+}
+
+/// What an operation did by its answer, and whether that is certain.
+fn effect_of(o: &Operation) -> Option<(Effect, bool)> {
+    let live = o.request.text().is_some();
+    match (&o.told, &o.request.terms) {
+        (Told::Found { .. }, _) => o.strict_read().map(|found| (Effect::Read { found }, true)),
+        (Told::Wrote(r), None) => Some((Effect::Write { version: r.version, live }, r.strict)),
+        (Told::Wrote(r), Some(terms)) => {
+            let (version, created) = (r.version, Some(r.created));
+            Some((Effect::Conditional { version, live, wish: terms.wish, created }, true))
+        }
+        (_, Some(terms)) => o.met().map(|met| (Effect::Refused { wish: terms.wish, met }, true)),
+        _ => None,
+    }
+}
+
+/// Drops maybes that nobody saw, named or built upon.
+fn without_unseen(steps: Vec<Step<'_>>) -> Vec<Step<'_>> {
+    let (mut kept, mut open): (Vec<_>, Vec<_>) = steps.into_iter().partition(|s| s.ended.is_some());
+    let mut needed: BTreeSet<Version> = BTreeSet::new();
+    // A condition that was false of nothing does not say which tombstone stood there.
+    let mut tombstones = false;
+    let mut fresh = kept.len();
+    let mut new = kept.clone();
+    while fresh > 0 {
+        for step in &new {
+            match step.effect {
+                Effect::Read { found } => needed.extend(found),
+                Effect::Refused { met, .. } => {
+                    needed.extend(met);
+                    tombstones |= met.is_none();
+                }
+                Effect::Conditional { version, .. } => {
+                    needed.insert(Version { rmw: version.rmw.saturating_sub(2), ..version });
+                }
+                Effect::Write { .. } => {}
+            }
+        }
+        let wanted = |step: &Step<'_>| match step.effect {
+            Effect::Write { version, live } | Effect::Conditional { version, live, .. } => {
+                needed.contains(&version) || tombstones && !live
+            }
+            _ => true,
+        };
+        (new, open) = open.into_iter().partition(wanted);
+        fresh = new.len();
+        kept.extend(new.iter().cloned());
+    }
+    kept
+}
+
+// ------------------------------------------------------------------------------------------------- telling what is wrong
+
+/// The first answer that no order explains, with what went before.
+fn explained(key: &Key, steps: &[Step<'_>]) -> String {
+    let mut ends: Vec<u64> = steps.iter().filter_map(|s| s.ended).collect();
+    ends.sort_unstable();
+    let wrong = ends.into_iter().find(|end| !is_linear(&until(steps, *end)));
+    let wrong = wrong.unwrap_or(u64::MAX);
+    let mut shown: Vec<&Step<'_>> = steps.iter().filter(|s| s.began <= wrong).collect();
+    shown.sort_by_key(|s| s.ended.unwrap_or(u64::MAX).min(wrong));
+    let line = |s: &&Step<'_>| match (s.ended, s.operation) {
+        (Some(_), Some(operation)) => format!("  {operation}"),
+        (_, operation) => {
+            let by = operation.map_or_else(|| "some delete".to_owned(), |o| format!("{}", o.request));
+            format!("  maybe, from {}: {:?} by {by}", s.began, s.version())
+        }
+    };
+    let first = shown.len().saturating_sub(SHOWN);
+    let lines: Vec<String> = shown[first..].iter().map(line).collect();
+    format!("{key:?} has no linear history up to event {wrong}:\n{}", lines.join("\n"))
+}
+
+/// The history up to an event. What was under way then may have happened; who had not been told of it saw nothing.
+fn until<'a>(steps: &[Step<'a>], end: u64) -> Vec<Step<'a>> {
+    let begun = steps.iter().filter(|s| s.began <= end).cloned();
+    let cut = begun.map(|s| Step { ended: s.ended.filter(|e| *e <= end), ..s });
+    cut.filter(|s| s.ended.is_some() || s.version().is_some()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use a3::types::{Hlc, Writer};
+
+    fn v(hlc: u64, rmw: u32) -> Version {
+        Version { hlc: Hlc(hlc), writer: Writer(1), rmw }
+    }
+
+    fn history(steps: &[(Effect, u64, Option<u64>)]) -> bool {
+        let budget = Rc::new(Cell::new(0));
+        let step = |(effect, began, ended): &(Effect, u64, Option<u64>)| Step {
+            effect: effect.clone(),
+            began: *began,
+            ended: *ended,
+            operation: None,
+            budget: budget.clone(),
+        };
+        is_linear(&without_unseen(steps.iter().map(step).collect()))
+    }
+
+    fn read(found: Option<Version>) -> Effect {
+        Effect::Read { found }
+    }
+
+    fn write(version: Version) -> Effect {
+        Effect::Write { version, live: true }
+    }
+
+    fn matched(version: Version, base: Version) -> Effect {
+        Effect::Conditional { version, live: true, wish: Wish::Match(base), created: None }
+    }
+
+    #[test]
+    fn a_read_sees_what_was_written_before_it() {
+        assert!(history(&[(write(v(1, 0)), 1, Some(2)), (read(Some(v(1, 0))), 3, Some(4))]));
+        assert!(!history(&[(write(v(1, 0)), 1, Some(2)), (read(None), 3, Some(4))]));
+        assert!(history(&[(write(v(1, 0)), 1, Some(4)), (read(None), 2, Some(3))]));
+    }
+
+    #[test]
+    fn one_base_is_built_upon_once() {
+        let (base, next) = (v(1, 0), v(1, 2));
+        let before = (write(base), 1, Some(2));
+        assert!(history(&[before.clone(), (matched(next, base), 3, Some(4)), (read(Some(next)), 5, Some(6))]));
+        assert!(!history(&[before.clone(), (matched(next, base), 3, Some(5)), (matched(next, base), 4, Some(6))]));
+        let refused = Effect::Refused { wish: Wish::Match(base), met: Some(next) };
+        assert!(history(&[before.clone(), (matched(next, base), 3, Some(5)), (refused.clone(), 4, Some(6))]));
+        assert!(!history(&[before, (refused, 3, Some(4)), (matched(next, base), 5, Some(6))]));
+    }
+
+    #[test]
+    fn a_maybe_happens_at_any_time_or_never() {
+        let maybe = (write(v(1, 0)), 1, None);
+        assert!(history(&[maybe.clone(), (read(None), 2, Some(3)), (read(Some(v(1, 0))), 4, Some(5))]));
+        assert!(history(&[maybe.clone(), (read(None), 2, Some(3)), (read(None), 4, Some(5))]));
+        assert!(!history(&[maybe, (read(Some(v(1, 0))), 2, Some(3)), (read(None), 4, Some(5))]));
+        let base = (write(v(1, 0)), 1, Some(2));
+        let built = (matched(v(1, 2), v(1, 0)), 3, None);
+        let upon = (matched(v(1, 4), v(1, 2)), 4, Some(5));
+        assert!(history(&[base.clone(), built, upon.clone()]));
+        assert!(!history(&[base, upon]));
+    }
+}

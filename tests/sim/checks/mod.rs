@@ -1,0 +1,44 @@
+//! What must hold of a run, whatever befell it. Each check answers with the first thing that is wrong.
+//!
+//! - [`contents`]: versions and values are functions of each other, and what was not applied is nowhere.
+//! - [`disks`]: what was acknowledged is on as many disks as was said, and stays; healed copies are equal.
+//! - [`order`]: versions follow real time; conditional writes build on what their condition names.
+//! - [`repeats`]: a request under an `Idempotency-Key` is carried out once, and always told the same.
+//! - [`linear`]: each key has a linear history.
+//!
+//! Not checked, as nothing promises it: that all copies are equal before they are read (a write without an
+//! acknowledgement may be left on a minority; there is no anti-entropy yet), and what reads at `one` find.
+
+mod contents;
+mod disks;
+mod events;
+mod linear;
+mod order;
+mod repeats;
+
+use crate::history::{Operation, Told};
+use crate::world::World;
+
+type Verdict = Result<(), String>;
+
+/// Of a world that was healed.
+pub(crate) async fn all(world: &World) -> Verdict {
+    let history = world.history.operations();
+    none(history.iter().filter(|o| matches!(o.told, Told::Stuck)), "never ended")?;
+    world.broken.lock().first().map_or(Ok(()), |broken| Err(broken.clone()))?;
+    contents::all(world, &history)?;
+    disks::receipts_count_disks(world, &history)?;
+    disks::acknowledged_is_kept(world, &history)?;
+    repeats::all(&history)?;
+    let events = events::of(&history);
+    order::all(&history, &events)?;
+    linear::all(world, &events)?;
+    for key in world.keys() {
+        disks::reading_settles(world, key).await?;
+    }
+    Ok(())
+}
+
+fn none<'a>(mut found: impl Iterator<Item = &'a Operation>, what: &str) -> Verdict {
+    found.next().map_or(Ok(()), |operation| Err(format!("{what}: {operation}")))
+}

@@ -1,0 +1,144 @@
+//! What a disk holds of keys: records, registers, hints. Two of them: [`MapRows`], ordered maps under the rules of
+//! `protocol`, and [`SqlRows`](super::sql::SqlRows), the real engine. A test holds them equal.
+
+use std::collections::BTreeMap;
+
+use a3::ports::{Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest, Seen};
+use a3::protocol::register;
+use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
+use a3::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Promise, Record, Register, Slot, Version};
+
+/// Which hint.
+pub(crate) type HintAt = (NodeNum, Slot, Key);
+
+pub(crate) trait Rows: Send {
+    /// One transaction: applies these in order, and answers each.
+    fn apply(&mut self, wall_ms: u64, batch: &[(Slot, ReplicaRequest)]) -> Vec<ReplicaReply>;
+
+    /// The answer to a read; with `hints` the newest among the record and all hints of the key.
+    fn read(&self, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply;
+
+    /// In (slot, key) order after that one.
+    fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Vec<Hint>;
+
+    fn forget_hints(&mut self, delivered: Vec<(NodeNum, Slot, Key, Version)>);
+
+    /// Drops uncounted ones kept before that, and says how many.
+    fn drop_hints_before(&mut self, kept_before_ms: u64) -> u64;
+
+    fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)>;
+}
+
+/// Ordered maps.
+#[derive(Default)]
+pub(crate) struct MapRows {
+    records: BTreeMap<Key, Record>,
+    registers: BTreeMap<Key, Register>,
+    hints: BTreeMap<HintAt, Hint>,
+}
+
+impl MapRows {
+    fn write(&mut self, key: &Key, record: &Record) -> ReplicaReply {
+        let stored = self.records.get(key);
+        let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
+        match (replica::write(stored.map(StoredRow::of).as_ref(), &Floor::default(), record), seen) {
+            (WriteRule::Dominated | WriteRule::Conflict { replace: false }, Some(by)) => ReplicaReply::Dominated { by },
+            (_, replaced) => {
+                self.records.insert(key.clone(), record.clone());
+                ReplicaReply::Stored { replaced }
+            }
+        }
+    }
+
+    fn hint(&mut self, hint: Hint) -> ReplicaReply {
+        let at = (hint.target, hint.slot, hint.key.clone());
+        let kept = self.hints.get(&at).map(|h| (h.record.version, h.counted));
+        match replica::hint(kept, hint.record.version, hint.counted, 1, u64::MAX) {
+            HintRule::Keep { counted } => drop(self.hints.insert(at, Hint { counted, ..hint })),
+            HintRule::Promote => drop(self.hints.get_mut(&at).map(|h| h.counted = true)),
+            HintRule::Kept | HintRule::Full => {}
+        }
+        ReplicaReply::Hinted
+    }
+
+    fn prepare(&mut self, key: &Key, ballot: Ballot) -> ReplicaReply {
+        let floor = Floor::default();
+        let promised = self.registers.get(key).map_or(Ballot::default(), |r| r.promised);
+        if let Err(promised) = register::prepare(promised, &floor, ballot) {
+            return ReplicaReply::Outbid { promised };
+        }
+        let register = self.registers.entry(key.clone()).or_default();
+        register.promised = ballot;
+        let (accepted, record) = (register.accepted.clone(), self.records.get(key).cloned());
+        ReplicaReply::Promised(Box::new(Promise { accepted, record, floor }))
+    }
+
+    fn accept(&mut self, key: &Key, accepted: &Accepted) -> ReplicaReply {
+        let promised = self.registers.get(key).map_or(Ballot::default(), |r| r.promised);
+        if let Err(promised) = register::accept(promised, &Floor::default(), accepted.ballot) {
+            return ReplicaReply::Outbid { promised };
+        }
+        let register = Register { promised: accepted.ballot, accepted: Some(accepted.clone()) };
+        self.registers.insert(key.clone(), register);
+        ReplicaReply::Accepted
+    }
+}
+
+impl Rows for MapRows {
+    fn apply(&mut self, wall_ms: u64, batch: &[(Slot, ReplicaRequest)]) -> Vec<ReplicaReply> {
+        let mut one = |(slot, request): &(Slot, ReplicaRequest)| match request {
+            ReplicaRequest::Write { key, record } => self.write(key, record),
+            ReplicaRequest::Hint { target, key, record, counted } => self.hint(Hint {
+                target: *target,
+                slot: *slot,
+                key: key.clone(),
+                record: record.clone(),
+                counted: *counted,
+                kept_at_ms: wall_ms,
+            }),
+            ReplicaRequest::Prepare { key, ballot } => self.prepare(key, *ballot),
+            ReplicaRequest::Accept { key, accepted } => self.accept(key, accepted),
+            ReplicaRequest::Read { key, part, hints } => self.read(*slot, key, *part, *hints),
+        };
+        batch.iter().map(&mut one).collect()
+    }
+
+    fn read(&self, _: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
+        let kept = self.hints.values().filter(|h| hints && h.key == *key).map(|h| &h.record);
+        let newest = self.records.get(key).into_iter().chain(kept).reduce(|a, b| if b.beats(a) { b } else { a });
+        let floor = Floor::default();
+        match part {
+            ReadPart::Record => ReplicaReply::Record { record: newest.cloned(), floor },
+            ReadPart::Version => ReplicaReply::Version { seen: newest.map(|r| Seen::of(r, Hlc::ZERO)), floor },
+        }
+    }
+
+    fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Vec<Hint> {
+        let of_target = self.hints.values().filter(|h| h.target == target);
+        let fresh = of_target.filter(|h| after.is_none_or(|(slot, key)| (h.slot, &h.key) > (*slot, key)));
+        fresh.take(limit).cloned().collect()
+    }
+
+    fn forget_hints(&mut self, delivered: Vec<(NodeNum, Slot, Key, Version)>) {
+        for (target, slot, key, version) in delivered {
+            let at = (target, slot, key);
+            if self.hints.get(&at).is_some_and(|h| h.record.version == version) {
+                self.hints.remove(&at);
+            }
+        }
+    }
+
+    fn drop_hints_before(&mut self, kept_before_ms: u64) -> u64 {
+        let before = self.hints.len();
+        self.hints.retain(|_, h| h.counted || h.kept_at_ms >= kept_before_ms);
+        (before - self.hints.len()) as u64
+    }
+
+    fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
+        let mut totals: BTreeMap<NodeNum, HintTotals> = BTreeMap::new();
+        for (target, _, _) in self.hints.keys() {
+            totals.entry(*target).or_default().count += 1;
+        }
+        totals.into_iter().collect()
+    }
+}

@@ -1,0 +1,174 @@
+//! Rows in the real engine, in a database in memory: one batch is one transaction, applied inline.
+
+use std::path::Path;
+
+use a3::ports::{Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest};
+use a3::storage::{Change, Durability, Engine, Now, Outcome};
+use a3::types::{Hlc, Key, NodeNum, Slot, Version};
+
+use super::rows::Rows;
+
+/// More than there ever are.
+const MANY: u64 = 1 << 30;
+
+pub(crate) struct SqlRows(Engine);
+
+impl SqlRows {
+    pub(crate) fn new(node: NodeNum) -> Self {
+        let engine = Engine::open(Path::new(":memory:"), node, Durability::Normal, MANY);
+        Self(engine.expect("a database in memory opens"))
+    }
+
+    fn change(&mut self, wall_ms: u64, changes: &[Change]) -> Vec<Outcome> {
+        let outcomes = self.0.apply(Now { hlc: Hlc::ZERO, wall_ms }, changes);
+        outcomes.expect("memory takes what it is given")
+    }
+}
+
+fn change_of(slot: Slot, request: &ReplicaRequest) -> Option<Change> {
+    Some(match request.clone() {
+        ReplicaRequest::Write { key, record } => Change::Write { slot, key, record },
+        ReplicaRequest::Hint { target, key, record, counted } => Change::Hint { target, slot, key, record, counted },
+        ReplicaRequest::Prepare { key, ballot } => Change::Prepare { slot, key, ballot },
+        ReplicaRequest::Accept { key, accepted } => Change::Accept { slot, key, accepted },
+        ReplicaRequest::Read { .. } => return None,
+    })
+}
+
+impl Rows for SqlRows {
+    fn apply(&mut self, wall_ms: u64, batch: &[(Slot, ReplicaRequest)]) -> Vec<ReplicaReply> {
+        let changes: Vec<Change> = batch.iter().filter_map(|(slot, request)| change_of(*slot, request)).collect();
+        let outcomes = self.change(wall_ms, &changes);
+        assert_eq!(outcomes.len(), batch.len(), "reads are not written");
+        let reply = |outcome| match outcome {
+            Outcome::Reply(reply) => reply,
+            other => panic!("no answer, but {other:?}"),
+        };
+        outcomes.into_iter().map(reply).collect()
+    }
+
+    fn read(&self, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
+        self.0.read(Hlc::ZERO, slot, key, part, hints)
+    }
+
+    fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Vec<Hint> {
+        self.0.hints(target, after, limit).expect("memory is not damaged")
+    }
+
+    fn forget_hints(&mut self, delivered: Vec<(NodeNum, Slot, Key, Version)>) {
+        self.change(0, &[Change::ForgetHints(delivered)]);
+    }
+
+    fn drop_hints_before(&mut self, kept_before_ms: u64) -> u64 {
+        match self.change(0, &[Change::DropHints { kept_before_ms, limit: MANY }]).as_slice() {
+            [Outcome::Dropped(count)] => *count,
+            other => panic!("no count, but {other:?}"),
+        }
+    }
+
+    fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
+        self.0.hint_totals().into_iter().filter(|(_, totals)| totals.count > 0).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use a3::types::{
+        Accepted, Ballot, Content, Idempotency, OpId, Recent, Record, Remembered, RememberedAnswer, Writer,
+    };
+    use proptest::prelude::*;
+
+    use super::super::rows::MapRows;
+    use super::*;
+
+    /// Few of everything, so that they meet.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Batch(Vec<(Slot, ReplicaRequest)>),
+        Forget(NodeNum, Slot, Key, Version),
+        DropBefore(u64),
+    }
+
+    fn record(key: &Key, hlc: u64, rmw: u32, value: Option<u8>) -> Record {
+        let version = Version { hlc: Hlc(hlc), writer: Writer(1), rmw };
+        let content = value.map_or(Content::Tombstone, |v| Content::value(vec![v; usize::from(v) * 400]));
+        Record::seal(key, version, Hlc(hlc), content)
+    }
+
+    fn recent(count: u8) -> Recent {
+        let request = |n: u8| Idempotency { key: n.into(), request: 7 };
+        let entry =
+            |n| Remembered { request: request(n), answer: RememberedAnswer::Created, version: Version::default() };
+        Recent::new((0..count).map(entry).collect())
+    }
+
+    fn request() -> impl Strategy<Value = (Slot, ReplicaRequest)> {
+        let ballot = |n| Ballot { hlc: Hlc(n), writer: Writer(1) };
+        (0u8..5, 0u8..3, 0u64..4, 0u32..2, prop::option::of(0u8..3), any::<bool>()).prop_map(
+            move |(kind, which, number, rmw, value, flag)| {
+                // Two keys of one slot, one of another.
+                let (key, slot) = (Key::new(format!("k{which}")).unwrap(), Slot(which / 2));
+                let record = record(&key, number, rmw * 2, value);
+                let request = match kind {
+                    0 => ReplicaRequest::Write { key, record },
+                    1 => ReplicaRequest::Hint { target: NodeNum(2 + u16::from(flag)), key, record, counted: rmw == 1 },
+                    2 => ReplicaRequest::Prepare { key, ballot: ballot(number) },
+                    _ => {
+                        let op = OpId(uuid::Uuid::from_u128(number.into()));
+                        let (record, recent) = (flag.then_some(record), recent(which * 4));
+                        let accepted = Box::new(Accepted { ballot: ballot(number), op, record, recent });
+                        ReplicaRequest::Accept { key, accepted }
+                    }
+                };
+                (slot, request)
+            },
+        )
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let forget = request().prop_map(|(slot, request)| {
+            let version = Version { hlc: Hlc(1), writer: Writer(1), rmw: 0 };
+            Step::Forget(NodeNum(2), slot, request.key().clone(), version)
+        });
+        prop_oneof![
+            8 => prop::collection::vec(request(), 1..5).prop_map(Step::Batch),
+            1 => forget,
+            1 => (0u64..20).prop_map(Step::DropBefore),
+        ]
+    }
+
+    fn everything(rows: &dyn Rows) -> impl PartialEq + std::fmt::Debug + use<> {
+        let keys = (0u8..3).map(|n| (Slot(n / 2), Key::new(format!("k{n}")).unwrap()));
+        let both = [ReadPart::Record, ReadPart::Version];
+        let reads: Vec<ReplicaReply> = keys
+            .flat_map(|(slot, key)| both.map(|part| [true, false].map(|hints| rows.read(slot, &key, part, hints))))
+            .flatten()
+            .collect();
+        let hints: Vec<Vec<Hint>> = [2, 3].map(|n| rows.hints(NodeNum(n), None, 10)).to_vec();
+        let after = rows.hints(NodeNum(2), Some(&(Slot(0), Key::new("k0").unwrap())), 1);
+        let totals: Vec<(NodeNum, u64)> = rows.hint_totals().into_iter().map(|(n, t)| (n, t.count)).collect();
+        (reads, hints, after, totals)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn maps_and_the_engine_do_the_same(steps in prop::collection::vec(step(), 1..25)) {
+            let (mut map, mut sql) = (MapRows::default(), SqlRows::new(NodeNum(1)));
+            for (at, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Batch(batch) => {
+                        prop_assert_eq!(map.apply(at as u64, &batch), sql.apply(at as u64, &batch));
+                    }
+                    Step::Forget(target, slot, key, version) => {
+                        map.forget_hints(vec![(target, slot, key.clone(), version)]);
+                        sql.forget_hints(vec![(target, slot, key, version)]);
+                    }
+                    Step::DropBefore(ms) => prop_assert_eq!(map.drop_hints_before(ms), sql.drop_hints_before(ms)),
+                }
+                prop_assert_eq!(everything(&map), everything(&sql));
+            }
+        }
+    }
+}
