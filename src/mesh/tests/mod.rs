@@ -271,9 +271,9 @@ impl Listening {
     }
 
     /// Ends the server and all its connections at once; its port is free when it returns.
+    #[expect(clippy::disallowed_methods, reason = "a runtime may only be waited for outside of one")]
     pub(super) fn kill(mut self) {
         let runtime = self.runtime.take().unwrap();
-        // From a thread of its own, as only there a runtime may be waited for.
         std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE)).join().unwrap();
     }
 }
