@@ -140,7 +140,8 @@ class Counter:
         say(f"  ok  the sum is {final.number:,}: {by_outcome['applied']:,} successes and {found} of "
             f"{by_outcome['unknown']} unknown; none of {by_outcome['not_applied']:,} definite failures; each once")
         say(f"  ok  {len(self.sights):,} reads and 412s and all increments are in the order of real time")
-        say(f"      {by_outcome['applied'] / self.seconds:.0f} successes/s over {self.seconds:.0f} s; {self.statuses()}")
+        rate = by_outcome["applied"] / self.seconds
+        say(f"      {rate:.0f} successes/s over {self.seconds:.0f} s; {self.statuses()}")
         return by_outcome
 
     def out_of_order(self, happened):

@@ -45,7 +45,7 @@ def faults(victim, others, network):
 
 def counter_faults(options):
     """The same while nodes are killed, paused and cut off, also two at once: nothing lost, nothing counted twice."""
-    rng = random.Random(3)
+    rng = random.Random(options.seed)
     with Network() as network:
         cluster = Cluster(rf=3)
         network.link(cluster.nodes)
@@ -80,4 +80,5 @@ def strike(count, drawn, rng):
     finally:
         for fault in rng.sample(drawn, len(drawn)):
             fault.end()
-    say(f"      {' and '.join(f.name for f in drawn)}: {count.successes - before} counted, the first 20 in {took:.1f} s")
+    names = " and ".join(fault.name for fault in drawn)
+    say(f"      {names}: {count.successes - before} counted, the first 20 in {took:.1f} s")

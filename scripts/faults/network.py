@@ -1,9 +1,9 @@
 """A network of the script's own, whose links between nodes can be cut.
 
-The script moves into a network namespace that has no name: it ends with the last process in it, however that comes about.
-Each node runs in a group of its own, by which the firewall tells who opened a connection; connections of the mesh are
-marked with their link when they are opened, and a cut link drops what they carry, in both directions. Clients are not
-of the mesh and are let through.
+The script moves into a network namespace that has no name: it ends with the last process in it, however that comes
+about. Each node runs in a group of its own, by which the firewall tells who opened a connection; connections of the mesh
+are marked with their link when they are opened, and a cut link drops what they carry, in both directions. Clients are
+not of the mesh and are let through.
 """
 
 import ctypes
