@@ -15,6 +15,10 @@ build:
 test *args:
     cargo test --locked {{args}}
 
+# Simulated clusters: a range of seeds in release, e.g. 0..100000; goes on from where it was stopped
+seeds *args:
+    scripts/seeds {{args}}
+
 # Lints, warnings denied
 lint:
     cargo clippy --all-targets --locked -- -D warnings

@@ -1,6 +1,7 @@
 //! How many requests a second the mesh carries between two nodes on loopback, one process, a handler that does nothing.
 //!
-//! `cargo bench --bench mesh [-- <seconds>]`: 64 and 256 tasks that each write 100 bytes, wait for the answer and go on.
+//! `cargo bench --bench mesh [-- <seconds>]`: 1, 64 and 256 tasks that each write 100 bytes, wait for the answer and go
+//! on; then as many that pass on a conditional write, a call of its own each.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
@@ -10,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use a3::mesh::{MeshPeers, Options, serve};
 use a3::ports::{
-    Answer, Deliveries, Header, Inbox, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, ReplicaCall,
+    Answer, Deliveries, Destination, Header, Inbox, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, ReplicaCall,
     ReplicaReply, ReplicaRequest, ReplyTo,
 };
 use a3::system::{SystemEntropy, Tasks};
-use a3::types::{Content, Epoch, Hlc, InstanceId, Key, NodeNum, Record, Version, Writer};
+use a3::types::{
+    Condition, Content, Epoch, Hlc, InstanceId, Key, NodeNum, OpId, Proposal, Record, Tags, Verdict, Version, Writer,
+};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -44,7 +47,7 @@ impl PeerHandler for Node {
     }
 
     fn answer(self: Arc<Self>, _: Header, _: PeerRequest) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
-        Box::pin(async { Ok(PeerReply::Done) })
+        Box::pin(async { Ok(PeerReply::Proposed(Box::new(Verdict::Conflict))) })
     }
 }
 
@@ -87,6 +90,38 @@ async fn client(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<AtomicU6
     }
 }
 
+async fn proposer(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) {
+    let proposal = Proposal {
+        key: Key::new("key/of/sixteen/b").unwrap(),
+        condition: Condition { if_match: Some(Tags::Any), ..Condition::default() },
+        content: Content::value(vec![7u8; 100]),
+        op: OpId(uuid::Uuid::from_u128(1)),
+        idempotency: None,
+    };
+    while !stop.load(Ordering::Relaxed) {
+        let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms: 1000 };
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        peers.ask(Destination::Member(NodeNum(2)), request, deadline).await.unwrap();
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What that many tasks get done in that many seconds, and how long they really took.
+async fn drive<F>(in_flight: u32, seconds: u64, task: impl Fn(Arc<AtomicBool>, Arc<AtomicU64>) -> F) -> (u64, f64)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let begun = Instant::now();
+    let tasks: Vec<_> = (0..in_flight).map(|_| tokio::spawn(task(stop.clone(), done.clone()))).collect();
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    stop.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    (done.load(Ordering::Relaxed), begun.elapsed().as_secs_f64())
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let seconds = std::env::args().filter_map(|a| a.parse().ok()).next().unwrap_or(3);
@@ -100,23 +135,22 @@ async fn main() {
     peers.bind(Arc::downgrade(&handler));
     peers.introduce(NodeNum(2), two.header.instance, &address);
     for in_flight in [1, 64, 256] {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let messages_before = two.messages.load(Ordering::Relaxed);
-        let begun = Instant::now();
-        let clients: Vec<_> =
-            (0..in_flight).map(|_| tokio::spawn(client(peers.clone(), stop.clone(), done.clone()))).collect();
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
-        stop.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.await.unwrap();
-        }
-        let (requests, took) = (done.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
+        let (requests, took) = drive(in_flight, seconds, |stop, done| client(peers.clone(), stop, done)).await;
         let messages = two.messages.load(Ordering::Relaxed) - messages_before;
         println!(
             "{in_flight:>4} in flight: {:>9.0} requests/s, {:>5.1} in a message, {:>6.1} us round trip",
             requests as f64 / took,
             requests as f64 / messages as f64,
             took / requests as f64 * f64::from(in_flight) * 1e6,
+        );
+    }
+    for in_flight in [1, 64, 256] {
+        let (proposals, took) = drive(in_flight, seconds, |stop, done| proposer(peers.clone(), stop, done)).await;
+        println!(
+            "{in_flight:>4} in flight: {:>9.0} proposals/s, {:>6.1} us round trip",
+            proposals as f64 / took,
+            took / proposals as f64 * f64::from(in_flight) * 1e6,
         );
     }
 }

@@ -46,3 +46,39 @@ pub(super) fn endpoint(address: &str, options: &Options, spawn: &Arc<dyn Spawn>)
 pub(super) fn client(channel: Channel) -> MeshClient<Channel> {
     MeshClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_CEILING)
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prost::Message;
+
+    use super::*;
+    use crate::mesh::wire::hot::{self, LastTopology};
+    use crate::mesh::wire::proto;
+    use crate::ports::ReplicaReply;
+    use crate::types::limits::REMEMBERED_MAX;
+    use crate::types::{
+        Accepted, Ballot, Content, Floor, Hlc, Idempotency, OpId, Promise, Recent, Record, Remembered,
+        RememberedAnswer, Version, Writer,
+    };
+
+    #[test]
+    fn the_largest_promise_is_read() {
+        let content = Content::value(Bytes::from(vec![0; VALUE_BYTES_CEILING]));
+        let version = |hlc| Version { hlc: Hlc(hlc), writer: Writer(u32::MAX), rmw: u32::MAX };
+        let record = |hlc| Record { version: version(hlc), written: Hlc(hlc), content: content.clone(), checksum: 1 };
+        let ballot = Ballot { hlc: Hlc(u64::MAX), writer: Writer(u32::MAX) };
+        let remembered = Remembered {
+            request: Idempotency { key: 1, request: 2 },
+            answer: RememberedAnswer::Replaced,
+            version: version(1),
+        };
+        let recent = Recent::new(vec![remembered; REMEMBERED_MAX]);
+        let accepted = Accepted { ballot, op: OpId(uuid::Uuid::nil()), record: Some(record(2)), recent };
+        let floor = Floor { written: Hlc(1), version: version(1), ballot };
+        let promise = Promise { accepted: Some(accepted), record: Some(record(1)), floor };
+        let reply = hot::reply(1, Ok(ReplicaReply::Promised(Box::new(promise))), &mut LastTopology::default());
+        let message = proto::Replies { header: None, replies: vec![reply] };
+        assert!((2 * VALUE_BYTES_CEILING..MESSAGE_BYTES_CEILING).contains(&message.encoded_len()));
+    }
+}

@@ -71,3 +71,58 @@ fn content(record: Option<&Record>) -> usize {
 fn state(accepted: &Accepted) -> usize {
     STATE_BYTES + accepted.recent.entries().len() * REMEMBERED_BYTES
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::mesh::exchange::Lane;
+    use crate::mesh::tests::{accept, promised};
+    use crate::mesh::wire::hot::{self, LastTopology};
+    use crate::mesh::wire::propose;
+    use crate::mesh::wire::tests::{answer, call, propose::proposal, topology};
+    use crate::types::limits::SMALL_VALUE_BYTES_MAX;
+
+    /// In a message each stands behind its tag and its length.
+    const IN_A_LIST: usize = 6;
+
+    proptest! {
+        #[test]
+        fn no_request_is_longer_than_its_weight(id: u64, call in call()) {
+            let weight = of_request(&call.request);
+            prop_assert!(hot::request(id, call).encoded_len() + IN_A_LIST <= weight.bytes);
+        }
+
+        #[test]
+        fn no_answer_is_longer_than_its_weight(id: u64, answer in answer()) {
+            let weight = of_answer(&answer);
+            prop_assert!(hot::reply(id, answer, &mut LastTopology::default()).encoded_len() + IN_A_LIST <= weight.bytes);
+        }
+
+        #[test]
+        fn no_proposal_is_longer_than_its_weight(proposal in proposal(), timeout_ms: u64) {
+            let weight = of_proposal(&proposal);
+            prop_assert!(propose::request(None, proposal, timeout_ms).encoded_len() <= weight);
+        }
+    }
+
+    #[test]
+    fn the_registers_records_choose_the_lane() {
+        let half = SMALL_VALUE_BYTES_MAX / 2 + 1;
+        let lane = |weight: Weight| Lane::of(weight.content);
+        assert_eq!(lane(of_request(&accept("k", vec![0; SMALL_VALUE_BYTES_MAX]).request)), Lane::Small);
+        assert_eq!(lane(of_request(&accept("k", vec![0; SMALL_VALUE_BYTES_MAX + 1]).request)), Lane::Large);
+        let promise = |accepted, stored| of_answer(&Ok(promised(accepted, stored)));
+        assert_eq!(lane(promise(Some(vec![1; half]), Some(vec![1; half]))), Lane::Small, "it travels once");
+        assert_eq!(lane(promise(Some(vec![1; half]), Some(vec![2; half]))), Lane::Large);
+        assert_eq!(lane(promise(Some(vec![1; 2 * half]), None)), Lane::Large);
+        assert_eq!(lane(promise(None, Some(vec![1; 2 * half]))), Lane::Large);
+        assert_eq!(lane(promise(None, None)), Lane::Small);
+        let old = Ok(ReplicaReply::WrongEpoch { topology: Arc::new(topology(3)) });
+        assert!(of_answer(&old).bytes > TOPOLOGY_BYTES);
+    }
+}

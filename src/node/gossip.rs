@@ -25,11 +25,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Ports;
 use super::directory::Directory;
 use super::routing::Routing;
 use super::views::Liveness;
 use crate::metrics;
-use crate::ports::{Destination, Entropy, InfoStamp, NodeInfo, PeerError, PeerRequest, Peers, Spawn, Store};
+use crate::ports::{Destination, InfoStamp, NodeInfo, PeerError, PeerRequest};
 use crate::protocol::membership::{Effects, GossipId, Membership, State, Timer};
 use crate::types::limits::GOSSIP_PACKET_BYTES_MAX;
 use crate::types::{Identity, Member, NodeNum};
@@ -56,21 +57,6 @@ pub struct GossipOptions {
     pub mesh_address: String,
 }
 
-/// The ports that gossip needs.
-#[derive(Clone)]
-pub struct GossipPorts {
-    pub peers: Arc<dyn Peers>,
-    pub store: Arc<dyn Store>,
-    pub spawn: Arc<dyn Spawn>,
-    pub entropy: Arc<dyn Entropy>,
-}
-
-impl fmt::Debug for GossipPorts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GossipPorts").finish_non_exhaustive()
-    }
-}
-
 /// Told whenever a member's liveness changes. Must not block, nor call back.
 pub type OnLiveness = Box<dyn Fn(NodeNum, Liveness) + Send + Sync>;
 /// What this node tells about itself now, under that stamp. Must not block, nor call back.
@@ -91,7 +77,7 @@ struct Machine {
 pub struct Gossip {
     options: GossipOptions,
     identity: Identity,
-    ports: GossipPorts,
+    ports: Ports,
     routing: Arc<Routing>,
     directory: Arc<Directory>,
     on_liveness: OnLiveness,
@@ -117,7 +103,7 @@ impl Gossip {
     /// The identity is the store's, with the generation of this start. Nothing happens before [`Gossip::start`].
     pub fn new(
         options: GossipOptions,
-        ports: GossipPorts,
+        ports: Ports,
         routing: Arc<Routing>,
         directory: Arc<Directory>,
         on_liveness: OnLiveness,

@@ -45,7 +45,7 @@ use conditional::Conditional;
 use coordinator::Coordinator;
 use directory::Directory;
 use founding::{Founding, FoundingError, FoundingOptions};
-use gossip::{Gossip, GossipOptions, GossipPorts};
+use gossip::{Gossip, GossipOptions};
 use handoff::Handoff;
 use own::Own;
 use reach::Reach;
@@ -106,6 +106,7 @@ impl Options {
 }
 
 /// The world a node lives in.
+#[derive(Clone)]
 pub struct Ports {
     pub peers: Arc<dyn Peers>,
     pub store: Arc<dyn Store>,
@@ -155,12 +156,12 @@ impl Node {
     /// # Errors
     /// When the store cannot say up to where the clock was reserved. Nothing was written.
     pub async fn start(options: Options, ports: Ports) -> Result<Arc<Self>, StoreError> {
-        let Ports { peers, store, clock, entropy, spawn } = ports;
+        let Ports { peers, store, spawn, .. } = ports.clone();
         let identity = store.identity();
         let me = identity.node;
         let routing = Arc::new(Routing::default());
         let reserved = store.clock_reservation().await?;
-        let clock = NodeClock::new(clock, options.clock_skew_max, reserved);
+        let clock = NodeClock::new(Arc::clone(&ports.clock), options.clock_skew_max, reserved);
         let reach = Reach::new(Arc::clone(&peers), me);
         let coordinator = Coordinator::new(
             me,
@@ -170,16 +171,8 @@ impl Node {
             Arc::clone(&clock),
             Arc::clone(&reach),
         );
-        let conditional = Conditional::new(
-            me,
-            conditional::Parts {
-                peers: Arc::clone(&peers),
-                entropy: Arc::clone(&entropy),
-                clock: Arc::clone(&clock),
-                reach: Arc::clone(&reach),
-                coordinator: Arc::clone(&coordinator),
-            },
-        );
+        let conditional =
+            Conditional::new(me, &ports, Arc::clone(&clock), Arc::clone(&reach), Arc::clone(&coordinator));
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
         let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
         let handoff = Handoff::new(
@@ -187,7 +180,7 @@ impl Node {
             handoff::Parts {
                 store: Arc::clone(&store),
                 peers: Arc::clone(&peers),
-                entropy: Arc::clone(&entropy),
+                entropy: Arc::clone(&ports.entropy),
                 reach: Arc::clone(&reach),
                 routing: Arc::clone(&routing),
                 clock: Arc::clone(&clock),
@@ -198,18 +191,13 @@ impl Node {
             Arc::clone(&peers),
             Arc::clone(&store),
             Arc::clone(&routing),
-            Arc::clone(&entropy),
+            Arc::clone(&ports.entropy),
         );
         let directory = Arc::new(Directory::default());
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),
-            GossipPorts {
-                peers: Arc::clone(&peers),
-                store: Arc::clone(&store),
-                spawn: Arc::clone(&spawn),
-                entropy: Arc::clone(&entropy),
-            },
+            ports.clone(),
             Arc::clone(&routing),
             Arc::clone(&directory),
             Box::new(move |node, liveness| heard.gossip(node, liveness)),

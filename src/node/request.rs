@@ -23,7 +23,8 @@ pub struct Found {
     pub record: Option<Record>,
     /// Whether a reader finds a value, by the coordinator's hybrid clock.
     pub live: bool,
-    /// False where a stand-in was counted: it may miss writes that were strict.
+    /// False where a stand-in was counted, among those that answered or those that hold what was found: it may miss writes
+    /// that were strict, and the next read may miss what it found.
     pub strict: bool,
     /// The home replicas of the key.
     pub replicas: Vec<NodeNum>,

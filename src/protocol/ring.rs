@@ -42,6 +42,11 @@ impl Placement {
     pub fn needed(&self, level: Level) -> usize {
         self.write_sets.iter().map(|set| level.needed(set.len())).max().unwrap_or(0)
     }
+
+    /// Whether a majority of every write set is among these.
+    pub fn is_majority(&self, nodes: &[NodeNum]) -> bool {
+        self.write_sets.iter().all(|set| set.iter().filter(|n| nodes.contains(n)).count() >= majority(set.len()))
+    }
 }
 
 /// A topology with the placement of every slot at hand.

@@ -10,7 +10,7 @@ use super::topology::Topology;
 use super::version::{Hlc, Version};
 
 /// How much of a record a read wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReadPart {
     /// All of it.
     Record,
@@ -19,7 +19,7 @@ pub enum ReadPart {
 }
 
 /// The hot path: what a coordinator asks of one replica about one key. Travels batched.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ReplicaRequest {
     Read {
         key: Key,

@@ -6,6 +6,8 @@ use tokio::task::JoinSet;
 use crate::client::{Answer, Client, names};
 use crate::harness::{Cluster, Setup, eventually};
 
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 const ABSENT: (&str, &str) = ("if-none-match", "*");
 
 /// The ETag of an answer.
@@ -30,7 +32,7 @@ fn refused(answer: &Answer, met: Option<&str>) {
 }
 
 /// A write under headers, again while other proposers or a busy machine are in the way of an answer.
-async fn decided(node: &Client, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+async fn decided(node: &Client, method: &str, path: &str, headers: Headers<'_>, body: &str) -> Answer {
     let path = format!("{path}?timeout=30s");
     eventually("it is decided", async || {
         let answer = node.ask(method, &path, headers, body.to_owned()).await;
@@ -157,7 +159,7 @@ async fn a_request_under_one_name_is_done_once_and_answered_alike_everywhere() {
     }
     assert_eq!(cluster.at(3).get("/kv/k?consistency=linearizable").await.body, "2");
 
-    let others: [(&str, &[(&str, &str)], &str); 4] = [
+    let others: [(&str, Headers<'_>, &str); 4] = [
         ("PUT", &[], "9"),
         ("PUT", &[ABSENT], "1"),
         ("PUT", &[("content-type", "text/plain")], "1"),
@@ -228,7 +230,7 @@ async fn a_read_may_ask_conditions_too() {
     let node = cluster.at(1);
     let now = etag(&node.put("/kv/k", "1").await);
     let (weak, past, future) = (format!("W/{now}"), "Sun, 06 Nov 1994 08:49:37 GMT", "Fri, 01 Jan 2100 00:00:00 GMT");
-    let cases: [(&[(&str, &str)], u16); 11] = [
+    let cases: [(Headers<'_>, u16); 11] = [
         (&[("if-match", &now)], 200),
         (&[("if-match", "*")], 200),
         (&[("if-match", &weak)], 412),

@@ -68,13 +68,13 @@ fn draw(random: &Seeded) -> Fault {
 pub(crate) async fn faults(world: Arc<World>, until: Instant) {
     let random = Seeded::new(world.seed, 2);
     // Some seeds are calm.
-    let pause_ms = *random.pick(&[80, 300, 600, 1_500, 1_000_000]);
+    let pause_ms = *random.pick(&[100, 300, 600, 1_000, 2_000, 1_000_000]);
     loop {
         sleep(Duration::from_millis(random.between(1, pause_ms))).await;
         if Instant::now() >= until {
             return;
         }
-        let lasts = Duration::from_millis(*random.pick(&[30, 200, 1_000, 4_000]))
+        let lasts = Duration::from_millis(*random.pick(&[30, 100, 300, 1_000, 3_000]))
             .mul_f64(random.between(50, 150) as f64 / 100.0);
         let ends = (Instant::now() + lasts).min(until);
         let at = random.below(world.places.len() as u64) as usize;

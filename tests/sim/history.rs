@@ -143,6 +143,7 @@ impl Told {
             (FailureKind::ConditionFailed, _) => "condition failed",
             (FailureKind::Conflict, _) => "conflict",
             (FailureKind::KeyReused, _) => "key reused",
+            (FailureKind::ClockSkew { .. }, _) => "clock skew",
             (FailureKind::DiskFull, Some(Outcome::NotApplied)) => "disk full",
             (_, Some(Outcome::NotApplied)) => "not applied",
             (_, Some(Outcome::Applied)) => "applied, level not met",

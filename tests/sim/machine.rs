@@ -72,6 +72,11 @@ impl SimClock {
         self.error.lock().off_ms += by_ms;
     }
 
+    /// Somebody sets it right for good.
+    pub(crate) fn set_right(&self) {
+        *self.error.lock() = ClockError { off_ms: 0, gains_ms: 0, since: Instant::now() };
+    }
+
     /// From now on it gains so much in each second.
     pub(crate) fn drift(&self, gains_ms: i64) {
         let mut error = self.error.lock();

@@ -4,7 +4,8 @@
 //! One seed is one run: a cluster is founded, clients read and write while nodes crash, hang, are cut off, lose disks and
 //! have their clocks set; then all of it is healed and checked (`checks`). `docs/simulation.md` is its description.
 //!
-//! `SIM_SEEDS=first..last` runs other seeds than the usual ones (the last is not run).
+//! `SIM_SEEDS=first..last` runs other seeds than the usual ones (the last is not run); `SIM_LINES` is how many events a
+//! failure shows.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod checks;
@@ -33,7 +34,7 @@ use world::World;
 const SEEDS: Range<u64> = 0..200;
 /// How long clients and faults are at work, virtual seconds.
 const STORM: Range<u64> = 2..7;
-/// Lines of the trace that a failure shows.
+/// Lines of the trace that a failure shows, unless `SIM_LINES` says how many.
 const SHOWN: usize = 160;
 
 struct Run {
@@ -76,9 +77,10 @@ fn seeds() -> Range<u64> {
 
 /// The last events that concern the key a verdict names, or all.
 fn transcript(trace: &[String], why: &str) -> String {
+    let shown = std::env::var("SIM_LINES").ok().and_then(|lines| lines.parse().ok()).unwrap_or(SHOWN);
     let key = why.find("Key(").and_then(|at| why[at..].split_inclusive(')').next());
     let concerns = |line: &&String| key.is_none_or(|key| line.contains(key) || !line.contains("Key("));
-    let mut last: Vec<&str> = trace.iter().rev().filter(concerns).take(SHOWN).map(String::as_str).collect();
+    let mut last: Vec<&str> = trace.iter().rev().filter(concerns).take(shown).map(String::as_str).collect();
     last.reverse();
     last.join("\n")
 }

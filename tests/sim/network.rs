@@ -7,6 +7,7 @@
 //! Caveat: messages overtake each other more freely than on the mesh's two streams.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -306,7 +307,7 @@ impl Peers for SimPeers {
             return async { Err(PeerError::Unreachable) }.boxed();
         };
         if !matches!(request, PeerRequest::Gossip(_) | PeerRequest::NodeInfo { .. }) {
-            self.network.trace.note(format_args!("{} asks {to} for {}", self.me, name_of(&request)));
+            self.network.trace.note(format_args!("{} asks {to} for {}", self.me, Named(&request)));
         }
         let (network, (tell, reply)) = (self.network.clone(), oneshot::channel());
         let way = network.clone().carry_rare(from, to, instance, request);
@@ -344,14 +345,22 @@ impl Peers for SimPeers {
     }
 }
 
-fn name_of(request: &PeerRequest) -> &'static str {
-    match request {
-        PeerRequest::Gossip(_) => "gossip",
-        PeerRequest::NodeInfo { .. } => "its facts",
-        PeerRequest::Topology => "its topology",
-        PeerRequest::Announce(_) => "its announcement",
-        PeerRequest::Found { .. } => "its acceptance",
-        PeerRequest::Founded { .. } => "its commit",
-        PeerRequest::Propose { .. } => "a verdict",
+/// What is asked for, in the trace.
+struct Named<'a>(&'a PeerRequest);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.0 {
+            PeerRequest::Gossip(_) => "gossip",
+            PeerRequest::NodeInfo { .. } => "its facts",
+            PeerRequest::Topology => "its topology",
+            PeerRequest::Announce(_) => "its announcement",
+            PeerRequest::Found { .. } => "its acceptance",
+            PeerRequest::Founded { .. } => "its commit",
+            PeerRequest::Propose { proposal, .. } => {
+                return write!(f, "a verdict on {:?}: {}", proposal.key, proposal.op);
+            }
+        };
+        f.write_str(name)
     }
 }

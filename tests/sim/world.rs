@@ -47,6 +47,8 @@ pub(crate) struct World {
     pub(crate) rf: u8,
     /// Of a thousand requests, how many are linearizable or conditional; the others are plain.
     pub(crate) exact: u64,
+    /// In some worlds clocks are off by more than is allowed.
+    clock_skew_max: Duration,
     pub(crate) places: Vec<Place>,
     pub(crate) network: Arc<Network>,
     pub(crate) random: Arc<Seeded>,
@@ -76,6 +78,7 @@ impl World {
         let nodes = random.between(u64::from(rf.max(2)), 5) as u16;
         let exact = *random.pick(&[0, 1000, 1000, 200, 500, 800]);
         let skew_ms = *random.pick(&[0, 50, 500, 4_000]);
+        let clock_skew_max = Duration::from_secs(*random.pick(&[300, 300, 300, 2]));
         let sync_ms = *random.pick(&[1, 4, 40]);
         let sql = random.below(10) == 0;
         let place = |n: u16| {
@@ -105,7 +108,7 @@ impl World {
         };
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
-            "{nodes} nodes, rf {rf}, {exact} of 1000 exact, clocks within {skew_ms} ms, syncs within {sync_ms} ms, \
+            "{nodes} nodes, rf {rf}, {exact} of 1000 exact, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
              sql {sql}, {weather:?}"
         ));
         let (history, life) = (History::default(), Life::new());
@@ -113,6 +116,7 @@ impl World {
             seed,
             rf,
             exact,
+            clock_skew_max,
             places,
             network,
             random,
@@ -148,7 +152,7 @@ impl World {
             mesh_address: address(place.number),
             http_address: format!("10.0.0.{}:8000", place.number.0),
             gossip_interval: Duration::from_secs(1),
-            clock_skew_max: Duration::from_secs(300),
+            clock_skew_max: self.clock_skew_max,
             value_bytes_max: 1024,
             hint_window: Duration::from_secs(3600),
         };
@@ -303,6 +307,8 @@ impl World {
         self.network.set_weather(Weather::default());
         for place in &self.places {
             place.disk.set_full(false);
+            // What is stamped too far ahead of a replica's clock is refused until that has caught up.
+            place.clock.set_right();
             if place.node().is_none() && Some(place.number) != self.wiped() {
                 self.start(place).await;
             }

@@ -1,6 +1,7 @@
 //! Real nodes' ends of the mesh on loopback sockets, around a handler that does as it is told.
 
 mod exchange;
+mod propose;
 mod rare;
 mod strangers;
 
@@ -23,7 +24,10 @@ use crate::ports::{
     ReplicaReply, ReplicaRequest, ReplyTo, Seen, Spawn,
 };
 use crate::system::{SystemEntropy, Tasks};
-use crate::types::{ClusterId, Content, Epoch, Floor, Hlc, InstanceId, Key, NodeNum, Record, Version, Writer};
+use crate::types::{
+    Accepted, Ballot, ClusterId, Content, Epoch, Floor, Hlc, InstanceId, Key, NodeNum, OpId, Promise, Recent, Record,
+    Version, Writer,
+};
 
 /// The longest that anything here may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -45,9 +49,30 @@ pub(super) fn read(key: &'static str) -> ReplicaCall {
 }
 
 pub(super) fn write(key: &'static str, value: Vec<u8>) -> ReplicaCall {
-    let key = Key::new(key).unwrap();
-    let record = Record::seal(&key, Version::plain(Hlc(5), Writer(1)), Hlc(5), Content::value(value));
-    call(ReplicaRequest::Write { key, record })
+    call(ReplicaRequest::Write { key: Key::new(key).unwrap(), record: record(key, value) })
+}
+
+fn record(key: &'static str, value: Vec<u8>) -> Record {
+    Record::seal(&Key::new(key).unwrap(), Version::plain(Hlc(5), Writer(1)), Hlc(5), Content::value(value))
+}
+
+fn state(record: Record) -> Accepted {
+    let ballot = Ballot { hlc: Hlc(9), writer: Writer(2) };
+    Accepted { ballot, op: OpId(Uuid::from_u128(7)), record: Some(record), recent: Recent::NONE }
+}
+
+pub(super) fn accept(key: &'static str, value: Vec<u8>) -> ReplicaCall {
+    call(ReplicaRequest::Accept { key: Key::new(key).unwrap(), accepted: Box::new(state(record(key, value))) })
+}
+
+/// A promise that shows these values, accepted and stored.
+pub(super) fn promised(accepted: Option<Vec<u8>>, stored: Option<Vec<u8>>) -> ReplicaReply {
+    let accepted = accepted.map(|value| state(record("k", value)));
+    ReplicaReply::Promised(Box::new(Promise {
+        accepted,
+        record: stored.map(|value| record("k", value)),
+        floor: Floor::default(),
+    }))
 }
 
 /// Waits until it is so.
@@ -111,6 +136,8 @@ pub(super) struct Node {
     pub(super) last: Mutex<Option<(NodeNum, ReplicaCall)>>,
     pub(super) asked: Mutex<Vec<PeerRequest>>,
     pub(super) answer: Mutex<Result<PeerReply, PeerError>>,
+    /// Rare requests are taken in and never answered.
+    pub(super) mute: AtomicBool,
     /// Admits everybody.
     pub(super) lax: AtomicBool,
     pub(super) messages: AtomicUsize,
@@ -140,6 +167,7 @@ impl Node {
             last: Mutex::default(),
             asked: Mutex::default(),
             answer: Mutex::new(Ok(PeerReply::Done)),
+            mute: AtomicBool::new(false),
             lax: AtomicBool::new(false),
             messages: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
@@ -207,6 +235,9 @@ impl PeerHandler for Node {
     fn answer(self: Arc<Self>, _: Header, request: PeerRequest) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
         self.asked.lock().push(request);
         let answer = self.answer.lock().clone();
+        if self.mute.load(Ordering::SeqCst) {
+            return Box::pin(std::future::pending());
+        }
         Box::pin(async move { answer })
     }
 }
@@ -239,9 +270,11 @@ impl Listening {
         self.address.to_string()
     }
 
-    /// Ends the server and all its connections at once.
+    /// Ends the server and all its connections at once; its port is free when it returns.
+    #[expect(clippy::disallowed_methods, reason = "a runtime may only be waited for outside of one")]
     pub(super) fn kill(mut self) {
-        self.runtime.take().unwrap().shutdown_background();
+        let runtime = self.runtime.take().unwrap();
+        std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE)).join().unwrap();
     }
 }
 

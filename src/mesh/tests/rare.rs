@@ -89,7 +89,6 @@ async fn a_restarted_peer_is_asked_again_over_a_new_connection() {
     let gossip = || peers.ask(to.clone(), PeerRequest::Gossip(vec![1u8].into()), soon());
     assert_eq!(gossip().await, Ok(PeerReply::Done));
     listening.kill();
-    until("the port is free", || std::net::TcpStream::connect(address).is_err()).await;
     let _ = gossip().await;
     let _again = Listening::start(&two, Some(address));
     assert_eq!(gossip().await, Ok(PeerReply::Done));

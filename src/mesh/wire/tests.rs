@@ -1,5 +1,8 @@
 //! Conversions: what goes through the wire comes out the same, and nothing that comes makes them panic.
 
+pub(in crate::mesh) mod propose;
+mod register;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -98,7 +101,7 @@ fn record() -> impl Strategy<Value = Record> {
     })
 }
 
-fn call() -> impl Strategy<Value = ReplicaCall> {
+pub(in crate::mesh) fn call() -> impl Strategy<Value = ReplicaCall> {
     let request = prop_oneof![
         (key(), any::<bool>(), any::<bool>()).prop_map(|(key, all, hints)| ReplicaRequest::Read {
             key,
@@ -109,6 +112,9 @@ fn call() -> impl Strategy<Value = ReplicaCall> {
         (key(), record(), any::<u16>(), any::<bool>()).prop_map(|(key, record, target, counted)| {
             ReplicaRequest::Hint { target: NodeNum(target), key, record, counted }
         }),
+        (key(), register::ballot()).prop_map(|(key, ballot)| ReplicaRequest::Prepare { key, ballot }),
+        (key(), register::accepted())
+            .prop_map(|(key, accepted)| ReplicaRequest::Accept { key, accepted: Box::new(accepted) }),
     ];
     (any::<u64>(), request).prop_map(|(epoch, request)| ReplicaCall { epoch: Epoch(epoch), request, deadline: None })
 }
@@ -148,7 +154,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
     ]
 }
 
-fn answer() -> impl Strategy<Value = Answer> {
+pub(in crate::mesh) fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         (prop::option::of(record()), floor()).prop_map(|(record, floor)| Ok(ReplicaReply::Record { record, floor })),
         (prop::option::of(seen()), floor()).prop_map(|(seen, floor)| Ok(ReplicaReply::Version { seen, floor })),
@@ -156,6 +162,9 @@ fn answer() -> impl Strategy<Value = Answer> {
         seen().prop_map(|by| Ok(ReplicaReply::Dominated { by })),
         floor().prop_map(|floor| Ok(ReplicaReply::BelowFloor { floor })),
         Just(Ok(ReplicaReply::Hinted)),
+        register::promise().prop_map(|promise| Ok(ReplicaReply::Promised(Box::new(promise)))),
+        Just(Ok(ReplicaReply::Accepted)),
+        register::ballot().prop_map(|promised| Ok(ReplicaReply::Outbid { promised })),
         (1u16..4).prop_map(|n| Ok(ReplicaReply::WrongEpoch { topology: Arc::new(topology(n)) })),
         refusal().prop_map(|refusal| Ok(ReplicaReply::Refused(refusal))),
         Just(Err(PeerError::Lost)),

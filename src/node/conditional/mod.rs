@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Ports;
 use super::clock::NodeClock;
 use super::coordinator::Coordinator;
 use super::reach::Reach;
@@ -47,21 +48,6 @@ pub struct Conditional {
     meters: Meters,
 }
 
-/// The parts that [`Conditional`] is put together from.
-pub struct Parts {
-    pub peers: Arc<dyn Peers>,
-    pub entropy: Arc<dyn Entropy>,
-    pub clock: Arc<NodeClock>,
-    pub reach: Arc<Reach>,
-    pub coordinator: Arc<Coordinator>,
-}
-
-impl fmt::Debug for Parts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
-    }
-}
-
 impl fmt::Debug for Conditional {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Conditional").field("me", &self.me).finish_non_exhaustive()
@@ -69,8 +55,14 @@ impl fmt::Debug for Conditional {
 }
 
 impl Conditional {
-    pub fn new(me: NodeNum, parts: Parts) -> Arc<Self> {
-        let Parts { peers, entropy, clock, reach, coordinator } = parts;
+    pub fn new(
+        me: NodeNum,
+        ports: &Ports,
+        clock: Arc<NodeClock>,
+        reach: Arc<Reach>,
+        coordinator: Arc<Coordinator>,
+    ) -> Arc<Self> {
+        let (peers, entropy) = (Arc::clone(&ports.peers), Arc::clone(&ports.entropy));
         let (queue, meters) = (Queue::default(), Meters::new());
         Arc::new(Self { me, peers, entropy, clock, reach, coordinator, queue, meters })
     }

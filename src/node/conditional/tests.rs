@@ -12,8 +12,8 @@ use super::*;
 use crate::node::fakes::{FakeClock, FakeStore, topology};
 use crate::node::request::{Get, Put};
 use crate::node::routing::Routing;
-use crate::node::world::Seeded;
-use crate::ports::{Clock, Destination, PeerRequest, ReplicaCall, ReplyTo, Store};
+use crate::node::world::{Seeded, Tasks};
+use crate::ports::{Destination, PeerRequest, ReplicaCall, ReplyTo, Store};
 use crate::protocol::ring::Ring;
 use crate::types::{Condition, Epoch, Hlc, Idempotency, InstanceId, Key, Tags, Version};
 
@@ -108,17 +108,25 @@ fn world(rf: u8) -> World {
     for me in (1..=3).map(NodeNum) {
         let routing = Arc::new(Routing::default());
         routing.install(Arc::clone(&topology));
-        let wall = FakeClock::at(NOW_MS) as Arc<dyn Clock>;
-        let clock = NodeClock::new(wall, Duration::from_secs(300), Hlc::from_ms(NOW_MS - 1));
-        let (peers, store) = (Arc::clone(&net) as Arc<dyn Peers>, Arc::clone(&net.disks[&me]) as Arc<dyn Store>);
-        let reach = Reach::new(Arc::clone(&peers), me);
-        #[expect(clippy::disallowed_methods, reason = "the test's own runtime")]
-        tokio::spawn(Arc::clone(&clock).keep_reserved(Arc::clone(&store)));
-        let coordinator =
-            Coordinator::new(me, Arc::clone(&peers), store, routing, Arc::clone(&clock), Arc::clone(&reach));
-        let entropy = Seeded::new(u64::from(me.0));
-        let conditional =
-            Conditional::new(me, Parts { peers, entropy, clock, reach, coordinator: Arc::clone(&coordinator) });
+        let ports = Ports {
+            peers: Arc::clone(&net) as Arc<dyn Peers>,
+            store: Arc::clone(&net.disks[&me]) as Arc<dyn Store>,
+            clock: FakeClock::at(NOW_MS),
+            entropy: Seeded::new(u64::from(me.0)),
+            spawn: Arc::new(Tasks::default()),
+        };
+        let clock = NodeClock::new(Arc::clone(&ports.clock), Duration::from_secs(300), Hlc::from_ms(NOW_MS - 1));
+        let reach = Reach::new(Arc::clone(&ports.peers), me);
+        ports.spawn.spawn(Box::pin(Arc::clone(&clock).keep_reserved(Arc::clone(&ports.store))));
+        let coordinator = Coordinator::new(
+            me,
+            Arc::clone(&ports.peers),
+            Arc::clone(&ports.store),
+            routing,
+            Arc::clone(&clock),
+            Arc::clone(&reach),
+        );
+        let conditional = Conditional::new(me, &ports, clock, reach, Arc::clone(&coordinator));
         net.proposers.lock().insert(me, Arc::clone(&conditional));
         nodes.push((coordinator, conditional));
     }

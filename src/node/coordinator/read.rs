@@ -106,7 +106,7 @@ impl Coordinator {
     /// Enough answers are in: where they disagree, the newest record goes to a majority before anyone is told.
     async fn found(&self, reading: Reading, ring: &Ring) -> Result<Found, Failure> {
         let placement = ring.placement(ring.token(&reading.key).slot());
-        let (strict, copies) = (reading.fold.is_strict(), reading.fold.copies());
+        let (mut strict, copies) = (reading.fold.is_strict(), reading.fold.copies());
         if let Some(record) = reading.fold.record()
             && reading.fold.level() != Level::One
             && reading.fold.disagree()
@@ -115,7 +115,9 @@ impl Coordinator {
             let level = if reading.fold.level() == Level::Quorum { Level::Quorum } else { Level::Linearizable };
             let fold = WriteFold::write_back(Arc::clone(placement), level, record.version, &reading.fold.have());
             let written = self.write_back(fold, reading.key.clone(), record.clone(), reading.epoch, reading.deadline);
-            written.await.map_err(|f| Failure { outcome: None, ..f })?;
+            let holders = written.await.map_err(|f| Failure { outcome: None, ..f })?;
+            // Where a stand-in keeps it for a home replica, the next strict read may miss what this one tells.
+            strict &= placement.is_majority(&holders);
         }
         let replicas = placement.home_replicas().to_vec();
         let record = reading.fold.into_record();

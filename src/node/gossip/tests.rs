@@ -4,6 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::sleep;
 
 use super::*;
+use crate::node::fakes::FakeClock;
 use crate::node::world::{Disk, DiskStore, Host, Network, NetworkPeers, Seeded, Tasks};
 use crate::ports::{Announcement, Header, NodeState, PeerReply};
 use crate::protocol::founding::first_topology;
@@ -113,10 +114,11 @@ impl World {
         let told: Arc<Mutex<Vec<_>>> = Arc::default();
         let state = Arc::new(Mutex::new((NodeState::Serving, 0)));
         let identity = disk.identity.lock().clone();
-        let ports = GossipPorts {
+        let ports = Ports {
             peers: peers.clone(),
             store: Arc::new(DiskStore(disk.clone())),
             spawn: tasks.clone(),
+            clock: FakeClock::at(0),
             entropy: Seeded::new(u64::from(identity.node.0) * 1000 + identity.generation),
         };
         let options = GossipOptions { interval: INTERVAL, seeds: self.seeds.clone(), mesh_address: address.to_owned() };
