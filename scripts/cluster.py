@@ -428,7 +428,11 @@ class Cluster:
 
     def settle(self, seconds=20):
         """Until every node holds all its members alive, so that a case starts from a healthy cluster."""
-        wait_until("the cluster is healthy at every node", lambda: all(map(healthy, self.nodes)), seconds)
+        try:
+            wait_until("the cluster is healthy at every node", lambda: all(map(healthy, self.nodes)), seconds)
+        except Failed as problem:
+            told = [f"    {node.name}: {node.ask('GET', '/cluster/health').body.decode()}" for node in self.nodes]
+            raise Failed("\n".join([str(problem), *told])) from None
 
     def others(self, node):
         return [other for other in self.nodes if other is not node]

@@ -62,9 +62,9 @@ def counter_faults(options):
                     drawn = sorted(rng.sample(range(len(some)), rng.choice((1, 1, 2))))
                     strike(count, [some[i] for i in drawn], rng)
                     victim.wait_ready(20)
-            cluster.settle()
             tally = count.prove()
             check(tally["unknown"] > 0, f"the faults were felt: {tally['unknown']} unknown")
+            cluster.settle()
 
 
 def strike(count, drawn, rng):
@@ -82,3 +82,22 @@ def strike(count, drawn, rng):
             fault.end()
     names = " and ".join(fault.name for fault in drawn)
     say(f"      {names}: {count.successes - before} counted, the first 20 in {took:.1f} s")
+
+
+def rejoin(_options):
+    """A node cut off under load: once the cut is over all are healthy again by themselves, though nobody asks them."""
+    with Network() as network:
+        cluster = Cluster(rf=3)
+        network.link(cluster.nodes)
+        with cluster:
+            for victim in cluster.nodes:
+                count = Counter(cluster.nodes, key=f"rejoin-{victim.num}")
+                with count:
+                    count.more(20, 20)
+                    network.cut(victim, cluster.others(victim))
+                    count.more(20, 20)
+                    time.sleep(3)
+                network.heal(victim, cluster.others(victim))
+                begin = time.monotonic()
+                cluster.settle(20)
+                say(f"  ok  {victim.name} was cut off: all are healthy {time.monotonic() - begin:.1f} s after its end")

@@ -150,7 +150,7 @@ def etags(options):
                 try:
                     key.live()
                 except Exception as problem:
-                    wrong.append(repr(problem))
+                    wrong.append(str(problem) if isinstance(problem, Failed) else repr(problem))
 
         workers = [threading.Thread(target=work, args=(key,), daemon=True) for key in keys]
         for worker in workers:
@@ -172,8 +172,9 @@ def etags(options):
         cluster.settle()
         lives, refused = sum(key.lives for key in keys), sum(key.refused for key in keys)
         say(f"      {kills} kills, {lives} lives of {len(keys)} keys, {refused} tries with old ETags refused")
-        check(not wrong + versions.wrong,
-              f"{len(versions.contents)} versions, each of one value {(wrong + versions.wrong)[:3]}")
+        if wrong:
+            raise Failed("; ".join(wrong[:3]))
+        check(not versions.wrong, f"{len(versions.contents)} versions, each of one value {versions.wrong[:3]}")
         old = sum(len(key.dead) for key in keys)
         for key in keys:
             # By now every copy is there: each of the past, one by one, is refused and nothing else.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::queue::NoTurn;
+use super::queue::{NoTurn, Turn};
 use super::{Conditional, not_applied};
 use crate::node::coordinator::Round;
 use crate::node::events;
 use crate::node::request::{Failure, FailureKind};
-use crate::ports::ReplicaReply;
+use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::WriteFold;
 use crate::protocol::register::{ProposerFold, Step};
 use crate::protocol::ring::{Placement, Ring};
@@ -41,7 +41,7 @@ impl Conditional {
             return Err(not_applied(Failure::before(FailureKind::ClockSkew { by_ms }, level)));
         }
         let ring = self.coordinator.ring(level).map_err(not_applied)?;
-        let _turn = match self.queue.turn(&proposal.key, deadline).await {
+        let mut turn = match self.queue.turn(&proposal.key, deadline).await {
             Ok(turn) => turn,
             Err(NoTurn::TooLate) => return Ok(Verdict::Conflict),
             Err(NoTurn::Full) => {
@@ -49,25 +49,65 @@ impl Conditional {
                 return Ok(Verdict::Unavailable { required: 0, acked: Vec::new(), failed });
             }
         };
+        if let Some(current) = turn.known()
+            && proposal.idempotency.is_none()
+            && !proposal.condition.holds(current.as_ref())
+        {
+            return Ok(Verdict::ConditionFailed { current });
+        }
+        self.decide_in_turn(proposal, ring, deadline, &mut turn).await
+    }
+
+    async fn decide_in_turn(
+        &self,
+        proposal: Proposal,
+        ring: Arc<Ring>,
+        deadline: Instant,
+        turn: &mut Turn<'_>,
+    ) -> Result<Verdict, Failure> {
         let placement = Arc::clone(ring.placement(ring.token(&proposal.key).slot()));
         let fold = ProposerFold::new(Arc::clone(&placement), proposal);
         let mut proposing = Proposing { fold, ring, placement, round: None, deadline };
         let mut step = self.ballot(&mut proposing, Hlc::ZERO).await?;
+        let mut written = None;
         loop {
             step = match step {
-                Step::Done(verdict) => return Ok(verdict),
+                Step::Done(verdict) => {
+                    self.leave_behind(turn, &verdict, written);
+                    return Ok(verdict);
+                }
                 Step::Send { to, request } => {
+                    if let ReplicaRequest::Prepare { .. } = request {
+                        turn.begins_ballot();
+                    }
                     let epoch = proposing.ring.epoch();
                     proposing.round = Some(self.coordinator.ask(&to, epoch, &request, deadline));
                     Step::Wait
                 }
                 Step::Wait => self.hear(&mut proposing).await,
-                Step::Write { record, have } => self.write(&mut proposing, record, &have).await,
+                Step::Write { record, have } => {
+                    written = Some(record.clone());
+                    self.write(&mut proposing, record, &have).await
+                }
                 Step::BackOff { above } => match self.pause(&mut proposing, above).await {
                     Some(step) => step,
                     None => return Ok(proposing.fold.give_up()),
                 },
             }
+        }
+    }
+
+    /// What a verdict says of the key's value, for those who wait.
+    fn leave_behind(&self, turn: &Turn<'_>, verdict: &Verdict, written: Option<Record>) {
+        match verdict {
+            Verdict::Applied { version, .. } => {
+                // An answer that was given before is of a version long gone.
+                if let Some(record) = written.filter(|r| r.version == *version) {
+                    turn.settle(Some(record).filter(|r| r.is_live(self.clock.now())));
+                }
+            }
+            Verdict::ConditionFailed { current } => turn.settle(current.clone()),
+            _ => {}
         }
     }
 

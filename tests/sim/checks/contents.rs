@@ -70,16 +70,19 @@ fn values_have_few_versions(history: &[Operation], seen: &Contents) -> Verdict {
 }
 
 /// Of values: nothing tells one tombstone from another. A request that was sent several times may have been applied
-/// another time.
+/// another time. What ended with a false condition may have been accepted by a minority before, and was outbid for good.
 fn not_applied_is_nowhere(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
+    let stored: BTreeSet<&str> = seen.values().flatten().map(String::as_str).collect();
     let accepted = world.witness.ever_accepted();
-    let texts = seen.values().chain(accepted.iter().map(|(_, _, text)| text));
-    let texts: BTreeSet<&str> = texts.flatten().map(String::as_str).collect();
+    let accepted: BTreeSet<&str> = accepted.iter().filter_map(|(_, _, text)| text.as_deref()).collect();
     let maybe: BTreeSet<&str> =
         history.iter().filter(|o| !o.without_effect()).filter_map(|o| o.request.text()).collect();
+    let refused: BTreeSet<&str> =
+        history.iter().filter(|o| o.met().is_some()).filter_map(|o| o.request.text()).collect();
     let lied = |o: &&Operation| {
         let text = o.request.text().filter(|text| !maybe.contains(text));
-        o.without_effect() && text.is_some_and(|text| texts.contains(text))
+        let traces = |text| stored.contains(text) || accepted.contains(text) && !refused.contains(text);
+        o.without_effect() && text.is_some_and(traces)
     };
     none(history.iter().filter(lied), "said to have no effect, and some disk had it")
 }

@@ -13,6 +13,9 @@ use super::Verdict;
 use crate::history::{Ask, Operation, Told};
 use crate::world::World;
 
+/// Reads before all copies were heard once.
+const TRIES: usize = 10;
+
 fn lost(world: &World) -> usize {
     usize::from(world.wiped().is_some())
 }
@@ -63,19 +66,29 @@ fn first_stamp(world: &World, write: &Operation) -> Option<Version> {
     of_it.map(|((_, version), _)| *version).min()
 }
 
+/// Reads at `all`; without a wiped one, where every other home replica is heard: one that was silent lately is not asked
+/// at once.
+async fn read_every_copy(world: &World, key: &Key, copies: usize) -> Result<Option<Version>, String> {
+    let Some((node, _)) = world.places.iter().find_map(|p| p.node()) else { return Err("no node is up".into()) };
+    let level = if world.wiped().is_some() { Level::Linearizable } else { Level::All };
+    for _ in 0..TRIES {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        world.trace.note(format_args!("the last read of {key:?}, at {level}"));
+        match node.get(Get { key: key.clone(), level, deadline, every_copy: true }).await {
+            Ok(found) if found.copies.len() >= copies => return Ok(found.record.map(|r| r.version)),
+            Ok(_) => sleep(Duration::from_secs(1)).await,
+            Err(failure) => return Err(format!("no read at {level} after healing: {key:?}: {failure:?}")),
+        }
+    }
+    Err(format!("a home replica of {key:?} is not asked any more, though it is up"))
+}
+
 /// A read of every copy returns the newest version there is, and leaves it on every home replica. At `all`, where all
 /// are left.
 pub(super) async fn reading_settles(world: &World, key: &Key) -> Verdict {
     let before = world.copies(key);
     let newest = before.iter().max().copied().flatten();
-    let level = if world.wiped().is_some() { Level::Linearizable } else { Level::All };
-    let Some((node, _)) = world.places.iter().find_map(|p| p.node()) else { return Err("no node is up".into()) };
-    let deadline = Instant::now() + Duration::from_secs(1);
-    world.trace.note(format_args!("the last read of {key:?}, at {level}"));
-    let found = match node.get(Get { key: key.clone(), level, deadline, every_copy: true }).await {
-        Ok(found) => found.record.map(|r| r.version),
-        Err(failure) => return Err(format!("no read at {level} after healing: {key:?}: {failure:?}")),
-    };
+    let found = read_every_copy(world, key, before.len()).await?;
     if found != newest {
         return Err(format!("a read of every copy of {key:?} found {found:?}, and the disks hold {before:?}"));
     }

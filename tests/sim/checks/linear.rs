@@ -10,6 +10,8 @@
 //!   first asked, or never. So are writes that are not strict, whose answer was unknown or lost, and the first stamp of one
 //!   that was stamped twice.
 //!
+//! What stands in the register only ever gets newer, as versions are what replicas go by.
+//!
 //! What is left out: reads at `one` and reads that counted a stand-in, which promise nothing; requests that were told they
 //! had no effect otherwise than by their condition (409, 422, 503: `contents` looks for traces of them); maybes that
 //! nobody saw, named or built upon, as a version that is overwritten unseen constrains nothing. The last makes the search
@@ -93,7 +95,12 @@ impl Step<'_> {
         match self.effect {
             Effect::Read { found } => (state.version() == found).then_some(state),
             Effect::Refused { wish, met } => (state.live() == met && !wish.holds(met)).then_some(state),
-            Effect::Write { version, live } => Some(State::Record { version, live }),
+            Effect::Write { version, live } => match (state.version() < Some(version), self.ended) {
+                (true, _) => Some(State::Record { version, live }),
+                // It came to be where something newer stood already, or never.
+                (false, None) => Some(state),
+                (false, Some(_)) => None,
+            },
             Effect::Conditional { version, live, wish, created } => {
                 let base = state.version().unwrap_or_default();
                 let told = created.is_none_or(|created| created == state.live().is_none());
@@ -334,6 +341,8 @@ mod tests {
         assert!(history(&[maybe.clone(), (read(None), 2, Some(3)), (read(None), 4, Some(5))]));
         assert!(!history(&[maybe, (read(Some(v(1, 0))), 2, Some(3)), (read(None), 4, Some(5))]));
         let base = (write(v(1, 0)), 1, Some(2));
+        let older = (write(v(1, 0)), 1, None);
+        assert!(!history(&[older, (write(v(2, 0)), 2, Some(3)), (read(Some(v(1, 0))), 4, Some(5))]));
         let built = (matched(v(1, 2), v(1, 0)), 3, None);
         let upon = (matched(v(1, 4), v(1, 2)), 4, Some(5));
         assert!(history(&[base.clone(), built, upon.clone()]));

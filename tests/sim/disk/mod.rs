@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::history::Witness;
+use crate::history::{Witness, text_of};
 use crate::machine::{Life, Seeded, SimClock, Trace};
 
 use rows::{MapRows, Rows};
@@ -129,7 +129,7 @@ impl Disk {
         match (request, reply) {
             (ReplicaRequest::Write { key, record }, ReplicaReply::Stored { .. }) => {
                 self.witness.stored(key, record);
-                trace.note(format_args!("{me} stores {key:?} {:?}", record.version));
+                trace.note(format_args!("{me} stores {key:?} {:?} {:?}", record.version, text_of(record)));
             }
             (ReplicaRequest::Hint { target, key, record, counted }, ReplicaReply::Hinted) => {
                 self.witness.stored(key, record);
@@ -143,7 +143,8 @@ impl Disk {
             (ReplicaRequest::Accept { key, accepted }, ReplicaReply::Accepted) => {
                 self.witness.accepted(key, accepted);
                 let (ballot, version, op) = (accepted.ballot, accepted.version(), accepted.op);
-                trace.note(format_args!("{me} accepts {key:?} {ballot:?}: {version:?} of {op}"));
+                let text = accepted.record.as_ref().and_then(text_of);
+                trace.note(format_args!("{me} accepts {key:?} {ballot:?}: {version:?} {text:?} of {op}"));
             }
             (ReplicaRequest::Prepare { key, ballot }, ReplicaReply::Outbid { promised }) => {
                 trace.note(format_args!("{me} promises not {key:?} {ballot:?}, but {promised:?}"));
