@@ -69,11 +69,13 @@ impl Conditional {
         let fold = ProposerFold::new(Arc::clone(&placement), proposal);
         let mut proposing = Proposing { fold, ring, placement, round: None, deadline };
         let mut step = self.ballot(&mut proposing, Hlc::ZERO).await?;
-        let mut written = None;
         loop {
             step = match step {
                 Step::Done(verdict) => {
-                    self.leave_behind(turn, &verdict, written);
+                    let definite = matches!(verdict, Verdict::Applied { .. } | Verdict::ConditionFailed { .. });
+                    if let Some(current) = proposing.fold.current().filter(|_| definite) {
+                        turn.settle(current.clone());
+                    }
                     return Ok(verdict);
                 }
                 Step::Send { to, request } => {
@@ -85,29 +87,12 @@ impl Conditional {
                     Step::Wait
                 }
                 Step::Wait => self.hear(&mut proposing).await,
-                Step::Write { record, have } => {
-                    written = Some(record.clone());
-                    self.write(&mut proposing, record, &have).await
-                }
+                Step::Write { record, have } => self.write(&mut proposing, record, &have).await,
                 Step::BackOff { above } => match self.pause(&mut proposing, above).await {
                     Some(step) => step,
                     None => return Ok(proposing.fold.give_up()),
                 },
             }
-        }
-    }
-
-    /// What a verdict says of the key's value, for those who wait.
-    fn leave_behind(&self, turn: &Turn<'_>, verdict: &Verdict, written: Option<Record>) {
-        match verdict {
-            Verdict::Applied { version, .. } => {
-                // An answer that was given before is of a version long gone.
-                if let Some(record) = written.filter(|r| r.version == *version) {
-                    turn.settle(Some(record).filter(|r| r.is_live(self.clock.now())));
-                }
-            }
-            Verdict::ConditionFailed { current } => turn.settle(current.clone()),
-            _ => {}
         }
     }
 
