@@ -164,12 +164,15 @@ fn what_was_built_on_its_first_accept_may_come_back_after_its_second() {
 
 #[test]
 fn after_an_accept_a_false_condition_ends_what_was_accepted() {
-    let mut replicas = Replicas::new(3);
-    let mut mine = fold(1, create());
-    outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[1], &[]])]);
-    replicas.write(2, &record(v(5, 0), "plain"));
-    let said = outcomes(&mut replicas, &mut mine, &[(30, [&[2, 3], &[2], &[]]), (31, [&[2, 3], &[2, 3], &[2, 3]])]);
-    assert_eq!(said, ["back off above 30", "failed of Some(0)"]);
+    // Replica 1 alone has a plain write that is still under way.
+    let mut replicas = Replicas::holding([Some(v(5, 0)), None, None]);
+    let mut mine = fold(1, replace());
+    let said = outcomes(
+        &mut replicas,
+        &mut mine,
+        &[(10, [&[1, 2], &[1], &[]]), (30, [&[2, 3], &[2], &[]]), (31, [&[2, 3], &[2, 3], &[]])],
+    );
+    assert_eq!(said, ["back off above 10", "back off above 30", "failed of None"]);
     let said = outcomes(&mut replicas, &mut fold(2, replace()), &[(40, [&[1, 2], ALL, ALL])]);
     assert_eq!(said, ["applied 2 created false"]);
     assert_eq!(replicas.rows(), [Some(v(5, 2)); 3], "built on the plain write, not on what was ended");
@@ -204,8 +207,12 @@ fn a_changed_topology_is_asked_from_prepare_on() {
     let mut replicas = Replicas::new(5);
     let mut mine = fold(1, create());
     outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[1], &[]])]);
+    let Step::Send { to, request } = mine.prepare(b(15), &|_| Ask::Yes) else { panic!("all can be asked") };
     mine.move_to(placement(&[&[1, 2, 3], &[3, 4, 5]]));
-    assert_eq!(mine.on_answer(NodeNum(1), Ok(ReplicaReply::Accepted), NOW, &|_| Ask::Yes), Step::Wait);
+    for node in to {
+        let late = replicas.ask(node.0, &request);
+        assert_eq!(mine.on_answer(node, late, NOW, &|_| Ask::Yes), Step::Wait);
+    }
     let all: &[u16] = &[1, 2, 3, 4, 5];
     assert_eq!(outcomes(&mut replicas, &mut mine, &[(20, [all; 3])]), ["applied 2 created true"]);
 }
@@ -219,6 +226,8 @@ fn a_repeat_gets_the_first_answer_and_another_request_none() {
     outcomes(&mut replicas, &mut fold(2, replace()), &[(20, EVERYWHERE)]);
     assert_eq!(outcomes(&mut replicas, &mut keyed(3, create(), 1), &[(30, EVERYWHERE)]), ["applied 2 created true"]);
     assert_eq!(replicas.rows()[0].map(|v| v.rmw), Some(4), "nothing was written again");
+    let maker = replicas.cells[0].register.accepted.as_ref().map(|a| a.op);
+    assert_eq!(maker, Some(op_id(2)), "accepted again, under the name of who made it");
     assert_eq!(outcomes(&mut replicas, &mut keyed(4, create(), 2), &[(40, EVERYWHERE)]), ["key reused"]);
 }
 
