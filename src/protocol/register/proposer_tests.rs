@@ -4,7 +4,7 @@ use super::proposer::{ProposerFold, Step};
 use super::testing::*;
 use crate::protocol::quorum::Ask;
 use crate::types::{
-    Condition, Content, Floor, Hlc, Idempotency, NodeNum, Proposal, Record, RememberedAnswer, ReplicaReply, Verdict,
+    Condition, Content, Floor, Hlc, Idempotency, NodeNum, Proposal, Record, RememberedAnswer, Verdict,
 };
 
 fn proposal(op: u8, condition: Condition) -> Proposal {
