@@ -257,14 +257,18 @@ impl ProposerFold {
     /// knows. `None`: whatever was sent before can never be decided under its old ballot, nor was anything built on it.
     fn mine(&self, found: &Found<'_>) -> Option<Result<Verdict, Verdict>> {
         let first = self.first_sent?;
-        if let Some(a) = found.accepted.filter(|a| a.op == self.proposal.op) {
-            // Somebody else may have accepted it again, under a ballot of theirs.
-            let same_ballot = self.sent.iter().find(|s| s.ballot == a.ballot);
-            let sent = same_ballot.or_else(|| self.sent.iter().rev().find(|s| s.version == a.version()));
-            return Some(sent.map(|s| s.verdict.clone()).ok_or_else(|| self.unknown()));
+        let own = found.accepted.filter(|a| a.op == self.proposal.op);
+        if let Some(sent) = own.and_then(|a| self.sent.iter().find(|s| s.ballot == a.ballot)) {
+            return Some(Ok(sent.verdict.clone()));
         }
+        // What is remembered comes before the name of the state: a repeat may have kept the name on a newer record.
         if let Some(before) = self.remembered(found) {
             return self.said_before(before).map(Ok);
+        }
+        if let Some(a) = own {
+            // Somebody else accepted it again, under a ballot of theirs.
+            let sent = self.sent.iter().rev().find(|s| s.version == a.version());
+            return Some(sent.map(|s| s.verdict.clone()).ok_or_else(|| self.unknown()));
         }
         let passed = found.accepted.is_some_and(|a| a.ballot > first) || found.low > first;
         passed.then(|| Err(self.unknown()))
