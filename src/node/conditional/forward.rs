@@ -44,7 +44,7 @@ impl Conditional {
         to: NodeNum,
         proposal: &Proposal,
         deadline: Instant,
-        asked: impl Future<Output = Result<PeerReply, PeerError>>,
+        mut asked: impl Future<Output = Result<PeerReply, PeerError>> + Unpin,
     ) -> Result<PeerReply, PeerError> {
         let probe = async {
             if let Ok(ring) = self.coordinator.ring(Level::Linearizable) {
@@ -52,12 +52,12 @@ impl Conditional {
                 let request = ReplicaRequest::Read { key, part, hints: false };
                 self.coordinator.ask(&[to], ring.epoch(), &request, deadline).next().await;
             }
-            std::future::pending::<()>().await;
         };
         tokio::select! {
             biased;
-            reply = asked => reply,
-            () = probe => Err(PeerError::Lost),
+            reply = &mut asked => return reply,
+            () = probe => {}
         }
+        asked.await
     }
 }
