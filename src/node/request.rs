@@ -128,6 +128,13 @@ pub enum FailureKind {
     Exhausted,
 }
 
+impl FailureKind {
+    /// Whether the operation was carried out, and this is what came of it: nothing failed but what the client asked.
+    pub fn is_answer(self) -> bool {
+        matches!(self, FailureKind::ConditionFailed | FailureKind::KeyReused)
+    }
+}
+
 /// A failed operation: who was needed, who answered, and why the others did not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

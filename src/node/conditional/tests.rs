@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
@@ -265,4 +266,21 @@ async fn a_linearizable_write_is_stamped_above_what_a_majority_holds() {
     let failure = world.nodes[0].0.put(Put { content: value("c"), ..put }).await.unwrap_err();
     assert_eq!((failure.kind, failure.outcome), (FailureKind::Unavailable, Some(Outcome::NotApplied)));
     assert_eq!(world.net.ring.epoch(), Epoch(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_false_condition_is_counted_as_an_answer_and_not_as_a_failure() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let world = metrics::with_local_recorder(&recorder, || world(3));
+    world.put(1, absent(), "a").await.unwrap();
+    world.put(1, absent(), "b").await.unwrap_err();
+    world.set(2, Mode::Down);
+    world.set(3, Mode::Down);
+    world.put(1, absent(), "c").await.unwrap_err();
+    let text = recorder.handle().render();
+    let counted = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+    assert_eq!(counted("a3_conditional_verdicts_total{verdict=\"condition_failed\"} ").as_deref(), Some("1"));
+    assert_eq!(counted("a3_write_failures_total{outcome=\"not_applied\"} ").as_deref(), Some("1"));
+    let failures = "a3_operation_failures_total{operation=\"put\",consistency=\"linearizable\"} ";
+    assert_eq!(counted(failures).as_deref(), Some("1"));
 }

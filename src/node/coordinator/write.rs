@@ -59,11 +59,12 @@ impl Coordinator {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let result = write.await;
         let operation = if deletes { Operation::Delete } else { Operation::Put };
-        self.meters.done(operation, level, began.elapsed(), result.is_err());
-        match &result {
-            Ok(receipt) if !receipt.strict => self.meters.weak_writes.increment(1),
-            Ok(_) => {}
-            Err(failure) => self.meters.write_failed(failure.outcome.unwrap_or(Outcome::NotApplied)),
+        let failed = result.as_ref().err().filter(|failure| !failure.kind.is_answer());
+        self.meters.done(operation, level, began.elapsed(), failed.is_some());
+        match (&result, failed) {
+            (Ok(receipt), _) if !receipt.strict => self.meters.weak_writes.increment(1),
+            (Ok(_), _) | (Err(_), None) => {}
+            (Err(_), Some(failure)) => self.meters.write_failed(failure.outcome.unwrap_or(Outcome::NotApplied)),
         }
         result
     }
