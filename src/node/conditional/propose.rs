@@ -46,7 +46,8 @@ impl Conditional {
             Err(NoTurn::TooLate) => return Ok(Verdict::Conflict),
             Err(NoTurn::Full) => {
                 let failed = vec![(self.me, PeerError::Overloaded.to_string())];
-                return Ok(Verdict::Unavailable { required: 0, acked: Vec::new(), failed });
+                let required = ring.placement(ring.token(&proposal.key).slot()).needed(level);
+                return Ok(Verdict::Unavailable { required, acked: Vec::new(), failed });
             }
         };
         if let Some(current) = turn.known()
