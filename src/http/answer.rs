@@ -4,7 +4,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, LOCATION, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, LOCATION, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -24,9 +25,10 @@ static A3_DELETED: HeaderName = HeaderName::from_static("a3-deleted");
 static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// What a page of an allowed origin may read of an answer.
-pub(super) static EXPOSED_HEADERS: [HeaderName; 7] = [
+pub(super) static EXPOSED_HEADERS: [HeaderName; 8] = [
     ETAG,
     LOCATION,
+    RETRY_AFTER,
     HeaderName::from_static("a3-version"),
     HeaderName::from_static("a3-strict"),
     HeaderName::from_static("a3-deleted"),

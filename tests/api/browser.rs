@@ -34,7 +34,8 @@ async fn a_configured_origin_may_use_the_api_and_no_other() {
     let written = write(&node, OURS).await;
     written.receipt(201, "stored");
     assert_eq!(written.header("access-control-allow-origin"), Some(OURS));
-    assert!(written.header("access-control-expose-headers").unwrap().contains("etag"), "{written:?}");
+    let exposed = written.header("access-control-expose-headers").unwrap();
+    assert!(["etag", "retry-after"].iter().all(|name| exposed.contains(name)), "{written:?}");
     let missing = node.ask("GET", "/kv/none", &[("origin", OURS)], "").await;
     missing.problem(404, "no-such-key");
     assert_eq!(missing.header("access-control-allow-origin"), Some(OURS), "a page must see why it failed");
