@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::types::{Key, Record};
 
 /// Operations that may be under way or wait at one proposer, over all keys.
-pub(super) const OPERATIONS_MAX: usize = 4096;
+const OPERATIONS_MAX: usize = 4096;
 
 /// A place in the order of everything that happens in the queue.
 type Tick = u64;
