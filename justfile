@@ -15,9 +15,13 @@ build:
 test *args:
     cargo test --locked {{args}}
 
-# Simulated clusters: a range of seeds in release, e.g. 0..100000; goes on from where it was stopped
+# Simulated clusters: a range of seeds e.g. 0..100000; goes on from where it was stopped
 seeds *args:
     scripts/seeds {{args}}
+
+# Bugs planted on purpose: each must be found by the simulator
+plants *args:
+    scripts/plants {{args}}
 
 # Lints, warnings denied
 lint:

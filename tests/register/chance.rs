@@ -36,7 +36,7 @@ fn weight(action: &Action) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 16, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(2048))]
 
     #[test]
     fn whatever_arrives_when_the_key_is_one_register(

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::queue::NoTurn;
+use super::queue::{NoTurn, Turn};
 use super::{Conditional, not_applied};
 use crate::node::coordinator::Round;
 use crate::node::events;
 use crate::node::request::{Failure, FailureKind};
-use crate::ports::ReplicaReply;
+use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::WriteFold;
 use crate::protocol::register::{ProposerFold, Step};
 use crate::protocol::ring::{Placement, Ring};
@@ -41,7 +41,7 @@ impl Conditional {
             return Err(not_applied(Failure::before(FailureKind::ClockSkew { by_ms }, level)));
         }
         let ring = self.coordinator.ring(level).map_err(not_applied)?;
-        let _turn = match self.queue.turn(&proposal.key, deadline).await {
+        let mut turn = match self.queue.turn(&proposal.key, deadline).await {
             Ok(turn) => turn,
             Err(NoTurn::TooLate) => return Ok(Verdict::Conflict),
             Err(NoTurn::Full) => {
@@ -49,14 +49,39 @@ impl Conditional {
                 return Ok(Verdict::Unavailable { required: 0, acked: Vec::new(), failed });
             }
         };
+        if let Some(current) = turn.known()
+            && proposal.idempotency.is_none()
+            && !proposal.condition.holds(current.as_ref())
+        {
+            return Ok(Verdict::ConditionFailed { current });
+        }
+        self.decide_in_turn(proposal, ring, deadline, &mut turn).await
+    }
+
+    async fn decide_in_turn(
+        &self,
+        proposal: Proposal,
+        ring: Arc<Ring>,
+        deadline: Instant,
+        turn: &mut Turn<'_>,
+    ) -> Result<Verdict, Failure> {
         let placement = Arc::clone(ring.placement(ring.token(&proposal.key).slot()));
         let fold = ProposerFold::new(Arc::clone(&placement), proposal);
         let mut proposing = Proposing { fold, ring, placement, round: None, deadline };
         let mut step = self.ballot(&mut proposing, Hlc::ZERO).await?;
         loop {
             step = match step {
-                Step::Done(verdict) => return Ok(verdict),
+                Step::Done(verdict) => {
+                    let definite = matches!(verdict, Verdict::Applied { .. } | Verdict::ConditionFailed { .. });
+                    if let Some(current) = proposing.fold.current().filter(|_| definite) {
+                        turn.settle(current.clone());
+                    }
+                    return Ok(verdict);
+                }
                 Step::Send { to, request } => {
+                    if let ReplicaRequest::Prepare { .. } = request {
+                        turn.begins_ballot();
+                    }
                     let epoch = proposing.ring.epoch();
                     proposing.round = Some(self.coordinator.ask(&to, epoch, &request, deadline));
                     Step::Wait

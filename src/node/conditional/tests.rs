@@ -91,6 +91,8 @@ struct World {
     net: Arc<Net>,
     nodes: Vec<(Arc<Coordinator>, Arc<Conditional>)>,
     key: Key,
+    /// They end with it.
+    _tasks: Arc<Tasks>,
 }
 
 fn world(rf: u8) -> World {
@@ -104,7 +106,7 @@ fn world(rf: u8) -> World {
         forwarded: Mutex::default(),
         silenced: Mutex::default(),
     });
-    let mut nodes = Vec::new();
+    let (mut nodes, tasks) = (Vec::new(), Arc::new(Tasks::default()));
     for me in (1..=3).map(NodeNum) {
         let routing = Arc::new(Routing::default());
         routing.install(Arc::clone(&topology));
@@ -113,7 +115,7 @@ fn world(rf: u8) -> World {
             store: Arc::clone(&net.disks[&me]) as Arc<dyn Store>,
             clock: FakeClock::at(NOW_MS),
             entropy: Seeded::new(u64::from(me.0)),
-            spawn: Arc::new(Tasks::default()),
+            spawn: Arc::clone(&tasks) as Arc<dyn crate::ports::Spawn>,
         };
         let clock = NodeClock::new(Arc::clone(&ports.clock), Duration::from_secs(300), Hlc::from_ms(NOW_MS - 1));
         let reach = Reach::new(Arc::clone(&ports.peers), me);
@@ -132,7 +134,7 @@ fn world(rf: u8) -> World {
     }
     let first = |k: &Key| net.ring.placement(net.ring.token(k).slot()).home_replicas()[0];
     let key = (0..).map(|i| Key::new(format!("key-{i}")).unwrap()).find(|k| first(k) == NodeNum(1)).unwrap();
-    World { net, nodes, key }
+    World { net, nodes, key, _tasks: tasks }
 }
 
 fn value(text: &str) -> NewContent {

@@ -12,6 +12,7 @@
 mod before;
 mod flight;
 mod meters;
+mod probe;
 mod read;
 mod round;
 mod stragglers;
@@ -71,8 +72,9 @@ impl Coordinator {
     }
 
     /// Starts what goes on behind the answers.
-    pub fn start(&self, spawn: &dyn Spawn) {
+    pub fn start(self: &Arc<Self>, spawn: &dyn Spawn) {
         spawn.spawn(Box::pin(Arc::clone(&self.stragglers).run()));
+        spawn.spawn(Box::pin(Arc::clone(self).probe_silent()));
     }
 
     /// Client operations begun since the start.

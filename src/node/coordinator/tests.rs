@@ -261,6 +261,23 @@ async fn a_hint_left_behind_does_not_die_with_the_clients_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_again_is_found_to_without_a_request() {
+    let w = world(3, 3);
+    #[expect(clippy::disallowed_methods, reason = "the test's own runtime")]
+    tokio::spawn(Arc::clone(&w.coordinator).probe_silent());
+    w.net.set(3, Mode::Silent);
+    for _ in 0..3 {
+        w.put(&w.key(1), "v", Level::All).await.unwrap_err();
+    }
+    assert!(!w.coordinator.reach.is_reachable(NodeNum(3)));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!w.coordinator.reach.is_reachable(NodeNum(3)), "a probe alone proves nothing");
+    w.net.set(3, Mode::Up);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(w.coordinator.reach.is_reachable(NodeNum(3)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_disk_that_stalls_keeps_no_client_beyond_its_deadline() {
     let w = world(3, 2);
     let key = w.key(2);

@@ -22,3 +22,5 @@ pub use replica::{accept, prepare};
 
 #[cfg(test)]
 mod proposer_tests;
+#[cfg(test)]
+mod testing;

@@ -85,6 +85,9 @@ pub struct ProposerFold {
     /// The first ballot under which something was sent to be accepted that answers this operation: a state of its own, or
     /// an entry under its `Idempotency-Key`. From then on nothing but a verdict of the register is definite.
     first_sent: Option<Ballot>,
+    /// What the ballot under way found or made the key's value to be; `None` until it has, and where it finishes a state
+    /// of an earlier one.
+    current: Option<Option<Record>>,
     /// The highest ballot that anybody was promised instead.
     outbid: Option<Ballot>,
     /// Of the last round that did not come to its end.
@@ -103,6 +106,7 @@ impl ProposerFold {
             round: Round::Idle,
             sent: Vec::new(),
             first_sent: None,
+            current: None,
             outbid: None,
             acked: Vec::new(),
             failed: Vec::new(),
@@ -116,6 +120,12 @@ impl ProposerFold {
     /// Ballots so far.
     pub fn ballots(&self) -> u32 {
         self.ballots
+    }
+
+    /// The key's value (or that it has none) at some moment since the last ballot began, where that ballot came to say it
+    /// by a verdict of its own.
+    pub fn current(&self) -> Option<&Option<Record>> {
+        self.current.as_ref()
     }
 
     /// Answers needed in each round.
@@ -134,6 +144,7 @@ impl ProposerFold {
             self.written = ballot.hlc;
         }
         self.ballots += 1;
+        self.current = None;
         self.ballot = ballot;
         let mut gather = Gather::new(Arc::clone(&self.placement));
         let to = gather.start(asking);
@@ -292,6 +303,7 @@ impl ProposerFold {
         let record = Record::seal(&self.proposal.key, version, written, content);
         let answer = if created { RememberedAnswer::Created } else { RememberedAnswer::Replaced };
         let recent = self.remember(found, answer, version);
+        self.current = Some(Some(record.clone()).filter(|r| !r.is_tombstone()));
         let accepted = Accepted { ballot: self.ballot, op: self.proposal.op, record: Some(record), recent };
         self.accept(accepted, Verdict::Applied { version, created, acked: Vec::new() }, asking)
     }
@@ -299,6 +311,7 @@ impl ProposerFold {
     /// The condition is false of this: the base must stay before that is said.
     fn refuse(&mut self, found: Found<'_>, current: Option<Record>, asking: Asking<'_>) -> Step {
         let met = current.as_ref().map_or_else(Version::default, |r| r.version);
+        self.current = Some(current.clone());
         let verdict = Verdict::ConditionFailed { current };
         let remembers = self.proposal.idempotency.is_some();
         if !remembers && self.first_sent.is_none() && found.newer().is_none() {

@@ -1,194 +1,11 @@
-//! The proposer: a test for each rule and verdict, against three replicas in memory that follow the replica's rules.
-//! Whole interleavings are searched in `tests/register`.
-
-use std::fmt::Write as _;
-use std::sync::Arc;
-
-use smallvec::SmallVec;
-use uuid::Uuid;
+//! The proposer: a test for each rule and verdict. Whole interleavings are searched in `tests/register`.
 
 use super::proposer::{ProposerFold, Step};
-use super::{accept, prepare};
+use super::testing::*;
 use crate::protocol::quorum::Ask;
-use crate::protocol::replica::{StoredRow, WriteRule, write};
-use crate::protocol::ring::Placement;
 use crate::types::{
-    Accepted, Answer, Ballot, Condition, Content, Floor, Hlc, Idempotency, Key, NodeNum, OpId, PeerError, Promise,
-    Proposal, Recent, Record, Register, RememberedAnswer, ReplicaReply, ReplicaRequest, Tags, Verdict, Version, Writer,
-    majority,
+    Condition, Content, Floor, Hlc, Idempotency, NodeNum, Proposal, Record, RememberedAnswer, Verdict,
 };
-
-const ALL: &[u16] = &[1, 2, 3];
-const NOW: Hlc = Hlc(0);
-
-#[derive(Clone, Default)]
-struct Cell {
-    row: Option<Record>,
-    register: Register,
-    floor: Floor,
-}
-
-/// Replicas 1 to n, and what was said to them.
-struct Replicas {
-    cells: Vec<Cell>,
-    transcript: String,
-}
-
-impl Replicas {
-    fn new(count: usize) -> Self {
-        Self { cells: vec![Cell::default(); count], transcript: String::new() }
-    }
-
-    /// Three that hold these versions; `None` is nothing.
-    fn holding(rows: [Option<Version>; 3]) -> Self {
-        let mut replicas = Self::new(3);
-        for (cell, row) in replicas.cells.iter_mut().zip(rows) {
-            cell.row = row.map(|v| record(v, "row"));
-        }
-        replicas
-    }
-
-    fn accepted(mut self, node: u16, ballot: Ballot, op: u8, version: Version) -> Self {
-        let record = Some(record(version, "accepted"));
-        let accepted = Some(Accepted { ballot, op: op_id(op), record, recent: Recent::NONE });
-        self.cells[usize::from(node) - 1].register = Register { promised: ballot, accepted };
-        self
-    }
-
-    fn ask(&mut self, to: u16, request: &ReplicaRequest) -> Answer {
-        let cell = &mut self.cells[usize::from(to) - 1];
-        Ok(match request {
-            ReplicaRequest::Prepare { ballot, .. } => match prepare(cell.register.promised, &cell.floor, *ballot) {
-                Err(promised) => ReplicaReply::Outbid { promised },
-                Ok(()) => {
-                    cell.register.promised = *ballot;
-                    let (accepted, record) = (cell.register.accepted.clone(), cell.row.clone());
-                    ReplicaReply::Promised(Box::new(Promise { accepted, record, floor: cell.floor }))
-                }
-            },
-            ReplicaRequest::Accept { accepted, .. } => {
-                match accept(cell.register.promised, &cell.floor, accepted.ballot) {
-                    Err(promised) => ReplicaReply::Outbid { promised },
-                    Ok(()) => {
-                        let accepted = (**accepted).clone();
-                        cell.register = Register { promised: accepted.ballot, accepted: Some(accepted) };
-                        ReplicaReply::Accepted
-                    }
-                }
-            }
-            other => panic!("a proposer does not send {other:?}"),
-        })
-    }
-
-    fn write(&mut self, to: u16, record: &Record) {
-        let cell = &mut self.cells[usize::from(to) - 1];
-        if write(cell.row.as_ref().map(StoredRow::of).as_ref(), &cell.floor, record) == WriteRule::Store {
-            cell.row = Some(record.clone());
-        }
-    }
-
-    fn rows(&self) -> Vec<Option<Version>> {
-        self.cells.iter().map(|c| c.row.as_ref().map(|r| r.version)).collect()
-    }
-
-    /// One ballot: these replicas hear its prepare, its accept and its write; the others hear nothing, and time out.
-    fn run(&mut self, fold: &mut ProposerFold, ballot: Ballot, heard: [&[u16]; 3]) -> Step {
-        let mut step = fold.prepare(ballot, &|_| Ask::Yes);
-        loop {
-            match step {
-                Step::Send { to, request } => {
-                    let (name, heard) = match &request {
-                        ReplicaRequest::Prepare { .. } => (format!("prepare {}", ballot.hlc.0), heard[0]),
-                        ReplicaRequest::Accept { accepted, .. } => (told(accepted), heard[1]),
-                        other => panic!("a proposer does not send {other:?}"),
-                    };
-                    writeln!(self.transcript, "{name} heard by {heard:?}").unwrap();
-                    step = Step::Wait;
-                    for node in to {
-                        let heard = heard.contains(&node.0);
-                        let answer = if heard { self.ask(node.0, &request) } else { Err(PeerError::TimedOut) };
-                        step = fold.on_answer(node, answer, NOW, &|_| Ask::Yes);
-                        if step != Step::Wait {
-                            break;
-                        }
-                    }
-                }
-                Step::Write { record, have } => {
-                    writeln!(self.transcript, "write {} heard by {:?}", record.version.rmw, heard[2]).unwrap();
-                    heard[2].iter().for_each(|n| self.write(*n, &record));
-                    let acked = nodes(heard[2]).into_iter().chain(have);
-                    let acked: std::collections::BTreeSet<NodeNum> = acked.collect();
-                    let enough = acked.len() >= majority(self.cells.len());
-                    step = fold.on_written(if enough { Ok(acked.into_iter().collect()) } else { Err(Vec::new()) });
-                }
-                Step::Wait => panic!("it waits for nobody"),
-                last @ (Step::BackOff { .. } | Step::Done(_)) => {
-                    writeln!(self.transcript, "{}", outcome(&last)).unwrap();
-                    return last;
-                }
-            }
-        }
-    }
-}
-
-fn told(accepted: &Accepted) -> String {
-    let op = accepted.op.0.as_u128();
-    format!("accept {} of op {op} with {:?}", accepted.ballot.hlc.0, accepted.record.as_ref().map(|r| r.version.rmw))
-}
-
-fn outcome(step: &Step) -> String {
-    match step {
-        Step::Done(Verdict::Applied { version, created, .. }) => format!("applied {} created {created}", version.rmw),
-        Step::Done(Verdict::ConditionFailed { current }) => {
-            format!("failed of {:?}", current.as_ref().map(|r| r.version.rmw))
-        }
-        Step::Done(Verdict::FailedBefore { version }) => format!("failed before of {:?}", version.map(|v| v.rmw)),
-        Step::Done(Verdict::KeyReused) => "key reused".into(),
-        Step::Done(Verdict::Conflict) => "conflict".into(),
-        Step::Done(Verdict::Exhausted) => "exhausted".into(),
-        Step::Done(Verdict::Unavailable { .. }) => "unavailable".into(),
-        Step::Done(Verdict::Unknown { .. }) => "unknown".into(),
-        Step::BackOff { above } => format!("back off above {}", above.0),
-        other => format!("{other:?}"),
-    }
-}
-
-fn nodes(numbers: &[u16]) -> Vec<NodeNum> {
-    numbers.iter().copied().map(NodeNum).collect()
-}
-
-fn placement(write_sets: &[&[u16]]) -> Arc<Placement> {
-    let write_sets = write_sets.iter().map(|set| set.iter().copied().map(NodeNum).collect()).collect::<SmallVec<_>>();
-    Arc::new(Placement { write_sets, fallbacks: Vec::new() })
-}
-
-fn key() -> Key {
-    Key::new("k").unwrap()
-}
-
-fn record(version: Version, value: &'static str) -> Record {
-    Record::seal(&key(), version, version.hlc, Content::value(value))
-}
-
-fn v(hlc: u64, rmw: u32) -> Version {
-    Version { hlc: Hlc(hlc), writer: Writer(1), rmw }
-}
-
-fn b(hlc: u64) -> Ballot {
-    Ballot { hlc: Hlc(hlc), writer: Writer(9) }
-}
-
-fn op_id(op: u8) -> OpId {
-    OpId(Uuid::from_u128(op.into()))
-}
-
-fn create() -> Condition {
-    Condition { if_none_match: Some(Tags::Any), ..Condition::default() }
-}
-
-fn replace() -> Condition {
-    Condition { if_match: Some(Tags::Any), ..Condition::default() }
-}
 
 fn proposal(op: u8, condition: Condition) -> Proposal {
     Proposal { key: key(), condition, content: Content::value("new"), op: op_id(op), idempotency: None }
@@ -347,12 +164,15 @@ fn what_was_built_on_its_first_accept_may_come_back_after_its_second() {
 
 #[test]
 fn after_an_accept_a_false_condition_ends_what_was_accepted() {
-    let mut replicas = Replicas::new(3);
-    let mut mine = fold(1, create());
-    outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[1], &[]])]);
-    replicas.write(2, &record(v(5, 0), "plain"));
-    let said = outcomes(&mut replicas, &mut mine, &[(30, [&[2, 3], &[2], &[]]), (31, [&[2, 3], &[2, 3], &[2, 3]])]);
-    assert_eq!(said, ["back off above 30", "failed of Some(0)"]);
+    // Replica 1 alone has a plain write that is still under way.
+    let mut replicas = Replicas::holding([Some(v(5, 0)), None, None]);
+    let mut mine = fold(1, replace());
+    let said = outcomes(
+        &mut replicas,
+        &mut mine,
+        &[(10, [&[1, 2], &[1], &[]]), (30, [&[2, 3], &[2], &[]]), (31, [&[2, 3], &[2, 3], &[]])],
+    );
+    assert_eq!(said, ["back off above 10", "back off above 30", "failed of None"]);
     let said = outcomes(&mut replicas, &mut fold(2, replace()), &[(40, [&[1, 2], ALL, ALL])]);
     assert_eq!(said, ["applied 2 created false"]);
     assert_eq!(replicas.rows(), [Some(v(5, 2)); 3], "built on the plain write, not on what was ended");
@@ -387,8 +207,12 @@ fn a_changed_topology_is_asked_from_prepare_on() {
     let mut replicas = Replicas::new(5);
     let mut mine = fold(1, create());
     outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[1], &[]])]);
+    let Step::Send { to, request } = mine.prepare(b(15), &|_| Ask::Yes) else { panic!("all can be asked") };
     mine.move_to(placement(&[&[1, 2, 3], &[3, 4, 5]]));
-    assert_eq!(mine.on_answer(NodeNum(1), Ok(ReplicaReply::Accepted), NOW, &|_| Ask::Yes), Step::Wait);
+    for node in to {
+        let late = replicas.ask(node.0, &request);
+        assert_eq!(mine.on_answer(node, late, NOW, &|_| Ask::Yes), Step::Wait);
+    }
     let all: &[u16] = &[1, 2, 3, 4, 5];
     assert_eq!(outcomes(&mut replicas, &mut mine, &[(20, [all; 3])]), ["applied 2 created true"]);
 }
@@ -402,6 +226,8 @@ fn a_repeat_gets_the_first_answer_and_another_request_none() {
     outcomes(&mut replicas, &mut fold(2, replace()), &[(20, EVERYWHERE)]);
     assert_eq!(outcomes(&mut replicas, &mut keyed(3, create(), 1), &[(30, EVERYWHERE)]), ["applied 2 created true"]);
     assert_eq!(replicas.rows()[0].map(|v| v.rmw), Some(4), "nothing was written again");
+    let maker = replicas.cells[0].register.accepted.as_ref().map(|a| a.op);
+    assert_eq!(maker, Some(op_id(2)), "accepted again, under the name of who made it");
     assert_eq!(outcomes(&mut replicas, &mut keyed(4, create(), 2), &[(40, EVERYWHERE)]), ["key reused"]);
 }
 
