@@ -298,6 +298,20 @@ fn a_request_and_its_repeat_are_told_the_same() {
     assert_eq!(outcomes(&mut replicas, &mut mine, &[(40, EVERYWHERE)]), repeated);
 }
 
+/// A repeat took its first attempt for decided, and ended that beside a plain write: both are told the same.
+#[test]
+fn what_a_repeat_was_told_is_what_the_request_is_told() {
+    let mut replicas = Replicas::new(3);
+    let mut mine = keyed(1, create(), 1);
+    outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[1], &[]])]);
+    replicas.write(2, &record(v(5, 0), "plain"));
+    // It fails of the plain write, but that is accepted nowhere.
+    outcomes(&mut replicas, &mut mine, &[(30, [&[2, 3], &[], &[]])]);
+    let mut repeat = keyed(2, create(), 1);
+    assert_eq!(outcomes(&mut replicas, &mut repeat, &[(40, [&[1, 2], ALL, ALL])]), ["applied 2 created true"]);
+    assert_eq!(outcomes(&mut replicas, &mut mine, &[(50, EVERYWHERE)]), ["applied 2 created true"]);
+}
+
 // ------------------------------------------------------------------------------------------------------- giving up
 
 #[test]
