@@ -6,20 +6,22 @@
 //! - linearizable writes, and plain ones that are acknowledged as strict: they happened;
 //! - conditional writes: their condition was true, and they took the next even count above what was there; or it was
 //!   false of what they were told stands there. A request that was repeated under its `Idempotency-Key` is one;
-//! - **maybes**: every other version that some disk ever held or accepted. It came to be at some time after its request was
-//!   first asked, or never. So are writes that are not strict, whose answer was unknown or lost, and the first stamp of one
+//! - **maybes**: every other version that some disk ever held or accepted. It came to be at some time, a linearizable or
+//!   conditional one after its request was first asked, or never. So are writes that are not strict, whose answer was unknown or lost, and the first stamp of one
 //!   that was stamped twice.
 //!
-//! What stands in the register gets only newer by what is certain, and by linearizable and conditional maybes. A plain one
-//! may be stamped by a clock that lags, and be seen by a read that began before what it lags behind was written.
+//! What stands in the register only ever gets newer, as versions are what replicas go by. A plain maybe has its place in
+//! that order by a clock that may lag: there it may come before what was there when it was asked. (That nobody sees it
+//! before it is asked is for `contents`.)
 //!
 //! What is left out: reads at `one` and reads that counted a stand-in, which promise nothing; requests that were told they
 //! had no effect otherwise than by their condition (409, 422, 503: `contents` looks for traces of them); maybes that
-//! nobody saw, named or built upon, as a version that is overwritten unseen constrains nothing. The last makes the search
-//! cheap, as it is exponential in maybes. A search that does not end within [`BUDGET`] is counted, and believed.
+//! nobody saw, named or built upon, as a version that is overwritten unseen constrains nothing. Of the others it is certain
+//! that they happened. That makes the search cheap, as it is exponential in maybes. A search that does not end within [`BUDGET`] is counted, and believed.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use a3::types::{Key, Level, Version};
@@ -96,16 +98,12 @@ impl Step<'_> {
         match self.effect {
             Effect::Read { found } => (state.version() == found).then_some(state),
             Effect::Refused { wish, met } => (state.live() == met && !wish.holds(met)).then_some(state),
-            Effect::Write { version, live } => {
-                let newer = state.version() < Some(version);
-                let plain = self.operation.is_none_or(|o| o.request.level != Level::Linearizable);
-                match self.ended {
-                    Some(_) if !newer => None,
-                    // It came to be where something newer stood already, or never.
-                    None if !newer && !plain => Some(state),
-                    _ => Some(State::Record { version, live }),
-                }
-            }
+            Effect::Write { version, live } => match (state.version() < Some(version), self.ended) {
+                (true, _) => Some(State::Record { version, live }),
+                // It came to be where something newer stood already, or never.
+                (false, None) => Some(state),
+                (false, Some(_)) => None,
+            },
             Effect::Conditional { version, live, wish, created } => {
                 let base = state.version().unwrap_or_default();
                 let told = created.is_none_or(|created| created == state.live().is_none());
@@ -118,6 +116,10 @@ impl Step<'_> {
                 }
             }
         }
+    }
+
+    fn leaves_a_value(&self) -> bool {
+        matches!(self.effect, Effect::Write { live: true, .. } | Effect::Conditional { live: true, .. })
     }
 
     fn version(&self) -> Option<Version> {
@@ -184,7 +186,8 @@ fn steps<'a>(world: &World, key: &Key, events: &[Event<'a>], seen: &Contents) ->
     let mut steps: Vec<Step<'a>> = of_key()
         .filter_map(|e| {
             let (effect, definite) = effect_of(e.operation)?;
-            Some(step(effect, e.began, definite.then_some(e.ended), Some(e.operation)))
+            let (began, ended) = if definite { (e.began, Some(e.ended)) } else { (0, None) };
+            Some(step(effect, began, ended, Some(e.operation)))
         })
         .collect();
     let claimed: BTreeSet<Version> = steps.iter().filter_map(Step::version).collect();
@@ -196,6 +199,8 @@ fn steps<'a>(world: &World, key: &Key, events: &[Event<'a>], seen: &Contents) ->
         let by = |e: &&Event<'a>| e.operation.request.content() == Some(text.clone());
         let Some(first) = of_key().filter(by).min_by_key(|e| e.began) else { continue };
         let live = text.is_some();
+        let plain = version.rmw == 0 && (!live || first.operation.request.level != Level::Linearizable);
+        let began = if plain { 0 } else { first.began };
         let effect = if version.rmw == 0 {
             Effect::Write { version, live }
         } else {
@@ -204,9 +209,9 @@ fn steps<'a>(world: &World, key: &Key, events: &[Event<'a>], seen: &Contents) ->
             let wish = terms.map_or(Wish::Nothing, |terms| terms.wish);
             Effect::Conditional { version, live, wish, created: None }
         };
-        steps.push(step(effect, first.began, None, live.then_some(first.operation)));
+        steps.push(step(effect, began, None, live.then_some(first.operation)));
     }
-    without_unseen(steps)
+    with_what_was_seen(steps)
 }
 
 /// What an operation did by its answer, and whether that is certain.
@@ -224,39 +229,58 @@ fn effect_of(o: &Operation) -> Option<(Effect, bool)> {
     }
 }
 
-/// Drops maybes that nobody saw, named or built upon.
-fn without_unseen(steps: Vec<Step<'_>>) -> Vec<Step<'_>> {
-    let (mut kept, mut open): (Vec<_>, Vec<_>) = steps.into_iter().partition(|s| s.ended.is_some());
-    let mut needed: BTreeSet<Version> = BTreeSet::new();
-    // A condition that was false of nothing does not say which tombstone stood there.
-    let mut tombstones = false;
-    let mut fresh = kept.len();
-    let mut new = kept.clone();
-    while fresh > 0 {
-        for step in &new {
-            match step.effect {
-                Effect::Read { found } => needed.extend(found),
-                Effect::Refused { met, .. } => {
-                    needed.extend(met);
-                    tombstones |= met.is_none();
-                }
-                Effect::Conditional { version, .. } => {
-                    needed.insert(Version { rmw: version.rmw.saturating_sub(2), ..version });
-                }
-                Effect::Write { .. } => {}
-            }
-        }
-        let wanted = |step: &Step<'_>| match step.effect {
-            Effect::Write { version, live } | Effect::Conditional { version, live, .. } => {
-                needed.contains(&version) || tombstones && !live
-            }
-            _ => true,
-        };
-        (new, open) = open.into_iter().partition(wanted);
-        fresh = new.len();
-        kept.extend(new.iter().cloned());
+/// Drops maybes that nobody saw, named or built upon. What somebody did see happened, before he was told, and may as well
+/// have happened right before the first who saw it: nobody can tell. That leaves little to search.
+fn with_what_was_seen(steps: Vec<Step<'_>>) -> Vec<Step<'_>> {
+    let (mut kept, mut maybes): (Vec<_>, Vec<_>) = steps.into_iter().partition(|s| s.ended.is_some());
+    let mut seen = Seen::default();
+    kept.iter().for_each(|step| seen.by(step));
+    // A conditional write is built upon an older version: so the newest come first, and all who saw a version before it.
+    maybes.sort_unstable_by_key(|step| Reverse(step.version()));
+    let same = maybes.windows(2).filter(|two| two[0].version() == two[1].version());
+    let contested: BTreeSet<Version> = same.filter_map(|two| two[0].version()).collect();
+    for step in maybes {
+        let (Some(version), live) = (step.version(), step.leaves_a_value()) else { continue };
+        let witness = seen.versions.get(&version).copied();
+        let first = witness.map(|(began, _)| began).into_iter().chain(seen.nothing.filter(|_| !live)).min();
+        let Some(first) = first else { continue };
+        let began = step.began.max(first);
+        // Two proposals may have been accepted as one version, of which one at most was decided.
+        let alone = !contested.contains(&version);
+        let ended = witness.map(|(_, told)| told.max(began)).filter(|told| alone && *told < u64::MAX);
+        let step = Step { began, ended, ..step };
+        seen.by(&step);
+        kept.push(step);
     }
     kept
+}
+
+/// Who saw what, first.
+#[derive(Default)]
+struct Seen {
+    /// When the first of those who saw a version began, and when the first of them was told (never: the greatest number).
+    versions: BTreeMap<Version, (u64, u64)>,
+    /// When the first began whose condition was false of no value: which tombstone stood there is not said.
+    nothing: Option<u64>,
+}
+
+impl Seen {
+    fn by(&mut self, step: &Step<'_>) {
+        let version = match step.effect {
+            Effect::Read { found } => found,
+            Effect::Refused { met: None, .. } => {
+                self.nothing = Some(self.nothing.map_or(step.began, |began| began.min(step.began)));
+                None
+            }
+            Effect::Refused { met, .. } => met,
+            Effect::Conditional { version, .. } => Some(Version { rmw: version.rmw.saturating_sub(2), ..version }),
+            Effect::Write { .. } => None,
+        };
+        let Some(version) = version else { return };
+        let ended = step.ended.unwrap_or(u64::MAX);
+        let (first, told) = self.versions.entry(version).or_insert((step.began, ended));
+        (*first, *told) = (step.began.min(*first), ended.min(*told));
+    }
 }
 
 // ------------------------------------------------------------------------------------------------- telling what is wrong
@@ -273,7 +297,7 @@ fn explained(key: &Key, steps: &[Step<'_>]) -> String {
         (Some(_), Some(operation)) => format!("  {operation}"),
         (_, operation) => {
             let by = operation.map_or_else(|| "some delete".to_owned(), |o| format!("{}", o.request));
-            format!("  maybe, from {}: {:?} by {by}", s.began, s.version())
+            format!("  maybe, at {} or later: {:?} by {by}", s.began, s.version())
         }
     };
     let first = shown.len().saturating_sub(SHOWN);
@@ -306,7 +330,7 @@ mod tests {
             operation: None,
             budget: budget.clone(),
         };
-        is_linear(&without_unseen(steps.iter().map(step).collect()))
+        is_linear(&with_what_was_seen(steps.iter().map(step).collect()))
     }
 
     fn read(found: Option<Version>) -> Effect {
