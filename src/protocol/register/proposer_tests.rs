@@ -171,6 +171,8 @@ fn after_an_accept_a_false_condition_ends_what_was_accepted() {
         &[(10, [&[1, 2], &[1], &[]]), (30, [&[2, 3], &[2], &[]]), (31, [&[2, 3], &[2, 3], &[]])],
     );
     assert_eq!(said, ["back off above 10", "back off above 30", "failed of None"]);
+    let maker = replicas.cells[1].register.accepted.as_ref().map(|a| a.op);
+    assert_ne!(maker, Some(op_id(1)), "whoever accepts it again does not make it an attempt to apply the operation");
     let said = outcomes(&mut replicas, &mut fold(2, replace()), &[(40, [&[1, 2], ALL, ALL])]);
     assert_eq!(said, ["applied 2 created false"]);
     assert_eq!(replicas.rows(), [Some(v(5, 2)); 3], "built on the plain write, not on what was ended");
