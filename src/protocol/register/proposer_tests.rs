@@ -3,9 +3,7 @@
 use super::proposer::{ProposerFold, Step};
 use super::testing::*;
 use crate::protocol::quorum::Ask;
-use crate::types::{
-    Condition, Content, Floor, Hlc, Idempotency, NodeNum, Proposal, Record, RememberedAnswer, Verdict,
-};
+use crate::types::{Condition, Content, Floor, Hlc, Idempotency, NodeNum, Proposal, Record, RememberedAnswer, Verdict};
 
 fn proposal(op: u8, condition: Condition) -> Proposal {
     Proposal { key: key(), condition, content: Content::value("new"), op: op_id(op), idempotency: None }
