@@ -20,16 +20,20 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
+use uuid::Uuid;
 
 use crate::protocol::quorum::{Asking, Gather, Gathered};
 use crate::protocol::ring::Placement;
 use crate::types::{
-    Accepted, Answer, Ballot, Hlc, Level, NodeNum, Promise, Proposal, Recent, Record, Remembered, RememberedAnswer,
-    ReplicaReply, ReplicaRequest, Verdict, Version,
+    Accepted, Answer, Ballot, Hlc, Level, NodeNum, OpId, Promise, Proposal, Recent, Record, Remembered,
+    RememberedAnswer, ReplicaReply, ReplicaRequest, Verdict, Version,
 };
 
 /// Ballots of an operation that never came to an accept; then it gives up.
 const BALLOTS_MAX: u32 = 12;
+
+/// The name of a state that no operation made: what was found, kept as it is.
+const NOBODY: OpId = OpId(Uuid::nil());
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,13 +58,21 @@ pub enum Step {
     Done(Verdict),
 }
 
-/// A state of this operation's own making that was sent to be accepted.
+/// A state that this operation sent to be accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Sent {
     ballot: Ballot,
+    op: OpId,
     version: Version,
-    /// What is said once such a state is written.
+    /// What is said once it is written.
     verdict: Verdict,
+}
+
+impl Sent {
+    /// The version that it was to write.
+    fn applied(&self) -> Option<Version> {
+        if let Verdict::Applied { version, .. } = self.verdict { Some(version) } else { None }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -245,6 +257,9 @@ impl ProposerFold {
                 None => Step::Done(self.unknown()),
             };
         }
+        if self.is_overtaken(&found) {
+            return self.again();
+        }
         let base = found.base().cloned();
         let current = base.filter(|r| r.is_live(now));
         if self.proposal.condition.holds(current.as_ref()) {
@@ -257,17 +272,28 @@ impl ProposerFold {
     /// knows. `None`: whatever was sent before can never be decided under its old ballot, nor was anything built on it.
     fn mine(&self, found: &Found<'_>) -> Option<Result<Verdict, Verdict>> {
         let first = self.first_sent?;
-        if let Some(a) = found.accepted.filter(|a| a.op == self.proposal.op) {
-            // Somebody else may have accepted it again, under a ballot of theirs.
-            let same_ballot = self.sent.iter().find(|s| s.ballot == a.ballot);
-            let sent = same_ballot.or_else(|| self.sent.iter().rev().find(|s| s.version == a.version()));
-            return Some(sent.map(|s| s.verdict.clone()).ok_or_else(|| self.unknown()));
+        let of_ballot = |a: &Accepted| self.sent.iter().find(|s| s.ballot == a.ballot);
+        if let Some(sent) = found.accepted.and_then(of_ballot) {
+            return Some(Ok(sent.verdict.clone()));
         }
         if let Some(before) = self.remembered(found) {
             return self.said_before(before).map(Ok);
         }
+        if let Some(a) = found.accepted.filter(|a| a.op == self.proposal.op) {
+            // Somebody else accepted it again. All states of this name are of attempts to apply it.
+            let sent = self.sent.iter().rev().find(|s| s.op == a.op && s.version == a.version());
+            return Some(sent.map(|s| s.verdict.clone()).ok_or_else(|| self.unknown()));
+        }
         let passed = found.accepted.is_some_and(|a| a.ballot > first) || found.low > first;
         passed.then(|| Err(self.unknown()))
+    }
+
+    /// Whether a row has a version that it proposed, though no such state was found. A row holds it only after a majority
+    /// accepted it, so that was under a ballot above this one, and the next will find whose it is.
+    fn is_overtaken(&self, found: &Found<'_>) -> bool {
+        let mut rows = found.promises.iter().filter_map(|(_, p)| p.record.as_ref());
+        let proposed = |v: Version| self.sent.iter().any(|s| s.applied() == Some(v));
+        rows.any(|r| proposed(r.version))
     }
 
     /// The answer that was given before under its `Idempotency-Key`.
@@ -318,8 +344,9 @@ impl ProposerFold {
             return self.settle(&found, verdict);
         }
         let recent = self.remember(&found, RememberedAnswer::ConditionFailed, met);
-        // Whoever made the base may still ask for it.
-        let op = found.maker().map_or(self.proposal.op, |a| a.op);
+        // Whoever made the base may still ask for it. That it was refused is nobody's state: were it this operation's,
+        // it could be taken for one that applied it, once somebody else has accepted it again.
+        let op = found.maker().map_or(NOBODY, |a| a.op);
         let accepted = Accepted { ballot: self.ballot, op, record: found.base().cloned(), recent };
         self.accept(accepted, verdict, asking)
     }
@@ -346,7 +373,7 @@ impl ProposerFold {
 
     /// The state that is, once more under this ballot: what may have been decided is, then.
     fn accept_again(&mut self, found: Found<'_>, verdict: Verdict, asking: Asking<'_>) -> Step {
-        let op = found.accepted.map_or(self.proposal.op, |a| a.op);
+        let op = found.accepted.map_or(NOBODY, |a| a.op);
         let (record, recent) = (found.base().cloned(), found.recent().clone());
         self.accept(Accepted { ballot: self.ballot, op, record, recent }, verdict, asking)
     }
@@ -354,13 +381,11 @@ impl ProposerFold {
     fn accept(&mut self, accepted: Accepted, verdict: Verdict, asking: Asking<'_>) -> Step {
         let mut gather = Gather::new(Arc::clone(&self.placement));
         let to = gather.start(asking);
-        let own = accepted.op == self.proposal.op;
-        if !to.is_empty() && (own || self.proposal.idempotency.is_some()) {
-            self.first_sent = self.first_sent.or(Some(self.ballot));
-        }
-        if !to.is_empty() && own {
-            let (ballot, version, verdict) = (self.ballot, accepted.version(), verdict.clone());
-            self.sent.push(Sent { ballot, version, verdict });
+        if !to.is_empty() {
+            let answers = accepted.op == self.proposal.op || self.proposal.idempotency.is_some();
+            self.first_sent = self.first_sent.or(answers.then_some(self.ballot));
+            let (ballot, op, version) = (self.ballot, accepted.op, accepted.version());
+            self.sent.push(Sent { ballot, op, version, verdict: verdict.clone() });
         }
         let accepted = Box::new(accepted);
         let request = ReplicaRequest::Accept { key: self.proposal.key.clone(), accepted: accepted.clone() };

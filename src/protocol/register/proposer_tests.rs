@@ -176,6 +176,22 @@ fn after_an_accept_a_false_condition_ends_what_was_accepted() {
     assert_eq!(replicas.rows(), [Some(v(5, 2)); 3], "built on the plain write, not on what was ended");
 }
 
+/// Its ballot was late: a row that it finds has its own value, written for it under a higher ballot than this.
+#[test]
+fn its_own_value_in_a_row_is_nothing_to_fail_of() {
+    let mut replicas = Replicas::new(3);
+    let mut mine = fold(1, create());
+    outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[2], &[]])]);
+    let Step::Send { request, .. } = mine.prepare(b(30), &|_| Ask::Yes) else { panic!("all can be asked") };
+    let early = replicas.ask(1, &request);
+    assert_eq!(mine.on_answer(NodeNum(1), early, NOW, &|_| Ask::Yes), Step::Wait);
+    let theirs = outcomes(&mut replicas, &mut fold(2, create()), &[(40, [&[1, 2], &[1, 2], &[1, 3]])]);
+    assert_eq!(theirs, ["failed of Some(2)"]);
+    let late = replicas.ask(3, &request);
+    assert_eq!(mine.on_answer(NodeNum(3), late, NOW, &|_| Ask::Yes), Step::BackOff { above: Hlc(30) });
+    assert_eq!(outcomes(&mut replicas, &mut mine, &[(50, EVERYWHERE)]), ["applied 2 created true"]);
+}
+
 /// The state that is found says which of its attempts it is.
 #[test]
 fn a_state_of_its_own_gets_the_verdict_of_its_ballot() {
@@ -264,7 +280,34 @@ fn an_answer_that_was_sent_to_be_remembered_is_unknown_until_it_is() {
     let mut mine = keyed(1, create(), 1);
     assert_eq!(outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[1], &[]])]), ["back off above 10"]);
     assert!(matches!(mine.give_up(), Verdict::Unknown { .. }));
-    assert_eq!(outcomes(&mut replicas, &mut mine, &[(11, [&[1, 2], ALL, ALL])]), ["failed before of Some(2)"]);
+    assert_eq!(outcomes(&mut replicas, &mut mine, &[(11, [&[1, 2], ALL, ALL])]), ["failed of Some(2)"]);
+}
+
+/// Its refusal was accepted nowhere; a repeat elsewhere came upon its first attempt, and finished that.
+#[test]
+fn a_request_and_its_repeat_are_told_the_same() {
+    let mut replicas = Replicas::new(3);
+    let mut mine = keyed(1, create(), 1);
+    outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[1], &[]])]);
+    replicas.write(3, &record(v(5, 0), "plain"));
+    assert_eq!(outcomes(&mut replicas, &mut mine, &[(20, [&[2, 3], &[], &[]])]), ["back off above 20"]);
+    let repeated = outcomes(&mut replicas, &mut keyed(2, create(), 1), &[(30, [&[1, 3], ALL, ALL])]);
+    assert_eq!(repeated, ["applied 2 created true"]);
+    assert_eq!(outcomes(&mut replicas, &mut mine, &[(40, EVERYWHERE)]), repeated);
+}
+
+/// A repeat took its first attempt for decided, and ended that beside a plain write: both are told the same.
+#[test]
+fn what_a_repeat_was_told_is_what_the_request_is_told() {
+    let mut replicas = Replicas::new(3);
+    let mut mine = keyed(1, create(), 1);
+    outcomes(&mut replicas, &mut mine, &[(10, [&[1, 2], &[1], &[]])]);
+    replicas.write(2, &record(v(5, 0), "plain"));
+    // It fails of the plain write, but that is accepted nowhere.
+    outcomes(&mut replicas, &mut mine, &[(30, [&[2, 3], &[], &[]])]);
+    let mut repeat = keyed(2, create(), 1);
+    assert_eq!(outcomes(&mut replicas, &mut repeat, &[(40, [&[1, 2], ALL, ALL])]), ["applied 2 created true"]);
+    assert_eq!(outcomes(&mut replicas, &mut mine, &[(50, EVERYWHERE)]), ["applied 2 created true"]);
 }
 
 // ------------------------------------------------------------------------------------------------------- giving up
