@@ -80,7 +80,9 @@ async fn read_every_copy(world: &World, key: &Key, copies: usize) -> Result<Opti
             Err(failure) => return Err(format!("no read at {level} after healing: {key:?}: {failure:?}")),
         }
     }
-    Err(format!("a home replica of {key:?} is not asked any more, though it is up"))
+    let held = node.cluster().into_iter().flat_map(|cluster| cluster.members);
+    let held: Vec<_> = held.map(|m| (m.node, m.liveness, m.reachable)).collect();
+    Err(format!("a home replica of {key:?} is up, and not asked any more by {:?}: {held:?}", node.identity().node))
 }
 
 /// A read of every copy returns the newest version there is, and leaves it on every home replica. At `all`, where all
