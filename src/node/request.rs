@@ -117,8 +117,8 @@ pub enum FailureKind {
     /// The condition of a conditional write is false; [`Failure::met`] says of what.
     #[error("the condition is false")]
     ConditionFailed,
-    /// Other conditional writes of the key were always first.
-    #[error("other conditional writes of this key were always first")]
+    /// Other conditional writes were always first: they outbid this one, or it waited behind them until its time was up.
+    #[error("other conditional writes were first until its time was up")]
     Conflict,
     /// The `Idempotency-Key` belongs to another request.
     #[error("the Idempotency-Key was used for another request")]

@@ -19,6 +19,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::Ports;
@@ -36,6 +37,9 @@ use queue::Queue;
 /// The part of a client's time that is left for the answer's way back from the proposer: at most this, and a tenth.
 const WAY_BACK_MAX: Duration = Duration::from_millis(100);
 
+/// Operations that are decided at once at one proposer. Each may hold the values of all replicas' promises.
+const UNDER_WAY_MAX: usize = 512;
+
 /// What conditional writes need of their node.
 pub struct Conditional {
     me: NodeNum,
@@ -45,6 +49,8 @@ pub struct Conditional {
     reach: Arc<Reach>,
     coordinator: Arc<Coordinator>,
     queue: Queue,
+    /// Those that have their turn.
+    under_way: Semaphore,
     meters: Meters,
 }
 
@@ -63,8 +69,8 @@ impl Conditional {
         coordinator: Arc<Coordinator>,
     ) -> Arc<Self> {
         let (peers, entropy) = (Arc::clone(&ports.peers), Arc::clone(&ports.entropy));
-        let (queue, meters) = (Queue::default(), Meters::new());
-        Arc::new(Self { me, peers, entropy, clock, reach, coordinator, queue, meters })
+        let (queue, under_way, meters) = (Queue::default(), Semaphore::new(UNDER_WAY_MAX), Meters::new());
+        Arc::new(Self { me, peers, entropy, clock, reach, coordinator, queue, under_way, meters })
     }
 
     /// Writes a value or a tombstone where the condition is true, once for its `Idempotency-Key`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::queue::{NoTurn, Turn};
 use super::{Conditional, not_applied};
@@ -14,7 +14,7 @@ use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::WriteFold;
 use crate::protocol::register::{ProposerFold, Step};
 use crate::protocol::ring::{Placement, Ring};
-use crate::types::{Ballot, Hlc, Level, NodeNum, PeerError, Proposal, Record, Verdict};
+use crate::types::{Ballot, Hlc, Key, Level, NodeNum, PeerError, Proposal, Record, Verdict};
 
 /// The longest pause before the second ballot; it doubles with each.
 const PAUSE_FIRST: Duration = Duration::from_millis(4);
@@ -56,6 +56,10 @@ impl Conditional {
         {
             return Ok(Verdict::ConditionFailed { current });
         }
+        // Promises bring values with them: how many are held at once must have a bound.
+        let Ok(Ok(_permit)) = timeout_at(deadline, self.under_way.acquire()).await else {
+            return Ok(Verdict::Conflict);
+        };
         self.decide_in_turn(proposal, ring, deadline, &mut turn).await
     }
 
@@ -125,6 +129,7 @@ impl Conditional {
                 Step::BackOff { above: Hlc::ZERO }
             }
             Some((from, answer)) => {
+                let answer = answer.and_then(|reply| whole(&proposing.fold.proposal().key, reply));
                 let asking = self.coordinator.asking(&proposing.placement);
                 proposing.fold.on_answer(from, answer, self.clock.now(), &asking)
             }
@@ -156,4 +161,15 @@ impl Conditional {
         }
         self.ballot(proposing, above).await.ok()
     }
+}
+
+/// What a promise shows goes into accepts and writes of this node, whose replica takes its own requests unchecked.
+fn whole(key: &Key, reply: ReplicaReply) -> Result<ReplicaReply, PeerError> {
+    if let ReplicaReply::Promised(promise) = &reply {
+        let accepted = promise.accepted.as_ref().and_then(|a| a.record.as_ref());
+        if !promise.record.iter().chain(accepted).all(|record| record.is_intact(key)) {
+            return Err(PeerError::Protocol("a record in the promise does not match its checksum".into()));
+        }
+    }
+    Ok(reply)
 }
