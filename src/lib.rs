@@ -28,9 +28,10 @@
 //! 2. [`ports`]: the handful of verbs that everything else is written against.
 //! 3. [`protocol::replica`] and [`protocol::quorum`]: what a replica does with a write, and when a write is written.
 //! 4. [`node::coordinator`]: the driver that carries a client's request to its replicas.
-//! 5. [`storage`] and [`mesh`]: how a batch becomes one transaction, how requests become one message.
-//! 6. [`protocol::ring`], [`protocol::planner`], [`protocol::founding`], [`protocol::membership`]: who keeps what, and who is there.
-//! 7. [`http`], [`config`], [`cli`], [`server`]: the doors.
+//! 5. [`protocol::register`] and [`node::conditional`]: how of many conditional writes exactly one wins.
+//! 6. [`storage`] and [`mesh`]: how a batch becomes one transaction, how requests become one message.
+//! 7. [`protocol::ring`], [`protocol::planner`], [`protocol::founding`], [`protocol::membership`]: who keeps what, and who is there.
+//! 8. [`http`], [`config`], [`cli`], [`server`]: the doors.
 //!
 //! A client's PUT enters each file once on the way down and leaves it once on the way up: `http::kv`, `node::coordinator`,
 //! (`types`, `protocol::ring`, `protocol::quorum`), `ports::Peers`, `mesh` on this side and on the other, `node::replica`,
@@ -44,8 +45,8 @@
 //! home replicas of a slot, then the fallbacks in order · *coordinator* the node a client asked · *hint* a record a
 //! fallback keeps for its home replica · *handoff* delivering hints · *read repair* writing the newest copy back where
 //! a read found an older one · *topology* the member list and ring, numbered by *epoch* · *write sets* the replica sets
-//! a write must satisfy · *version* clock, writer number and count of conditional writes of a record · *tombstone* a
-//! deleted key's record · *floor* what a slot has purged up to · *level* the consistency of a request.
+//! a write must satisfy · *version* clock, writer number and count of conditional writes of a record · *ballot* what a
+//! proposer prepares with · *tombstone* a deleted key's record · *floor* what a slot has purged up to · *level* the consistency of a request.
 
 pub mod cli;
 pub mod config;
