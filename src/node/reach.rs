@@ -50,9 +50,9 @@ impl Reach {
         self.known.lock().entry(node).or_default().reach.ask(now_us)
     }
 
-    /// Whether to ask that node to stand in for another. It is never probed for that: only requests that send a probe
-    /// may take one, else a node that hung would stay unreachable for as long as others look at it.
-    pub fn ask_stand_in(&self, node: NodeNum) -> Ask {
+    /// As [`Self::ask`], for those that do not send to whoever they are told to probe, or do not wait for a late answer:
+    /// stand-ins and reads. Were they given probes, a node that hung would stay unreachable for as long as they look at it.
+    pub fn ask_unprobed(&self, node: NodeNum) -> Ask {
         match (self.is_reachable(node), self.peers.connected(node)) {
             (true, _) => Ask::Yes,
             (false, true) => Ask::Last,
@@ -204,14 +204,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_that_stands_in_is_not_probed_for_it() {
+    async fn who_does_not_wait_for_a_late_answer_takes_no_probe() {
         let (_, reach) = world();
         for _ in 0..3 {
             tokio::time::sleep(reach.patience(OTHER)).await;
             reach.hung(OTHER);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(reach.ask_stand_in(OTHER), Ask::Last);
+        assert_eq!(reach.ask_unprobed(OTHER), Ask::Last);
         assert_eq!(reach.ask(OTHER), Ask::Probe, "the probe is still there for who sends it");
     }
 }

@@ -97,7 +97,7 @@ impl Coordinator {
 
     /// Whom to ask of that placement: home replicas are probed where they hung, stand-ins are not.
     pub(in crate::node) fn asking<'a>(&'a self, placement: &'a Placement) -> impl Fn(NodeNum) -> Ask + 'a {
-        move |n| if placement.is_home(n) { self.reach.ask(n) } else { self.reach.ask_stand_in(n) }
+        move |n| if placement.is_home(n) { self.reach.ask(n) } else { self.reach.ask_unprobed(n) }
     }
 
     fn send(&self, to: NodeNum, epoch: Epoch, deadline: Instant, request: ReplicaRequest, reply_to: ReplyTo) {

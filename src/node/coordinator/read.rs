@@ -57,7 +57,7 @@ impl Coordinator {
                 deadline: get.deadline,
                 answers: Answers::new(),
             };
-            let asks = reading.fold.start(self.me, &self.asking(placement));
+            let asks = reading.fold.start(self.me, &|n| self.reach.ask_unprobed(n));
             match self.drive_read(&mut reading, asks).await {
                 End::State(ReadState::Met) => return self.found(reading, &ring).await,
                 End::Stale(topology) => ring = self.adopt(topology, get.level).await?,
@@ -70,7 +70,7 @@ impl Coordinator {
     async fn drive_read(&self, reading: &mut Reading, asks: SmallVec<[ReadAsk; 4]>) -> End {
         let mut flight = Flight::default();
         self.send_reads(reading, &mut flight, asks);
-        let stand_in = |n| self.reach.ask_stand_in(n);
+        let stand_in = |n| self.reach.ask_unprobed(n);
         loop {
             match reading.fold.state() {
                 ReadState::Waiting => {}

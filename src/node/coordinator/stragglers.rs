@@ -145,7 +145,7 @@ impl Stragglers {
     }
 
     fn finish(&self, writing: &Writing) {
-        for ask in writing.fold.leftovers(&|n| self.reach.ask_stand_in(n)) {
+        for ask in writing.fold.leftovers(&|n| self.reach.ask_unprobed(n)) {
             // The client's time is usually over by now; the mesh's own deadline counts.
             writing.send(&*self.peers, ask, None);
         }

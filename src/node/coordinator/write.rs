@@ -179,7 +179,7 @@ impl Coordinator {
     async fn drive(&self, writing: &mut Writing, asks: SmallVec<[WriteAsk; 4]>) -> End {
         let mut flight = Flight::default();
         self.send_write(writing, &mut flight, asks);
-        let stand_in = |n| self.reach.ask_stand_in(n);
+        let stand_in = |n| self.reach.ask_unprobed(n);
         loop {
             match writing.fold.state() {
                 WriteState::Waiting => {}

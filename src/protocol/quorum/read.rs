@@ -108,20 +108,14 @@ impl ReadFold {
         if let Some(at) = homes.iter().position(|n| *n == me) {
             homes[..=at].rotate_right(1);
         }
-        let mut probed: SmallVec<[NodeNum; 2]> = SmallVec::new();
         for node in homes {
             match asking(node) {
                 Ask::Yes => self.candidates.push(node),
-                Ask::Probe => probed.push(node),
-                Ask::No | Ask::Last => self.unreachable.push(node),
+                // A read does not wait for late answers, so it is no use as a probe.
+                Ask::No | Ask::Last | Ask::Probe => self.unreachable.push(node),
             }
         }
-        self.candidates.extend(probed.iter().copied());
         let mut asks = SmallVec::new();
-        self.ask_more(asking, &mut asks);
-        for ask in asks.iter().filter(|a: &&ReadAsk| probed.contains(&a.to)) {
-            self.set_hung(ask.to);
-        }
         self.ask_more(asking, &mut asks);
         if self.state() == ReadState::Failed {
             // Whatever they answered, it would not be enough: nobody is troubled, and nobody is blamed for silence.

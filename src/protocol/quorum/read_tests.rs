@@ -207,14 +207,6 @@ fn a_copy_that_does_not_come_is_left_out_when_time_is_up() {
 }
 
 #[test]
-fn a_probed_replica_is_asked_last_and_not_relied_on() {
-    let probing = |node: NodeNum| if node == n(1) { Ask::Probe } else { Ask::Yes };
-    let mut fold = fold(&[1, 2], &[3], Level::Quorum);
-    let asks = fold.start(n(9), &probing);
-    assert_eq!(asks.as_slice(), [whole(2), part(1), stand_in(3)]);
-}
-
-#[test]
 fn who_was_silent_lately_is_asked_where_nobody_else_is_left() {
     let last = |node: NodeNum| if node == n(2) { Ask::Last } else { Ask::Yes };
     assert_eq!(fold(&[1, 2], &[3], Level::Quorum).start(n(1), &last).as_slice(), [whole(1), stand_in(3)]);
