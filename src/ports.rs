@@ -23,7 +23,8 @@ pub use crate::types::{
     ReplicaReply, ReplicaRequest, Seen,
 };
 use crate::types::{
-    ClusterId, Epoch, Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Token, Topology, TopologyError, Version,
+    ClusterId, Entry, Epoch, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, Topology,
+    TopologyError, Version,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -225,6 +226,15 @@ pub struct StoreTotals {
     pub writable: bool,
 }
 
+/// What stands in some leaves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Holdings {
+    /// In order of tokens.
+    pub intact: Vec<(Entry, Key)>,
+    /// Rows that failed their checksum and can be named: missing and suspect.
+    pub damaged: Vec<Key>,
+}
+
 /// Why the store could not do a rare request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -292,6 +302,20 @@ pub trait Store: Send + Sync {
         after: Option<Key>,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>>;
+
+    /// The sum of each slot, in order; `None` while the store counts it anew. From memory, and of all that was
+    /// acknowledged.
+    fn slot_sums(&self) -> Vec<Option<Sum>>;
+
+    /// The sums of a slot's 256 leaves, in order; `None` while the store counts the slot anew. From memory.
+    fn leaf_sums(&self, slot: Slot) -> Option<Vec<Sum>>;
+
+    /// What stands in these leaves of one slot, from its rows, each verified: in order of tokens.
+    fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>>;
+
+    /// The records of these keys, in the order asked, until about 1 MiB is full; a damaged or missing one is left out.
+    /// Says how many of the keys were looked up.
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>>;
 
     /// Who this node is. From memory.
     fn identity(&self) -> Identity;

@@ -77,6 +77,10 @@ impl Asks {
                 let reply = answer(client.propose(propose::request(header, *proposal, timeout_ms)).await)?;
                 return self.verdict(reply, instance);
             }
+            PeerRequest::GetChunkHash { .. }
+            | PeerRequest::FetchRange(_)
+            | PeerRequest::FetchSlot { .. }
+            | PeerRequest::Converge { .. } => todo!(),
         };
         self.shared.admit(header, instance)?;
         reply.map_err(|malformed: Malformed| malformed.into())

@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::ports::{
-    Answer, Clock, Destination, Entropy, Hint, HintTotals, PeerError, PeerReply, PeerRequest, Peers, ReadPart,
-    ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals, Submissions,
+    Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers,
+    ReadPart, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals, Submissions,
 };
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Member, NodeNum, Promise, Record, Register, Slot, Token,
-    Topology, Version, Writer,
+    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register, Slot,
+    Sum, Token, Topology, Version, Writer,
 };
 
 /// A wall clock that stands still until it is set.
@@ -234,6 +234,22 @@ impl Store for FakeStore {
 
     fn scan(&self, _: Slot, _: Option<Key>, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
         self.rare(Vec::new())
+    }
+
+    fn slot_sums(&self) -> Vec<Option<Sum>> {
+        todo!()
+    }
+
+    fn leaf_sums(&self, _slot: Slot) -> Option<Vec<Sum>> {
+        todo!()
+    }
+
+    fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
+        todo!()
+    }
+
+    fn records(&self, _keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+        todo!()
     }
 
     fn identity(&self) -> Identity {

@@ -334,9 +334,7 @@ impl Founding {
             PeerRequest::Announce(other) => self.answer_announce(from, other, topology),
             PeerRequest::Found { topology: proposal } => self.answer_found(from, proposal).await,
             PeerRequest::Founded { topology: committed } => self.answer_founded(from, committed).await,
-            PeerRequest::Gossip(_) | PeerRequest::NodeInfo { .. } | PeerRequest::Propose { .. } => {
-                Err(PeerError::Protocol("not a question about the cluster's founding".into()))
-            }
+            _ => Err(PeerError::Protocol("not a question about the cluster's founding".into())),
         }
     }
 

@@ -38,7 +38,7 @@ use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
     StoreError,
 };
-use crate::types::{ClusterId, Identity, InstanceId, Level, NodeNum};
+use crate::types::{ClusterId, Identity, InstanceId, Level, Look, NodeNum};
 
 use clock::NodeClock;
 use conditional::Conditional;
@@ -52,6 +52,7 @@ use reach::Reach;
 use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
+use views::{ConvergenceView, OperationView, RepairRequest};
 
 /// How a node is set up.
 #[derive(Clone, Debug)]
@@ -273,6 +274,35 @@ impl Node {
     pub async fn put_if(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
         self.check_joined(Level::Linearizable)?;
         self.conditional.put(put).await
+    }
+
+    /// How the copies on each pair of members agree, asked of both anew. `None` before the node has its cluster.
+    pub async fn convergence(&self, look: Look) -> Option<ConvergenceView> {
+        let _ = look;
+        todo!()
+    }
+
+    /// Starts a repair of what this node shares with its peers. `None` before the node has its cluster.
+    pub fn repair(&self, request: RepairRequest) -> Option<OperationView> {
+        let _ = request;
+        todo!()
+    }
+
+    /// This node's long-running operations, newest first; the last hundred that ended are remembered.
+    pub fn operations(&self) -> Vec<OperationView> {
+        todo!()
+    }
+
+    pub fn operation(&self, id: uuid::Uuid) -> Option<OperationView> {
+        let _ = id;
+        todo!()
+    }
+
+    /// Ends an operation early; what it did stays done. `None` where there is no such operation; one that ended is left
+    /// as it is.
+    pub fn abort(&self, id: uuid::Uuid) -> Option<OperationView> {
+        let _ = id;
+        todo!()
     }
 
     /// Nothing is stamped before the clock was compared with the others'.

@@ -1,7 +1,7 @@
 //! What a node tells people about itself and its cluster: plain values, gathered from memory.
 
 use crate::ports::{HintTotals, NodeInfo};
-use crate::types::{ClusterId, Epoch, InstanceId, Key, NodeNum, Slot, Token, Topology};
+use crate::types::{ClusterId, Convergence, Epoch, InstanceId, Key, NodeNum, Slot, Token, Topology};
 use std::sync::Arc;
 
 /// What gossip holds of a member.
@@ -116,3 +116,56 @@ pub struct HintsView {
 
 /// The ring, slot by slot.
 pub type RingView = Arc<Topology>;
+
+/// How the copies on each pair of members agree.
+#[derive(Clone, Debug)]
+pub struct ConvergenceView {
+    pub asked: NodeNum,
+    /// Pairs that share slots, in order of their numbers. `Err`: neither of the two could say, and why.
+    pub pairs: Vec<(NodeNum, NodeNum, Result<Convergence, String>)>,
+}
+
+/// What a repair is to do.
+#[derive(Clone, Debug, Default)]
+pub struct RepairRequest {
+    /// Count what differs and change nothing.
+    pub dry_run: bool,
+    /// Only these chunks (0 to 15); none: all.
+    pub chunks: Vec<u8>,
+}
+
+/// Where a long-running operation is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OperationState {
+    Running,
+    Done,
+    Failed(String),
+    Aborted,
+}
+
+/// A long-running operation of this node, as it stands. Kept in memory: a restart forgets it (a repair that was cut off is
+/// taken up by anti-entropy).
+#[derive(Clone, Debug, PartialEq)]
+pub struct OperationView {
+    pub id: uuid::Uuid,
+    /// What it is: `repair`.
+    pub kind: &'static str,
+    pub state: OperationState,
+    pub started_ms: u64,
+    /// Wall milliseconds; `None` while it runs.
+    pub ended_ms: Option<u64>,
+    pub dry_run: bool,
+    /// Leaves compared, and to compare. `total` is known once the trees are compared.
+    pub done: u64,
+    pub total: Option<u64>,
+    /// Records found to differ; sent to peers, and taken from them.
+    pub differing: u64,
+    pub sent: u64,
+    pub received: u64,
+    /// Of those records' contents and of the lists that were compared, both ways.
+    pub bytes: u64,
+    /// Records moved or compared a second, lately.
+    pub per_second: f64,
+    /// Milliseconds that are left at that rate; `None` when unknown.
+    pub eta_ms: Option<u64>,
+}

@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use crate::ports::{
-    Destination, Entropy, Header, Hint, HintTotals, PeerError, PeerReply, PeerRequest, Peers, ReplicaCall, ReplyTo,
-    Spawn, Store, StoreError, StoreTotals, Submissions,
+    Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, ReplicaCall,
+    ReplyTo, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
-use crate::types::{Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Topology, Version};
+use crate::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Topology, Version};
 
 pub(crate) struct Seeded(Mutex<StdRng>);
 
@@ -104,6 +104,22 @@ impl Store for DiskStore {
 
     fn scan(&self, _: Slot, _: Option<Key>, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
         Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn slot_sums(&self) -> Vec<Option<Sum>> {
+        todo!()
+    }
+
+    fn leaf_sums(&self, _slot: Slot) -> Option<Vec<Sum>> {
+        todo!()
+    }
+
+    fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
+        todo!()
+    }
+
+    fn records(&self, _keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+        todo!()
     }
 
     fn identity(&self) -> Identity {

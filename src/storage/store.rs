@@ -24,9 +24,9 @@ use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::{count, facts};
 use crate::ports::{
-    Clock, Entropy, Hint, HintTotals, ReplicaReply, Store, StoreError, StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, ReplicaReply, Store, StoreError, StoreTotals, Submission, Submissions,
 };
-use crate::types::{ClusterId, Hlc, Identity, Key, NodeNum, Record, Slot, Topology, Version};
+use crate::types::{ClusterId, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Topology, Version};
 
 /// Most reader threads.
 const READERS_MAX: usize = 4;
@@ -348,6 +348,22 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
         self.read(move |conn, meters| read::scan(conn, meters, slot, after.as_ref(), limit))
+    }
+
+    fn slot_sums(&self) -> Vec<Option<Sum>> {
+        todo!()
+    }
+
+    fn leaf_sums(&self, _slot: Slot) -> Option<Vec<Sum>> {
+        todo!()
+    }
+
+    fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
+        todo!()
+    }
+
+    fn records(&self, _keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+        todo!()
     }
 
     fn identity(&self) -> Identity {

@@ -31,3 +31,9 @@ pub const MESH_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 pub const SMALL_VALUE_BYTES_MAX: usize = 64 * 1024;
 /// A gossip packet, in bytes.
 pub const GOSSIP_PACKET_BYTES_MAX: usize = 64 * 1024;
+/// Spans in one `GetChunkHash`; each is answered by 128 bytes.
+pub const CHUNK_HASH_SPANS_MAX: usize = 4096;
+/// Records listed in one `FetchRange`, where it is of more than one leaf; each takes 28 bytes.
+pub const EXCHANGE_ENTRIES_MAX: usize = 16_384;
+/// Keys that one comparison names.
+pub const NAMES_MAX: usize = 100_000;

@@ -15,6 +15,7 @@ mod record;
 mod register;
 mod replica;
 mod topology;
+mod tree;
 mod version;
 
 pub use condition::{Condition, Tags};
@@ -22,10 +23,14 @@ pub use id::{ClusterId, Epoch, InstanceId, NodeNum, OpId, Writer};
 pub use identity::Identity;
 pub use key::{Key, KeyError, Slot, Token, TokenSeed};
 pub use level::{Level, LevelParseError, majority};
-pub use peer::{Announcement, InfoStamp, NodeInfo, NodeState, PeerReply, PeerRequest};
+pub use peer::{
+    Agreement, Announcement, ChunkHashes, ChunkState, Convergence, Difference, Exchange, InfoStamp, Look, NodeInfo,
+    NodeState, PeerReply, PeerRequest,
+};
 pub use proposal::{Proposal, Verdict};
 pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
 pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Remembered, RememberedAnswer};
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
 pub use topology::{Member, Topology, TopologyError};
+pub use tree::{Digest, Entry, Leaf, SlotSet, Span, Sum};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

@@ -5,8 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::id::{Epoch, InstanceId, NodeNum};
+use super::key::{Key, Slot, Token};
 use super::proposal::{Proposal, Verdict};
+use super::record::{Floor, Record};
+use super::register::Register;
 use super::topology::Topology;
+use super::tree::{Digest, Entry, Leaf, SlotSet, Span};
 
 /// Rare requests between nodes, one call each.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +30,71 @@ pub enum PeerRequest {
     Founded { topology: Arc<Topology> },
     /// Propose this conditional write, and give up after so many milliseconds. Never repeated, and never passed on again.
     Propose { proposal: Box<Proposal>, timeout_ms: u64 },
+    /// The digests of the sixteen parts of each of these spans, summed over the slots that asker and asked share under
+    /// this epoch, but for those left out. At most [`limits::CHUNK_HASH_SPANS_MAX`](super::limits::CHUNK_HASH_SPANS_MAX)
+    /// spans, all with the same number of digits.
+    GetChunkHash { epoch: Epoch, left_out: SlotSet, spans: Vec<Span> },
+    /// What the asker holds of these leaves, in order of tokens: what is newer on either side?
+    FetchRange(Exchange),
+    /// How do you and that member agree, compared anew?
+    Converge { with: NodeNum, look: Look },
+    /// A page of all that the asked node holds of a slot, in key order.
+    FetchSlot { epoch: Epoch, slot: Slot, after: Option<Key> },
+}
+
+/// How closely two replicas are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Look {
+    /// By chunks, from the sums in memory.
+    #[default]
+    Chunks,
+    /// Down to the keys that differ.
+    Keys,
+    /// Every key, from the rows and not from the sums: what a damaged row hides is found, too.
+    Deep,
+}
+
+/// How two replicas agree in one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkState {
+    pub chunk: u8,
+    pub agreement: Agreement,
+    /// Since when it is so, wall milliseconds of the node that compared.
+    pub since_ms: u64,
+    /// When they were last found equal, and everything written up to then was; 0 when never since the node started.
+    pub equal_up_to_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    Equal,
+    Differs,
+    /// A slot in it is being counted anew, or was never compared.
+    Unknown,
+}
+
+/// How two members agree.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Convergence {
+    /// Of the chunks in which they share slots.
+    pub chunks: Vec<ChunkState>,
+    /// Keys that differ, in order; at most [`limits::NAMES_MAX`](super::limits::NAMES_MAX) are named.
+    pub keys: Vec<Key>,
+    /// How many differ; 0 where only chunks were looked at.
+    pub differing: u64,
+}
+
+/// One side's list of what it holds in some leaves of one slot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exchange {
+    pub epoch: Epoch,
+    pub slot: Slot,
+    /// In order, each once.
+    pub leaves: Vec<Leaf>,
+    /// In order of tokens; at most [`limits::EXCHANGE_ENTRIES_MAX`](super::limits::EXCHANGE_ENTRIES_MAX), or one leaf.
+    pub held: Vec<Entry>,
+    /// Names the keys that differ and sends no records.
+    pub names_only: bool,
 }
 
 /// Answers to [`PeerRequest`], in the same order.
@@ -48,6 +117,42 @@ pub enum PeerReply {
     },
     /// What became of the proposal.
     Proposed(Box<Verdict>),
+    ChunkHashes(ChunkHashes),
+    Convergence(Box<Convergence>),
+    Differences(Difference),
+    /// To `FetchSlot`: each key with its record and its register, up to a page's bytes, and the slot's floor.
+    SlotPage {
+        entries: Vec<(Key, Option<Record>, Option<Register>)>,
+        floor: Floor,
+        /// Ask again after this key; `None` at the end of the slot.
+        next: Option<Key>,
+    },
+    /// To the three above: the asked node holds another topology. Nothing was compared.
+    WrongEpoch {
+        epoch: Epoch,
+    },
+}
+
+/// Answer to [`PeerRequest::GetChunkHash`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChunkHashes {
+    /// Slots whose sums the asked node does not know now. They are left out of the digests, too.
+    pub left_out: SlotSet,
+    /// Sixteen for each span, in order.
+    pub digests: Vec<Digest>,
+}
+
+/// Answer to [`PeerRequest::FetchRange`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// What the asker holds newer, or alone.
+    pub wanted: Vec<Token>,
+    /// What the asked node holds newer, or alone; up to a message's bytes.
+    pub records: Vec<(Key, Record)>,
+    /// The keys of all that the asked node holds newer, or alone, where names only were asked for.
+    pub names: Vec<Key>,
+    /// There is more that did not fit: ask again once these are stored.
+    pub more: bool,
 }
 
 /// A node that has no topology yet, as it presents itself.

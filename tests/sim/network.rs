@@ -357,6 +357,10 @@ impl fmt::Display for Named<'_> {
             PeerRequest::Announce(_) => "its announcement",
             PeerRequest::Found { .. } => "its acceptance",
             PeerRequest::Founded { .. } => "its commit",
+            PeerRequest::GetChunkHash { .. } => "get-chunk-hash",
+            PeerRequest::FetchRange(_) => "fetch-range",
+            PeerRequest::Converge { .. } => "converge",
+            PeerRequest::FetchSlot { .. } => "fetch-slot",
             PeerRequest::Propose { proposal, .. } => {
                 return write!(f, "a verdict on {:?}: {}", proposal.key, proposal.op);
             }

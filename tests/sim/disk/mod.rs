@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Entropy, Hint, HintTotals, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Spawn, Store, StoreError,
-    StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Spawn, Store,
+    StoreError, StoreTotals, Submission, Submissions,
 };
-use a3::types::{Hlc, Identity, InstanceId, Key, NodeNum, Record, Slot, Topology, Version};
+use a3::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Topology, Version};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -294,6 +294,22 @@ impl Store for SimStore {
     fn scan(&self, _: Slot, _: Option<Key>, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
         // Nothing in node/ scans yet.
         self.look(|_| Vec::new())
+    }
+
+    fn slot_sums(&self) -> Vec<Option<Sum>> {
+        todo!()
+    }
+
+    fn leaf_sums(&self, _slot: Slot) -> Option<Vec<Sum>> {
+        todo!()
+    }
+
+    fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
+        todo!()
+    }
+
+    fn records(&self, _keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+        todo!()
     }
 
     fn identity(&self) -> Identity {
