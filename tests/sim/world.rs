@@ -155,6 +155,7 @@ impl World {
             clock_skew_max: self.clock_skew_max,
             value_bytes_max: 1024,
             hint_window: Duration::from_secs(3600),
+            anti_entropy_interval: Duration::from_secs(30),
         };
         let ports = Ports {
             peers: SimPeers::new(&self.network, place.number, &life),
