@@ -91,6 +91,7 @@ metrics_table! {
     ROUNDS = "a3_anti_entropy_rounds_total", Kind::Counter, "Rounds of anti-entropy held by this node, by result.", ROUND_RESULTS;
     ROUND_KEYS = "a3_anti_entropy_keys_total", Kind::Counter, "Records moved by rounds of anti-entropy that this node held, by direction.", DIRECTIONS;
     ROUND_LAST = "a3_anti_entropy_last_success_timestamp_seconds", Kind::Gauge, "When a round of anti-entropy last came to its end, in seconds since 1970; 0 before the first.", PLAIN;
+    SCRUB_LAST = "a3_scrub_last_success_timestamp_seconds", Kind::Gauge, "When every row was last read and verified, in seconds since 1970; 0 before the first time since the start.", PLAIN;
     STAND_INS = "a3_stand_ins_total", Kind::Counter, "Requests sent to a fallback in place of a home replica.", PLAIN;
     HINTS_PENDING = "a3_hints_pending", Kind::Gauge, "Hints kept on this node, by target.", &[];
     HINTS_BYTES = "a3_hints_bytes", Kind::Gauge, "Bytes of the hints kept on this node, by target.", &[];

@@ -228,7 +228,7 @@ impl Node {
         );
         spawn.spawn(Box::pin(Arc::clone(&clock).keep_reserved(Arc::clone(&store))));
         spawn.spawn(Box::pin(handoff.run()));
-        spawn.spawn(Box::pin(Arc::clone(&anti_entropy).run()));
+        anti_entropy.start(&*spawn);
         spawn.spawn(Box::pin(take_rates(Arc::clone(&own))));
         coordinator.start(&*spawn);
         Ok(Arc::new(Self {

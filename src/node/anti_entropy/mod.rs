@@ -14,6 +14,7 @@
 mod answer;
 mod memory;
 mod round;
+mod scrub;
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use super::reach::Reach;
 use super::routing::Routing;
 use super::views::ConvergenceView;
 use crate::metrics;
-use crate::ports::{Destination, Entropy, PeerError, PeerReply, PeerRequest, Peers, Store, StoreError};
+use crate::ports::{Destination, Entropy, PeerError, PeerReply, PeerRequest, Peers, Spawn, Store, StoreError};
 use crate::protocol::hashtree;
 use crate::protocol::ring::Ring;
 use crate::types::{Convergence, Epoch, Look, NodeNum};
@@ -109,8 +110,14 @@ impl AntiEntropy {
         })
     }
 
-    /// Runs for the node's life.
-    pub async fn run(self: Arc<Self>) {
+    /// Starts its tasks.
+    pub fn start(self: &Arc<Self>, spawn: &dyn Spawn) {
+        let (rounds, scrub) = (Arc::clone(self), Arc::clone(self));
+        spawn.spawn(Box::pin(async move { rounds.keep_comparing().await }));
+        spawn.spawn(Box::pin(async move { scrub.keep_scrubbing().await }));
+    }
+
+    async fn keep_comparing(&self) {
         let mut returns = self.parts.reach.returns();
         loop {
             tokio::select! {
@@ -241,6 +248,7 @@ struct Meters {
     sent: Counter,
     received: Counter,
     last_success: Gauge,
+    scrubbed: Gauge,
 }
 
 impl Meters {
@@ -254,12 +262,17 @@ impl Meters {
             sent: keys("sent"),
             received: keys("received"),
             last_success: metrics::gauge(metrics::ROUND_LAST, &[]),
+            scrubbed: metrics::gauge(metrics::SCRUB_LAST, &[]),
         }
     }
 
-    fn ended(&self, ended: &Result<Convergence, Stop>, sent: u64, received: u64, wall_ms: u64) {
+    fn moved(&self, sent: u64, received: u64) {
         self.sent.increment(sent);
         self.received.increment(received);
+    }
+
+    fn ended(&self, ended: &Result<Convergence, Stop>, sent: u64, received: u64, wall_ms: u64) {
+        self.moved(sent, received);
         match ended {
             Ok(_) => {
                 let rounds = if sent + received == 0 { &self.in_step } else { &self.repaired };

@@ -57,11 +57,20 @@ struct Round<'a> {
 
 impl AntiEntropy {
     pub(super) async fn round(&self, task: &Task<'_>) -> Result<Convergence, Stop> {
+        self.begin(task)?.run().await
+    }
+
+    /// Moves what differs in these leaves of a slot, whatever the sums say.
+    pub(super) async fn exchange_these(&self, task: &Task<'_>, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
+        self.begin(task)?.settle(slot, leaves).await
+    }
+
+    fn begin<'a>(&'a self, task: &'a Task<'_>) -> Result<Round<'a>, Stop> {
         let ring = self.parts.routing.ring().ok_or(Stop::NoCluster)?;
         let shared = hashtree::shared(&ring, self.parts.me, task.peer);
         let asked = |slot: &Slot| task.chunks.is_empty() || task.chunks.contains(&(slot.0 >> 4));
         let slots = shared.iter().filter(asked).collect();
-        let round = Round {
+        Ok(Round {
             this: self,
             task,
             ring,
@@ -70,8 +79,7 @@ impl AntiEntropy {
             unsettled: [false; Span::PARTS],
             names: Vec::new(),
             differing: 0,
-        };
-        round.run().await
+        })
     }
 }
 
