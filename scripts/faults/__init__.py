@@ -1,6 +1,6 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, counting, crashes, identity, limits, repeats, stamps, winners
+from . import clocks, counting, crashes, healing, identity, limits, repeats, stamps, winners
 
 CASES = {
     "kill": crashes.kill,
@@ -19,6 +19,9 @@ CASES = {
     "rf2": winners.rf2,
     "idempotent": repeats.idempotent,
     "stamps": stamps.stamps,
+    "drift": healing.drift,
+    "cost": healing.cost,
+    "pressure": healing.pressure,
     "slow": limits.slow,
     "memory": limits.memory,
     "million": limits.million,
