@@ -51,7 +51,9 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
     Ok(())
 }
 
-/// A plain write may be stamped twice, any other once.
+/// A plain write may be stamped twice, any other once; the second time for a reason: above its first stamp some disk
+/// held another write's. What it wrote itself, and what was built upon that, is none, or it would overwrite those who saw
+/// it under its first.
 fn values_have_few_versions(history: &[Operation], seen: &Contents) -> Verdict {
     let mut stamps: BTreeMap<&str, BTreeSet<Version>> = BTreeMap::new();
     for ((_, version), text) in seen {
@@ -64,6 +66,11 @@ fn values_have_few_versions(history: &[Operation], seen: &Contents) -> Verdict {
         let allowed = if o.request.level == Level::Linearizable { 1 } else { 2 };
         if versions.len() > allowed {
             return Err(format!("stamped more than {allowed} times, {versions:?}: {o}"));
+        }
+        let (Some(first), Some(second)) = (versions.first(), versions.iter().nth(1)) else { continue };
+        let between = seen.range((o.key().clone(), *first)..(o.key().clone(), *second));
+        if !between.into_iter().any(|((_, version), _)| !version.same_stamp(first)) {
+            return Err(format!("stamped {second:?} after {first:?}, though no other write was in its way: {o}"));
         }
     }
     Ok(())
