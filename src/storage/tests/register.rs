@@ -50,8 +50,8 @@ fn apply(engine: &mut Engine, requests: Vec<ReplicaRequest>) -> Vec<Outcome> {
 
 fn changes(requests: Vec<ReplicaRequest>) -> Vec<Change> {
     let change = |request: ReplicaRequest| {
-        let slot = request.key().token(seed()).slot();
-        change_of(slot, request).unwrap()
+        let token = request.key().token(seed());
+        change_of(token, request).unwrap()
     };
     requests.into_iter().map(change).collect()
 }
