@@ -72,7 +72,7 @@ pub(super) const PUT_HINT: &str =
     "REPLACE INTO hints VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 /// What is accepted is promised, too.
 pub(super) const PUT_ACCEPTED: &str = "REPLACE INTO registers \
-     VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+     VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
 
 /// A row as it was found.
 pub(super) struct Loaded {
@@ -272,14 +272,14 @@ impl<'a> Columns<'a> {
         Ok(())
     }
 
-    /// `state` and `seal` as `register` makes them.
+    /// `state`, seal and place as `register` makes them.
     pub(super) fn put_accepted(
         &self,
         put: &mut CachedStatement<'_>,
         (slot, key): (Slot, &Key),
         ballot: Ballot,
         state: &[u8],
-        seal: i64,
+        (seal, place): (i64, i64),
     ) -> rusqlite::Result<()> {
         let (version, written) = (&self.record.version, self.written());
         put.execute(params![
@@ -299,6 +299,7 @@ impl<'a> Columns<'a> {
             self.inline,
             self.large,
             self.large_bytes,
+            place,
         ])?;
         Ok(())
     }

@@ -10,3 +10,7 @@ CREATE TABLE sums (
     leaves     BLOB    NOT NULL,        -- 256 times a hash (16 bytes, little-endian) and a count of records (8)
     checksum   INTEGER NOT NULL         -- xxh3-64 of slot, the three counts and leaves
 ) STRICT;
+
+-- xxh3-64 of slot and key alone: whose register it is stays known where what it promised is damaged. NULL in rows that an
+-- older program wrote.
+ALTER TABLE registers ADD COLUMN place INTEGER;

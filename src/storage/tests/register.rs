@@ -249,6 +249,27 @@ fn a_damaged_row_refuses_is_counted_and_changes_nothing() {
 }
 
 #[test]
+fn a_damaged_register_refuses_its_own_key_alone_while_it_is_known_whose_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    // The only register: every other key lies beside it.
+    apply(&mut engine, vec![accept("k", accepted(5, value("k", 5, "v"), 1))]);
+    let refused = Outcome::Reply(DAMAGED);
+    engine.conn.execute("UPDATE registers SET promised_hlc = 0", []).unwrap();
+    let said = apply(&mut engine, vec![prepare("before", 1), prepare("k", 9), prepare("z", 1)]);
+    assert_eq!(said, [Outcome::Reply(promised(None, None)), refused.clone(), Outcome::Reply(promised(None, None))]);
+    // Its key is damaged, or its place: then the row may be that of any key that is looked for there.
+    for damage in ["key = x'6c'", "place = place + 1", "place = NULL", "slot = slot + 1"] {
+        engine.conn.execute("DELETE FROM registers WHERE promised_hlc > 0", []).unwrap();
+        engine.conn.execute(&format!("UPDATE registers SET {damage}"), []).unwrap();
+        assert_eq!(apply(&mut engine, vec![prepare("other", 1)]), [refused.clone()], "{damage}");
+        engine.conn.execute("DELETE FROM registers", []).unwrap();
+        apply(&mut engine, vec![accept("k", accepted(5, value("k", 5, "v"), 1))]);
+        engine.conn.execute("UPDATE registers SET promised_hlc = 0", []).unwrap();
+    }
+}
+
+#[test]
 fn a_damaged_page_spoils_one_change_and_not_its_batch() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = engine(dir.path());
