@@ -235,6 +235,9 @@ pub struct Holdings {
     pub damaged: Vec<Key>,
 }
 
+/// The records that were found, and how many keys were looked up for them.
+pub type RecordPage = (Vec<(Key, Record)>, usize);
+
 /// Why the store could not do a rare request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -318,7 +321,7 @@ pub trait Store: Send + Sync {
 
     /// The records of these keys, in the order asked, until about 1 MiB is full; a damaged or missing one is left out.
     /// Says how many of the keys were looked up.
-    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>>;
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>>;
 
     /// Who this node is. From memory.
     fn identity(&self) -> Identity;

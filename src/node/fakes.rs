@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use crate::ports::{
     Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers,
-    ReadPart, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals, Submissions,
+    ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals,
+    Submissions,
 };
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
@@ -267,7 +268,7 @@ impl Store for FakeStore {
         self.rare(Holdings { intact, damaged: Vec::new() })
     }
 
-    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
         let (many, found) = (keys.len(), keys.into_iter().filter_map(|(_, key)| self.record(&key).map(|r| (key, r))));
         let found = found.collect();
         self.rare((found, many))

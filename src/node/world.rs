@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use crate::ports::{
-    Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, ReplicaCall,
-    ReplyTo, Spawn, Store, StoreError, StoreTotals, Submissions,
+    Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, RecordPage,
+    ReplicaCall, ReplyTo, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
 use crate::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Topology, Version};
 
@@ -120,7 +120,7 @@ impl Store for DiskStore {
         Box::pin(async { Ok(Holdings::default()) })
     }
 
-    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
         Box::pin(async move { Ok((Vec::new(), keys.len())) })
     }
 

@@ -9,8 +9,8 @@ use rusqlite::{Connection, params};
 use super::meters::Meters;
 use super::read::{Page, damaged};
 use super::row::{self, AFTER_RECORD, COLUMN_LARGE, Loaded};
-use crate::ports::{Holdings, StoreError};
-use crate::types::{Entry, Key, Leaf, Record, Slot, TokenSeed};
+use crate::ports::{Holdings, RecordPage, StoreError};
+use crate::types::{Entry, Key, Leaf, Slot, TokenSeed};
 
 /// Rows looked at in one piece: one or two milliseconds of a reader's time.
 const ROWS_MAX: usize = 2048;
@@ -111,11 +111,7 @@ impl Gathered {
 }
 
 /// The records of these keys as far as a page goes, and how many keys were looked up. A damaged row is left out and counted.
-pub(super) fn records(
-    conn: &Connection,
-    meters: &Meters,
-    keys: &[(Slot, Key)],
-) -> Result<(Vec<(Key, Record)>, usize), StoreError> {
+pub(super) fn records(conn: &Connection, meters: &Meters, keys: &[(Slot, Key)]) -> Result<RecordPage, StoreError> {
     let mut page = Page::new(usize::MAX);
     let mut looked_up = 0;
     let mut select = conn.prepare_cached(row::SELECT_RECORD).map_err(damaged)?;

@@ -5,8 +5,8 @@ use super::count;
 use super::engine::Engine;
 use super::holdings::{self, Gathered, Wanted};
 use super::read;
-use crate::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, StoreError};
-use crate::types::{Hlc, Key, Leaf, NodeNum, Record, Slot, Sum, TokenSeed};
+use crate::ports::{Hint, HintTotals, Holdings, ReadPart, RecordPage, ReplicaReply, StoreError};
+use crate::types::{Hlc, Key, Leaf, NodeNum, Slot, Sum, TokenSeed};
 
 impl Engine {
     /// The answer to a read.
@@ -67,7 +67,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`StoreError::Damaged`] where a page cannot be read.
-    pub fn records(&self, keys: &[(Slot, Key)]) -> Result<(Vec<(Key, Record)>, usize), StoreError> {
+    pub fn records(&self, keys: &[(Slot, Key)]) -> Result<RecordPage, StoreError> {
         holdings::records(&self.conn, &self.meters, keys)
     }
 }

@@ -24,7 +24,8 @@ use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::{count, facts};
 use crate::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, ReplicaReply, Store, StoreError, StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, Store, StoreError, StoreTotals, Submission,
+    Submissions,
 };
 use crate::types::{ClusterId, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, TokenSeed, Topology, Version};
 
@@ -391,7 +392,7 @@ impl Store for SqliteStore {
         .boxed()
     }
 
-    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
         self.read(move |conn, meters| holdings::records(conn, meters, &keys))
     }
 

@@ -262,7 +262,7 @@ fn a_damaged_register_refuses_its_own_key_alone_while_it_is_known_whose_it_is() 
     for damage in ["key = x'6c'", "place = place + 1", "place = NULL", "slot = slot + 1"] {
         engine.conn.execute("DELETE FROM registers WHERE promised_hlc > 0", []).unwrap();
         engine.conn.execute(&format!("UPDATE registers SET {damage}"), []).unwrap();
-        assert_eq!(apply(&mut engine, vec![prepare("other", 1)]), [refused.clone()], "{damage}");
+        assert_eq!(apply(&mut engine, vec![prepare("other", 1)]), std::slice::from_ref(&refused), "{damage}");
         engine.conn.execute("DELETE FROM registers", []).unwrap();
         apply(&mut engine, vec![accept("k", accepted(5, value("k", 5, "v"), 1))]);
         engine.conn.execute("UPDATE registers SET promised_hlc = 0", []).unwrap();

@@ -170,7 +170,7 @@ fn a_damaged_row_is_named_and_writing_over_it_has_its_slot_summed_again() {
         assert_eq!(rows.unwrap(), 1);
         assert_eq!(engine.slot_sums(), sums, "what flips on disk moves no sum");
         let held = engine.holdings(seed(), slot, &leaves_of(slot)).unwrap();
-        assert_eq!(held.damaged, [hurt.clone()], "{damage}");
+        assert_eq!(held.damaged, std::slice::from_ref(&hurt), "{damage}");
         assert!(held.intact.iter().all(|(_, key)| *key != hurt));
         let (found, looked_up) = engine.records(&[(slot, hurt.clone()), (slot, key("none"))]).unwrap();
         assert_eq!((found.len(), looked_up), (0, 2));

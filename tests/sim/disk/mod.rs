@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Spawn, Store,
-    StoreError, StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, RecordPage, Refusal, ReplicaReply, ReplicaRequest, Spawn,
+    Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
     Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version,
@@ -321,7 +321,7 @@ impl Store for SimStore {
         self.look(|content| content.seed().map(|seed| content.rows.holdings(seed, slot, &leaves)).unwrap_or_default())
     }
 
-    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
         self.look(|content| content.rows.records(&keys))
     }
 
