@@ -1,1 +1,228 @@
+//! Rounds between two drivers, each over a disk in memory, that reach each other without a network.
 
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::*;
+use crate::node::fakes::{FakeClock, FakeEntropy, FakeStore, topology};
+use crate::ports::{ReplicaCall, ReplyTo};
+use crate::protocol::ring::Ring;
+use crate::types::{Agreement, Content, Hlc, Key, Record, Version, Writer};
+
+const NOW_MS: u64 = 1_700_000_000_000;
+
+/// Both ends of the wire: requests reach the other side at once, and calls are noted.
+#[derive(Default)]
+struct Wire {
+    stores: BTreeMap<NodeNum, Arc<FakeStore>>,
+    drivers: OnceLock<BTreeMap<NodeNum, Arc<AntiEntropy>>>,
+    ring: OnceLock<Arc<Ring>>,
+    asked: Mutex<Vec<&'static str>>,
+    written: Mutex<u64>,
+}
+
+/// One side's end of it.
+struct End(NodeNum, Arc<Wire>);
+
+impl Peers for End {
+    fn send(&self, to: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
+        if to != self.0 {
+            *self.1.written.lock() += 1;
+        }
+        let token = self.1.ring.get().unwrap().token(call.request.key());
+        reply_to.send(Ok(self.1.stores[&to].apply(token, call.request)));
+    }
+
+    fn ask(
+        &self,
+        to: Destination,
+        request: PeerRequest,
+        _: Instant,
+    ) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
+        let Destination::Member(to) = to else { return std::future::ready(Err(PeerError::Unreachable)).boxed() };
+        let driver = Arc::clone(&self.1.drivers.get().unwrap()[&to]);
+        let (from, wire) = (self.0, Arc::clone(&self.1));
+        async move {
+            match request {
+                PeerRequest::GetChunkHash { epoch, left_out, spans } => {
+                    wire.asked.lock().push("hashes");
+                    driver.answer_chunk_hash(from, epoch, left_out, &spans)
+                }
+                PeerRequest::FetchRange(exchange) => {
+                    wire.asked.lock().push("range");
+                    driver.answer_fetch_range(exchange).await
+                }
+                PeerRequest::Converge { with, look } => driver.answer_converge(with, look).await,
+                _ => Err(PeerError::Unreachable),
+            }
+        }
+        .boxed()
+    }
+
+    fn introduce(&self, _: NodeNum, _: crate::types::InstanceId, _: &str) {}
+
+    fn connected(&self, _: NodeNum) -> bool {
+        true
+    }
+}
+
+struct Two {
+    wire: Arc<Wire>,
+    drivers: BTreeMap<NodeNum, Arc<AntiEntropy>>,
+}
+
+const ONE: NodeNum = NodeNum(1);
+const OTHER: NodeNum = NodeNum(2);
+
+fn two() -> Two {
+    let stores = [ONE, OTHER].map(|node| (node, FakeStore::new())).into();
+    let wire = Arc::new(Wire { stores, ..Wire::default() });
+    let routing = Arc::new(Routing::default());
+    routing.install(topology(1, 2, 2));
+    assert!(wire.ring.set(routing.ring().unwrap()).is_ok());
+    let driver = |me: NodeNum| {
+        let peers: Arc<dyn Peers> = Arc::new(End(me, Arc::clone(&wire)));
+        let store: Arc<dyn Store> = wire.stores[&me].clone();
+        let clock = NodeClock::new(FakeClock::at(NOW_MS), Duration::from_secs(300), Hlc::ZERO);
+        let reach = Reach::new(Arc::clone(&peers), me);
+        let coordinator = Coordinator::new(
+            me,
+            Arc::clone(&peers),
+            Arc::clone(&store),
+            Arc::clone(&routing),
+            Arc::clone(&clock),
+            Arc::clone(&reach),
+        );
+        let entropy = Arc::new(FakeEntropy::default());
+        let parts = Parts { me, store, peers, entropy, reach, routing: Arc::clone(&routing), clock, coordinator };
+        (me, AntiEntropy::new(Options { interval: Duration::from_secs(30) }, parts))
+    };
+    let drivers: BTreeMap<NodeNum, Arc<AntiEntropy>> = [ONE, OTHER].map(driver).into();
+    assert!(wire.drivers.set(drivers.clone()).is_ok());
+    Two { wire, drivers }
+}
+
+impl Two {
+    fn put(&self, node: NodeNum, name: &str, ms: u64, value: &str) {
+        let key = Key::new(name.to_owned()).unwrap();
+        let hlc = Hlc::from_ms(ms);
+        let record =
+            Record::seal(&key, Version::plain(hlc, Writer(1)), hlc, Content::value(value.to_owned().into_bytes()));
+        let token = self.wire.ring.get().unwrap().token(&key);
+        self.wire.stores[&node].apply(token, crate::ports::ReplicaRequest::Write { key, record });
+    }
+
+    fn record(&self, node: NodeNum, name: &str) -> Option<Record> {
+        self.wire.stores[&node].record(&Key::new(name.to_owned()).unwrap())
+    }
+
+    async fn round(&self) -> (u64, u64) {
+        let progress = Progress::default();
+        self.drivers[&ONE].repair(OTHER, &[], &progress).await.unwrap();
+        progress.moved()
+    }
+
+    async fn look(&self, look: Look) -> Convergence {
+        self.drivers[&ONE].look(OTHER, look, &[], &Progress::default()).await.unwrap()
+    }
+
+    fn asked(&self) -> Vec<&'static str> {
+        std::mem::take(&mut *self.wire.asked.lock())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_step_a_round_is_one_question_and_with_one_difference_six() {
+    let two = two();
+    for n in 0..100 {
+        for node in [ONE, OTHER] {
+            two.put(node, &format!("k{n}"), 1, "same");
+        }
+    }
+    assert_eq!((two.round().await, two.asked()), ((0, 0), vec!["hashes"]));
+    two.put(ONE, "k7", 2, "newer");
+    assert_eq!(two.round().await, (1, 0));
+    assert_eq!(two.asked(), ["hashes", "hashes", "hashes", "hashes", "range"]);
+    assert_eq!(*two.wire.written.lock(), 1, "the sixth is the write");
+    assert_eq!(two.record(OTHER, "k7"), two.record(ONE, "k7"));
+    two.round().await;
+    assert_eq!(two.asked(), ["hashes"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_gives_the_other_what_is_newer_there() {
+    let two = two();
+    for n in 0..2_000 {
+        two.put(ONE, &format!("k{n}"), 1 + n % 3, "a");
+        if n % 5 > 0 {
+            two.put(OTHER, &format!("k{n}"), 2, "b");
+        }
+        two.put(OTHER, &format!("l{n}"), 1, "c");
+    }
+    assert!(two.look(Look::Keys).await.differing > 2_000);
+    let (sent, received) = two.round().await;
+    assert!(sent > 400 && received > 2_000, "{sent} sent, {received} received");
+    let after = two.look(Look::Deep).await;
+    assert_eq!((after.differing, after.keys), (0, vec![]));
+    assert!(after.chunks.len() == 16 && after.chunks.iter().all(|c| c.agreement == Agreement::Equal));
+    for n in 0..2_000 {
+        for name in [format!("k{n}"), format!("l{n}")] {
+            assert_eq!(two.record(ONE, &name), two.record(OTHER, &name));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_differs_is_named_and_since_when() {
+    let two = two();
+    two.put(ONE, "a", 1, "x");
+    two.put(OTHER, "b", 1, "y");
+    two.put(ONE, "young", NOW_MS, "in flight");
+    let found = two.look(Look::Keys).await;
+    let names: Vec<String> = found.keys.iter().map(Key::to_string).collect();
+    assert_eq!((names, found.differing), (vec!["a".to_owned(), "b".to_owned()], 2));
+    assert!(found.chunks.iter().any(|c| c.agreement == Agreement::Differs && c.since_ms == NOW_MS));
+    assert!(two.record(OTHER, "a").is_none(), "looking changes nothing");
+    two.round().await;
+    assert!(two.record(OTHER, "young").is_none(), "its write will arrive without help");
+    let view = two.drivers[&OTHER].convergence(Look::Keys).await.unwrap();
+    let [(ONE, OTHER, Ok(agreed))] = &view.pairs[..] else { panic!("{view:?}") };
+    assert_eq!(agreed.differing, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_chunks_asked_for_are_repaired() {
+    let two = two();
+    let chunk_of = |name: &str| two.wire.ring.get().unwrap().token(&Key::new(name.to_owned()).unwrap()).slot().0 >> 4;
+    for n in 0..50 {
+        two.put(ONE, &format!("k{n}"), 1, "x");
+    }
+    let chunk = chunk_of("k0");
+    let progress = Progress::default();
+    two.drivers[&ONE].repair(OTHER, &[chunk], &progress).await.unwrap();
+    for n in 0..50 {
+        let name = format!("k{n}");
+        assert_eq!(two.record(OTHER, &name).is_some(), chunk_of(&name) == chunk, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_aborted_round_ends_at_its_next_step() {
+    let two = two();
+    two.put(ONE, "a", 1, "x");
+    let progress = Progress::default();
+    progress.abort();
+    assert_eq!(two.drivers[&ONE].repair(OTHER, &[], &progress).await, Err(Stop::Aborted));
+    assert!(two.record(OTHER, "a").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_under_another_epoch_is_not_compared_with() {
+    let two = two();
+    let reply = two.drivers[&OTHER].answer_chunk_hash(ONE, Epoch(7), crate::types::SlotSet::NONE, &[]);
+    assert_eq!(reply, Ok(PeerReply::WrongEpoch { epoch: Epoch(1) }));
+}
