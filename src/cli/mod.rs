@@ -9,6 +9,7 @@ mod bench;
 mod client;
 mod completions;
 mod config;
+mod convergence;
 mod delete;
 mod dev;
 mod fault;
@@ -18,6 +19,7 @@ mod logging;
 mod openapi;
 mod output;
 mod put;
+mod repair;
 mod ring;
 mod serve;
 mod settings;
@@ -51,6 +53,8 @@ enum Command {
     Delete(delete::Delete),
     Status(status::Status),
     Ring(ring::Ring),
+    Convergence(convergence::Convergence),
+    Repair(repair::Repair),
     Health(health::Health),
     Smoke(smoke::Smoke),
     Bench(bench::Bench),
@@ -74,6 +78,8 @@ impl Cli {
             Command::Delete(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Ring(command) => command.run(),
+            Command::Convergence(command) => command.run(),
+            Command::Repair(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Smoke(command) => command.run(),
             Command::Bench(command) => command.run(),

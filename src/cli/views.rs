@@ -64,6 +64,59 @@ pub(super) struct Slot {
     pub(super) replicas: Vec<String>,
 }
 
+/// `GET /cluster/convergence`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Convergence {
+    pub(super) node: String,
+    pub(super) status: String,
+    pub(super) pairs: Vec<Pair>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Pair {
+    pub(super) nodes: Vec<String>,
+    pub(super) status: String,
+    pub(super) reason: String,
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) differing: Option<u64>,
+    pub(super) keys: Vec<Key>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Chunk {
+    pub(super) status: String,
+    pub(super) equal_up_to_ms: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Key {
+    pub(super) key: String,
+    pub(super) key_base64: Option<String>,
+}
+
+/// `POST /repair`, `GET /operations/{id}`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Operation {
+    pub(super) id: String,
+    pub(super) kind: String,
+    pub(super) state: String,
+    pub(super) reason: String,
+    pub(super) dry_run: bool,
+    pub(super) done: u64,
+    pub(super) total: Option<u64>,
+    pub(super) differing: u64,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) bytes: u64,
+    pub(super) per_second: f64,
+    pub(super) eta_ms: Option<u64>,
+}
+
 /// Asks a node for one of these.
 pub(super) async fn fetch<T: DeserializeOwned>(client: &Client, host: &Host, path: &str) -> Result<T, Fault> {
     let answer = client.get(host, path).await?.success()?;

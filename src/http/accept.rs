@@ -15,8 +15,9 @@ use std::time::Duration;
 use ::metrics::{Counter, Gauge};
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::TRANSFER_ENCODING;
+use axum::http::header::{CONTENT_TYPE, TRANSFER_ENCODING};
 use axum::http::{Request, Response, Version};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -162,8 +163,16 @@ async fn answer(
     }
     let response = router.call(request).await?;
     traffic.answered(response.status().is_success());
-    drop(under_way);
-    Ok(response)
+    if response.headers().get(CONTENT_TYPE).is_none_or(|kind| kind != "text/event-stream") {
+        return Ok(response);
+    }
+    // A request for events is under way for as long as they come: its connection is not idle.
+    Ok(response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _ = &under_way;
+            frame
+        }))
+    }))
 }
 
 /// Whether a connection's end was a deadline of ours.

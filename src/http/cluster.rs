@@ -26,7 +26,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 }
 
 /// Before the node has found or founded its cluster there is nothing to tell.
-fn no_cluster() -> Problem {
+pub(super) fn no_cluster() -> Problem {
     Problem::new(Code::NotReady, "the node has no cluster yet")
 }
 

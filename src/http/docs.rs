@@ -76,6 +76,12 @@ pub(super) struct EtagsText(String);
 #[expect(dead_code, reason = "it only describes a parameter")]
 pub(super) struct IdempotencyText(String);
 
+/// An operation's id.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, format = "uuid")]
+#[expect(dead_code, reason = "it only describes a parameter")]
+pub(super) struct OperationId(String);
+
 /// A key.
 #[derive(Debug, ToSchema)]
 #[schema(value_type = String, example = "name", min_length = 1)]
@@ -145,6 +151,7 @@ pub(super) fn base() -> OpenApi {
         .tags(Some([
             tag("kv", "Values under keys."),
             tag("cluster", "The cluster as one node sees it."),
+            tag("operations", "Long-running work."),
             tag("observe", "Whether a node is well."),
             tag("docs", "The API's description."),
         ]))
@@ -166,6 +173,7 @@ const COMMON: &[(u16, &str)] = &[
     (503, "Overloaded, not ready, or not enough replicas can be reached; `Retry-After` says when to come again."),
 ];
 const NOT_FOUND: (u16, &str) = (404, "There is nothing at this path.");
+const NO_OPERATION: (u16, &str) = (404, "The node knows no such operation.");
 const NO_VALUE: (u16, &str) = (404, "The key has no value; `A3-Deleted: true` and `A3-Version` where it was deleted.");
 const CROSS_SITE: (u16, &str) = (403, "A browser sent the write for a page of another origin.");
 const TIMED_OUT: (u16, &str) = (
@@ -190,6 +198,9 @@ fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
             &[CROSS_SITE, BODY_TIMEOUT, CONFLICT, WRITE_UNMET, TOO_LARGE, ENCODED, KEY_REUSED, TIMED_OUT, DISK_FULL]
         }
         "deleteValue" => &[CROSS_SITE, CONFLICT, WRITE_UNMET, KEY_REUSED, TIMED_OUT, DISK_FULL],
+        "repair" => &[CROSS_SITE, BODY_TIMEOUT, TOO_LARGE],
+        "getOperation" | "getOperationEvents" => &[NO_OPERATION],
+        "abortOperation" => &[CROSS_SITE, NO_OPERATION],
         "getProblemPage" => &[NOT_FOUND],
         _ => &[],
     };
@@ -214,7 +225,8 @@ pub fn openapi_json() -> String {
     components.schemas.extend(problem_parts.map(|(name, schema)| (name.to_owned(), schema)));
     for item in api.paths.paths.values_mut() {
         let bodiless = item.head.as_mut().into_iter().map(|o| (o, false));
-        let rest = [&mut item.get, &mut item.put, &mut item.delete].into_iter().flatten().map(|o| (o, true));
+        let rest =
+            [&mut item.get, &mut item.put, &mut item.post, &mut item.delete].into_iter().flatten().map(|o| (o, true));
         for (operation, bodies) in bodiless.chain(rest) {
             describe_parts(operation, bodies);
         }
@@ -307,7 +319,8 @@ mod tests {
                     assert!(operation[member].as_str().is_some_and(|t| !t.is_empty()), "{at}: {member}");
                 }
                 assert_eq!(operation["tags"].as_array().unwrap().len(), 1, "{at}");
-                for status in ["200", "400", "500", "503"] {
+                let success = if operation["operationId"] == "repair" { "202" } else { "200" };
+                for status in [success, "400", "500", "503"] {
                     assert!(operation["responses"][status]["description"].is_string(), "{at}: {status}");
                 }
             }

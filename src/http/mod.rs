@@ -18,6 +18,8 @@ mod bodies;
 mod body;
 mod cluster;
 mod conditions;
+mod convergence;
+mod convergence_views;
 mod docs;
 mod edge;
 mod error;
@@ -27,6 +29,7 @@ mod key;
 mod kv;
 mod meters;
 mod observe;
+mod operations;
 mod problem;
 mod query;
 mod views;
@@ -137,6 +140,8 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
 fn routes() -> OpenApiRouter<Arc<Api>> {
     let described = OpenApiRouter::new()
         .merge(cluster::routes())
+        .merge(convergence::routes())
+        .merge(operations::routes())
         .merge(observe::routes())
         .merge(docs::routes())
         .layer(CompressionLayer::new());

@@ -55,12 +55,16 @@ codes! {
         "A key is 1 to 1024 bytes: everything after /kv/, percent-decoded once. A % must be followed by two hexadecimal digits.";
     BadParameters = "bad-parameters", BAD_REQUEST, false, "Query parameters are wrong",
         "Each wrong, unknown or repeated query parameter is listed in the member parameters.";
+    BadBody = "bad-body", BAD_REQUEST, false, "The request's body is wrong",
+        "Each wrong or unknown member of the body is listed in the member parameters. Nothing was begun.";
     CrossSite = "cross-site", FORBIDDEN, false, "Writes from another site are refused",
         "A browser sent this write on behalf of a page of another origin. Write from a page of this node, of an origin in CORS_ORIGINS, or without a browser.";
     NoSuchKey = "no-such-key", NOT_FOUND, false, "The key has no value",
         "Nothing is stored under this key. The header A3-Deleted: true says that it was deleted, A3-Version when.";
     NoSuchPage = "no-such-page", NOT_FOUND, false, "There is nothing at this path",
         "The path is none of the API's. GET / lists where to start, /openapi.json describes everything.";
+    NoSuchOperation = "no-such-operation", NOT_FOUND, false, "There is no such operation",
+        "Operations are known to the node that began them, until it stops; of those that ended, the last hundred are.";
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, false, "The path does not know this method",
         "The header Allow lists the methods that the path knows.";
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, true, "The body did not arrive in time",
@@ -117,7 +121,7 @@ impl Code {
     }
 }
 
-/// A query parameter that cannot be used, and why.
+/// A query parameter, or a member of a body, that cannot be used, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct BadParameter {
     pub(super) name: String,
@@ -191,6 +195,17 @@ impl Problem {
         };
         let mut problem = Self::new(Code::BadParameters, detail);
         problem.0.parameters = parameters;
+        problem
+    }
+
+    /// Members of a body.
+    pub(super) fn bad_members(members: Vec<BadParameter>) -> Self {
+        let detail = match members.as_slice() {
+            [one] => format!("{}: {}", one.name, one.reason),
+            many => format!("{} members of the body are wrong", many.len()),
+        };
+        let mut problem = Self::new(Code::BadBody, detail);
+        problem.0.parameters = members;
         problem
     }
 
@@ -337,7 +352,7 @@ pub(super) struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     failed: Option<Vec<FailedReplica>>,
-    /// The query parameters that are wrong: all of them.
+    /// The query parameters, or the members of the body, that are wrong: all of them.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     parameters: &'a [BadParameter],

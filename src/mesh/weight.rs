@@ -106,8 +106,12 @@ mod tests {
     use crate::mesh::tests::{accept, promised};
     use crate::mesh::wire::hot::{self, LastTopology};
     use crate::mesh::wire::propose;
+    use crate::mesh::wire::tests::tree::{exchange, spans};
     use crate::mesh::wire::tests::{answer, call, propose::proposal, topology};
+    use crate::mesh::wire::tree;
+    use crate::ports::PeerReply;
     use crate::types::limits::SMALL_VALUE_BYTES_MAX;
+    use crate::types::{ChunkHashes, Digest, Epoch, Key, Slot, SlotSet};
 
     /// In a message each stands behind its tag and its length.
     const IN_A_LIST: usize = 6;
@@ -130,6 +134,32 @@ mod tests {
             let weight = of_proposal(&proposal);
             prop_assert!(propose::request(None, proposal, timeout_ms).encoded_len() <= weight);
         }
+    }
+
+    proptest! {
+        #[test]
+        fn no_comparison_is_longer_than_its_weight(spans in spans(), exchange in exchange()) {
+            let (epoch, left_out) = (Epoch(u64::MAX), Slot::all().collect::<SlotSet>());
+            let asked = tree::chunk_hash_request(None, epoch, left_out, &spans).encoded_len();
+            let digests = vec![Digest(u64::MAX); spans.len() * Span::PARTS];
+            let hashes = PeerReply::ChunkHashes(ChunkHashes { left_out, digests });
+            let answered = tree::chunk_hash_reply(None, hashes).unwrap().encoded_len();
+            let weight = of_healing(&PeerRequest::GetChunkHash { epoch, left_out, spans });
+            prop_assert!(asked + answered <= weight);
+            let asked = tree::range_request(None, &exchange).encoded_len();
+            let weight = of_healing(&PeerRequest::FetchRange(exchange));
+            prop_assert!(asked + MESH_MESSAGE_BYTES_MAX <= weight);
+        }
+    }
+
+    #[test]
+    fn a_page_weighs_what_its_answer_may() {
+        let (epoch, slot) = (Epoch(u64::MAX), Slot(255));
+        let after = Some(Key::new(vec![1; KEY_BYTES_MAX]).unwrap());
+        let asked = tree::slot_request(None, epoch, slot, after.as_ref()).encoded_len();
+        let weight = of_healing(&PeerRequest::FetchSlot { epoch, slot, after });
+        assert!(asked + MESH_MESSAGE_BYTES_MAX <= weight);
+        assert_eq!(of_healing(&PeerRequest::Topology), 0);
     }
 
     #[test]

@@ -44,6 +44,10 @@ impl Client {
         self.ask("PUT", path, &[], body).await
     }
 
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Bytes>) -> Answer {
+        self.ask("POST", path, &[], body).await
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.ask("DELETE", path, &[], "").await
     }

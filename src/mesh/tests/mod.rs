@@ -1,6 +1,7 @@
 //! Real nodes' ends of the mesh on loopback sockets, around a handler that does as it is told.
 
 mod exchange;
+mod healing;
 mod propose;
 mod rare;
 mod strangers;

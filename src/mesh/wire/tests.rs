@@ -2,6 +2,7 @@
 
 pub(in crate::mesh) mod propose;
 mod register;
+pub(in crate::mesh) mod tree;
 
 use std::sync::Arc;
 

@@ -41,10 +41,11 @@ pub(in crate::mesh) fn read_chunk_hash_request(request: proto::ChunkHashRequest)
         return Err("more spans than are compared at once".into());
     }
     let spans = request.spans.into_iter().map(read_span).collect::<Result<Vec<Span>, _>>()?;
-    if spans.windows(2).any(|pair| pair[0].digits() != pair[1].digits()) {
+    let digits = spans.first().map(|span| span.digits());
+    if spans.iter().any(|span| Some(span.digits()) != digits) {
         return Err("spans of different sizes".into());
     }
-    if spans.first().is_some_and(|span| span.digits() == Span::DIGITS_MAX) {
+    if digits == Some(Span::DIGITS_MAX) {
         return Err("a leaf has no parts to compare".into());
     }
     let left_out = read_slot_set(&request.left_out)?;
