@@ -193,11 +193,7 @@ impl AntiEntropy {
 
     /// How the copies on each pair of members agree, asked of one of the two, anew. `None` before there is a cluster.
     pub(super) async fn convergence(&self, look: Look) -> Option<ConvergenceView> {
-        let ring = self.parts.routing.ring()?;
-        let members: Vec<NodeNum> = ring.topology().members.iter().map(|m| m.node).collect();
-        let ring = &ring;
-        let pairs = members.iter().flat_map(|one| members.iter().map(move |other| (*one, *other)));
-        let pairs = pairs.filter(|(one, other)| one < other && !hashtree::shared(ring, *one, *other).is_empty());
+        let pairs = pairs(&*self.parts.routing.ring()?);
         let asked =
             stream::iter(pairs).map(|(one, other)| async move { (one, other, self.pair(one, other, look).await) });
         let pairs = asked.buffered(PAIRS_AT_ONCE).collect().await;
@@ -227,6 +223,16 @@ impl AntiEntropy {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// The pairs of members that share slots, each once, in order.
+fn pairs(ring: &Ring) -> Vec<(NodeNum, NodeNum)> {
+    let mut pairs = Vec::new();
+    for one in ring.topology().members.iter().map(|m| m.node) {
+        let others = ring.topology().members.iter().map(|m| m.node).filter(|other| *other > one);
+        pairs.extend(others.filter(|other| !hashtree::shared(ring, one, *other).is_empty()).map(|other| (one, other)));
+    }
+    pairs
 }
 
 impl fmt::Debug for AntiEntropy {
