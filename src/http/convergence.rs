@@ -16,6 +16,7 @@ use super::convergence_views::{ConvergenceBody, OperationBody, RepairBody};
 use super::docs::Flag;
 use super::problem::{BadParameter, Code, Problem};
 use super::query::Query;
+use crate::node::healing::NotBegun;
 use crate::node::views::RepairRequest;
 use crate::types::{Look, Span};
 
@@ -62,7 +63,7 @@ async fn repair(
     let (parts, body) = request.into_parts();
     Query::new(parts.uri.query(), &[]).finish()?;
     let wanted = wanted(&api.bodies.read(body).await?.bytes)?;
-    let begun = api.node.repair(wanted).ok_or_else(no_cluster)?;
+    let begun = api.node.repair(wanted).map_err(not_begun)?;
     let location = format!("/operations/{}", begun.id);
     Ok((StatusCode::ACCEPTED, [(LOCATION, location)], Json(begun.into())))
 }
@@ -100,6 +101,14 @@ fn chunks(value: &Value) -> Option<Vec<u8>> {
     chunks.sort_unstable();
     chunks.dedup();
     Some(chunks)
+}
+
+fn not_begun(why: NotBegun) -> Problem {
+    let code = match why {
+        NotBegun::NoCluster => Code::NotReady,
+        NotBegun::TooMany => Code::Overloaded,
+    };
+    Problem::new(code, why.to_string())
 }
 
 #[cfg(test)]

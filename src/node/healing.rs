@@ -14,18 +14,30 @@ use crate::types::{Look, NodeNum};
 /// Repairs that run at a time; more are refused, as they would only wait for each other.
 pub const REPAIRS_MAX: usize = 4;
 
+/// Why a repair was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotBegun {
+    #[error("the node has no cluster yet")]
+    NoCluster,
+    #[error("{REPAIRS_MAX} repairs run at this node already")]
+    TooMany,
+}
+
 impl Node {
     /// How the copies on each pair of members agree, asked of one of the two, anew. `None` before the node has its cluster.
     pub async fn convergence(&self, look: Look) -> Option<ConvergenceView> {
         self.anti_entropy.convergence(look).await
     }
 
-    /// Starts a repair of what this node shares with its peers. `None` before the node has its cluster, or where
-    /// [`REPAIRS_MAX`] run already.
-    pub fn repair(&self, request: RepairRequest) -> Option<OperationView> {
-        let peers = self.anti_entropy.partners(&*self.routing.ring()?);
+    /// Starts a repair of what this node shares with its peers.
+    ///
+    /// # Errors
+    /// See [`NotBegun`]. Nothing was started.
+    pub fn repair(&self, request: RepairRequest) -> Result<OperationView, NotBegun> {
+        let ring = self.routing.ring().ok_or(NotBegun::NoCluster)?;
+        let peers = self.anti_entropy.partners(&ring);
         if self.operations.running() >= REPAIRS_MAX {
-            return None;
+            return Err(NotBegun::TooMany);
         }
         let (clock, operations) = (Arc::clone(&self.clock), Arc::clone(&self.operations));
         let id = self.ports.entropy.uuid();
@@ -35,7 +47,7 @@ impl Node {
             let state = run(&driver, &reach, &peers, &request, &progress).await;
             operations.end(id, state, clock.wall_ms());
         }));
-        Some(view)
+        Ok(view)
     }
 
     /// This node's long-running operations, newest first; the last hundred that ended are remembered.
