@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
@@ -17,7 +18,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, TRANSFER_ENCODING};
 use axum::http::{Request, Response, Version};
-use http_body_util::BodyExt;
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -167,12 +169,12 @@ async fn answer(
         return Ok(response);
     }
     // A request for events is under way for as long as they come: its connection is not idle.
-    Ok(response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _ = &under_way;
-            frame
-        }))
-    }))
+    let mut under_way = Some(under_way);
+    let end = stream::poll_fn(move |_| {
+        under_way.take();
+        Poll::Ready(None)
+    });
+    Ok(response.map(|body| Body::new(StreamBody::new(BodyStream::new(body).chain(end)))))
 }
 
 /// Whether a connection's end was a deadline of ours.
@@ -292,6 +294,8 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::response::Sse;
+    use axum::response::sse::Event;
     use axum::routing;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::oneshot;
@@ -303,14 +307,24 @@ mod tests {
         server: JoinSet<()>,
     }
 
-    /// Serves three paths over real sockets: `/` answers at once, `/slow` after 300 ms, `/big` with 64 MiB.
+    /// Serves these over real sockets: `/` answers at once, `/slow` after 300 ms, `/big` with 64 MiB, and `/events` with
+    /// ten events in a second.
     async fn served(options: Options) -> Served {
         let slow = || async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             "slow"
         };
+        let events = || async {
+            let ticks = tokio::time::interval(Duration::from_millis(100));
+            let told = stream::unfold((ticks, 0), |(mut ticks, told)| async move {
+                ticks.tick().await;
+                (told < 10).then(|| (Ok::<_, Infallible>(Event::default().data(told.to_string())), (ticks, told + 1)))
+            });
+            Sse::new(told)
+        };
         let router = Router::new()
             .route("/", routing::get(|| async { "hi" }))
+            .route("/events", routing::get(events))
             .route("/refuse", routing::put(|| async { axum::http::StatusCode::PAYLOAD_TOO_LARGE }))
             .route("/slow", routing::get(slow))
             .route("/big", routing::get(|| async { vec![0u8; 64 * 1024 * 1024] }));
@@ -376,6 +390,22 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(500)).await;
         stream.write_all(GET_AND_CLOSE).await.unwrap();
         assert!(rest(&mut stream).await.ends_with("hi"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_not_idle_while_events_come() {
+        let idle_timeout = Duration::from_millis(200);
+        let served = served(Options { idle_timeout, ..short() }).await;
+        let mut stream = open(&served, b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let came = rest(&mut stream).await;
+        assert!(came.contains("data: 9\n") && came.ends_with("\r\n0\r\n\r\n"), "whole, and then it is idle: {came}");
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_cut_also_after_a_slow_answer() {
+        let served = served(Options { idle_timeout: Duration::from_millis(200), ..short() }).await;
+        let mut stream = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(rest(&mut stream).await.ends_with("slow"));
     }
 
     #[tokio::test]

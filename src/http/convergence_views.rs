@@ -152,7 +152,7 @@ pub(super) struct RepairBody {
     /// Count what differs and change nothing; false unless said.
     #[schema(required = false, default = false)]
     dry_run: bool,
-    /// Only these of the 16 chunks; all of them unless said.
+    /// Only these of the 16 chunks, by their numbers from 0 to 15; all of them unless said.
     #[schema(required = false, default = json!([]))]
     chunks: Vec<u8>,
 }

@@ -170,7 +170,15 @@ impl<S> Guarded<S> {
 
     /// Nothing came. Fails when that has lasted too long.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.traffic.is_busy() || self.traffic.multiplexed.load(Ordering::Relaxed) {
+        if self.traffic.multiplexed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if self.traffic.is_busy() {
+            // hyper need not read again when the answer is written: without a look now and then an idle connection would
+            // go unseen. It is cut after at most twice its time.
+            while self.timer.as_mut().poll(cx).is_ready() {
+                self.timer.as_mut().reset(Instant::now() + self.patience.idle);
+            }
             return Ok(());
         }
         let begun = self.traffic.begun.load(Ordering::Relaxed);

@@ -1,8 +1,9 @@
 //! The REST API from end to end: real nodes in this process, asked over HTTP.
 //!
 //! Reading order: `values` (what goes in comes out), `answers` (statuses, versions, receipts), `conditions` (who writes
-//! under one), `refusals` (what is refused, and that nothing was written), `outage` (a home replica is gone, and returns), `healing` (whether the copies agree, and repairing them), `views` (what a node tells of
-//! itself), `browser` (what pages of other origins may do).
+//! under one), `refusals` (what is refused, and that nothing was written), `outage` (a home replica is gone, and
+//! returns), `healing` (whether the copies agree, and repairing them), `views` (what a node tells of itself), `browser`
+//! (what pages of other origins may do).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
