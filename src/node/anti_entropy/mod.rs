@@ -40,8 +40,9 @@ use crate::types::{Convergence, Epoch, Look, NodeNum};
 use memory::Memory;
 use round::Task;
 
-/// How long after a peer came back a round is held with it: handoff goes first.
-const AFTER_RETURN: Duration = Duration::from_secs(5);
+/// How long after a peer came back a round is held with it, at least and at most: handoff goes first, and not all of its
+/// peers send it the same at once.
+const AFTER_RETURN: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(15)];
 /// How long a peer may take to compare itself with another one.
 const CONVERGE_DEADLINE: Duration = Duration::from_secs(5);
 /// The same where it looks at every key.
@@ -123,7 +124,7 @@ impl AntiEntropy {
             tokio::select! {
                 biased;
                 // The sender lives in `reach`, which we hold.
-                _ = returns.changed() => sleep(AFTER_RETURN).await,
+                _ = returns.changed() => sleep(self.after_return()).await,
                 () = sleep(self.until_next()) => {}
             }
             returns.mark_unchanged();
@@ -136,6 +137,11 @@ impl AntiEntropy {
                 }
             }
         }
+    }
+
+    fn after_return(&self) -> Duration {
+        let [least, most] = AFTER_RETURN;
+        least + Duration::from_millis(self.parts.entropy.below((most - least).as_millis() as u64))
     }
 
     fn until_next(&self) -> Duration {
