@@ -35,5 +35,6 @@ pub const GOSSIP_PACKET_BYTES_MAX: usize = 64 * 1024;
 pub const CHUNK_HASH_SPANS_MAX: usize = 4096;
 /// Records listed in one `FetchRange`, where it is of more than one leaf; each takes 28 bytes.
 pub const EXCHANGE_ENTRIES_MAX: usize = 16_384;
-/// Keys that one comparison names.
+/// Keys that one comparison names, and how many bytes they may have together.
 pub const NAMES_MAX: usize = 100_000;
+pub const NAMES_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -78,9 +78,9 @@ pub enum Agreement {
 pub struct Convergence {
     /// Of the chunks in which they share slots.
     pub chunks: Vec<ChunkState>,
-    /// Keys that differ, in order; at most [`limits::NAMES_MAX`](super::limits::NAMES_MAX) are named.
+    /// Keys that differ, in order; not all of very many are named ([`limits::NAMES_MAX`](super::limits::NAMES_MAX)).
     pub keys: Vec<Key>,
-    /// How many differ; 0 where only chunks were looked at.
+    /// How many differ, at least; 0 where only chunks were looked at.
     pub differing: u64,
 }
 
@@ -151,7 +151,7 @@ pub struct Difference {
     pub records: Vec<(Key, Record)>,
     /// The keys of all that the asked node holds newer, or alone, where names only were asked for.
     pub names: Vec<Key>,
-    /// There is more that did not fit: ask again once these are stored.
+    /// There is more that did not fit: ask again once these are stored. Names that did not fit are left out.
     pub more: bool,
 }
 

@@ -5,7 +5,7 @@ use super::{AntiEntropy, Stop};
 use crate::node::operations::Progress;
 use crate::ports::{PeerError, PeerReply};
 use crate::protocol::hashtree::{self, Sums};
-use crate::types::limits::NAMES_MAX;
+use crate::types::limits::{NAMES_BYTES_MAX, NAMES_MAX};
 use crate::types::{ChunkHashes, Difference, Epoch, Exchange, Key, Look, NodeNum, Slot, SlotSet, Span};
 
 impl AntiEntropy {
@@ -48,13 +48,9 @@ impl AntiEntropy {
         let holdings = self.parts.store.holdings(slot, leaves).await.map_err(refused)?;
         let found = hashtree::differences(&held, &holdings.intact, self.parts.clock.now().ms());
         if names_only {
-            let names: Vec<Key> = found.ours.into_iter().take(NAMES_MAX).collect();
-            return Ok(PeerReply::Differences(Difference {
-                wanted: found.theirs,
-                records: vec![],
-                names,
-                more: false,
-            }));
+            let (asked, names) = (found.ours.len(), few(found.ours));
+            let more = names.len() < asked;
+            return Ok(PeerReply::Differences(Difference { wanted: found.theirs, records: vec![], names, more }));
         }
         let keys: Vec<(Slot, Key)> = found.ours.into_iter().map(|key| (slot, key)).collect();
         let asked = keys.len();
@@ -72,6 +68,16 @@ impl AntiEntropy {
         let convergence = looked.map_err(|stop: Stop| PeerError::Refused(stop.to_string()))?;
         Ok(PeerReply::Convergence(Box::new(convergence)))
     }
+}
+
+/// As many as one answer may name.
+fn few(keys: Vec<Key>) -> Vec<Key> {
+    let mut bytes = 0;
+    let fits = |key: &Key| {
+        bytes += key.as_bytes().len();
+        bytes <= NAMES_BYTES_MAX
+    };
+    keys.into_iter().take(NAMES_MAX).take_while(fits).collect()
 }
 
 fn no_cluster() -> PeerError {

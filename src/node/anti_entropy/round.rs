@@ -12,7 +12,7 @@ use crate::node::operations::Progress;
 use crate::ports::{Answer, Destination, PeerReply, PeerRequest, ReplicaCall, ReplicaReply, ReplicaRequest, Store};
 use crate::protocol::hashtree::{self, IN_FLIGHT_MS, Sums};
 use crate::protocol::ring::Ring;
-use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_MAX};
+use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
 use crate::types::{
     Agreement, ChunkState, Convergence, Difference, Entry, Exchange, Key, Leaf, Look, NodeNum, Record, Slot, SlotSet,
     Span, Sum, Token,
@@ -52,6 +52,7 @@ struct Round<'a> {
     /// Chunks in which something differs and stays so.
     unsettled: [bool; Span::PARTS],
     names: Vec<Key>,
+    names_bytes: usize,
     differing: u64,
 }
 
@@ -78,6 +79,7 @@ impl AntiEntropy {
             unknown: SlotSet::NONE,
             unsettled: [false; Span::PARTS],
             names: Vec::new(),
+            names_bytes: 0,
             differing: 0,
         })
     }
@@ -200,8 +202,12 @@ impl Round<'_> {
         self.unsettled[usize::from(slot.0 >> 4)] |= !keys.is_empty();
         self.differing += keys.len() as u64;
         self.task.progress.found(keys.len() as u64);
-        keys.truncate(NAMES_MAX.saturating_sub(self.names.len()));
-        self.names.append(&mut keys);
+        for key in keys {
+            self.names_bytes += key.as_bytes().len();
+            if self.names.len() < NAMES_MAX && self.names_bytes <= NAMES_BYTES_MAX {
+                self.names.push(key);
+            }
+        }
     }
 
     /// Stores here what the peer holds newer.
