@@ -61,6 +61,7 @@ impl ServeError {
                     | OpenError::NewerSchema { .. }
                     | OpenError::Identity { .. }
                     | OpenError::DatabaseLost { .. }
+                    | OpenError::Damaged { .. }
             ) | ServeError::Founding(FoundingError::Stop(_))
                 | ServeError::Listen { .. }
         )

@@ -253,13 +253,7 @@ impl Store for FakeStore {
     }
 
     fn identity(&self) -> Identity {
-        Identity {
-            node: NodeNum(1),
-            instance: InstanceId(Uuid::from_u128(1)),
-            cluster: None,
-            generation: 1,
-            known_addresses: Vec::new(),
-        }
+        Identity { generation: 1, ..Identity::fresh(NodeNum(1), InstanceId(Uuid::from_u128(1))) }
     }
 
     fn save_identity(&self, _: Identity) -> BoxFuture<'static, Result<(), StoreError>> {

@@ -60,13 +60,8 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn fresh(node: u16, instance: u128) -> Arc<Self> {
-        let identity = Identity {
-            node: NodeNum(node),
-            instance: InstanceId(Uuid::from_u128(instance)),
-            cluster: None,
-            generation: 1,
-            known_addresses: Vec::new(),
-        };
+        let identity =
+            Identity { generation: 1, ..Identity::fresh(NodeNum(node), InstanceId(Uuid::from_u128(instance))) };
         Arc::new(Self { identity: Mutex::new(identity), topology: Mutex::default(), proposal: Mutex::default() })
     }
 }

@@ -184,6 +184,7 @@ impl Writer {
                     answer.tell(outcome);
                 }
                 self.checkpointer.wrote(&self.engine);
+                self.status.stop_if_damaged(&self.engine.meters);
             }
             Err(BatchError::Full) => {
                 self.status.disk_full();

@@ -129,7 +129,7 @@ pub struct Engine {
     node: NodeNum,
     durability: Durability,
     hint_bytes_max: u64,
-    meters: Meters,
+    pub(super) meters: Meters,
 }
 
 impl Engine {
@@ -229,6 +229,7 @@ impl Engine {
     }
 
     fn note_damage(&self, change: &Change, error: &rusqlite::Error) {
+        self.meters.met(error);
         match change {
             Change::Write { slot, key, .. }
             | Change::Hint { slot, key, .. }

@@ -16,13 +16,13 @@ use super::book::Book;
 use super::checkpoint::Checkpointer;
 use super::commit::{AnswerTo, Job, WriteQueue, Writer};
 use super::connection::{self, Durability, Role};
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, has_peers};
 use super::engine::{Change, Engine, Outcome, change_of};
 use super::meters::Meters;
 use super::migrations::{self, MigrationError};
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
-use super::{count, facts};
+use super::{count, examine, facts, opening};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, ReplicaReply, Store, StoreError, StoreTotals, Submission, Submissions,
 };
@@ -66,10 +66,15 @@ pub enum OpenError {
     #[error("{}: the identity of this data directory cannot be used: {reason}", path.display())]
     Identity { path: PathBuf, reason: String },
     #[error(
-        "{}: the database is gone, and this data directory belongs to cluster {cluster}; a replica without its records and \
-         promises must not answer for them: put the database back, or leave the node down", path.display()
+        "{}: the database is gone, this data directory belongs to cluster {cluster}, and no other member has its records; \
+         put the database back, or leave the node down", path.display()
     )]
     DatabaseLost { path: PathBuf, cluster: ClusterId },
+    #[error(
+        "{}: the database is damaged ({reason}), and no other member has its records: put a sound copy in its place, or \
+         move the whole directory aside to start anew", path.display()
+    )]
+    Damaged { path: PathBuf, reason: String },
     #[error("{}: {reason}", path.display())]
     Sqlite { path: PathBuf, reason: String },
     #[error("{} cannot be used: {source}", path.display())]
@@ -78,7 +83,12 @@ pub enum OpenError {
 
 impl OpenError {
     pub(super) fn sqlite(path: &Path, error: &rusqlite::Error) -> Self {
-        OpenError::Sqlite { path: path.to_owned(), reason: error.to_string() }
+        let (path, reason) = (path.to_owned(), error.to_string());
+        if examine::is_unsound(error) {
+            OpenError::Damaged { path, reason }
+        } else {
+            OpenError::Sqlite { path, reason }
+        }
     }
 }
 
@@ -119,8 +129,7 @@ impl SqliteStore {
     pub fn open(options: Options, clock: Arc<dyn Clock>, entropy: &dyn Entropy) -> Result<Arc<Self>, OpenError> {
         let dir = Arc::new(DataDir::open(&options.data_dir)?);
         let database = dir.database();
-        let identity = dir.start(options.node, entropy)?;
-        let engine = Engine::open(&database, options.node, options.durability, options.hint_bytes_max)?;
+        let (identity, engine) = opening::open(&dir, &options, clock.wall_ms(), entropy)?;
         let connect = |role| {
             connection::open(&database, role).map_err(|e| match e {
                 MigrationError::Newer { found } => OpenError::NewerSchema { path: database.clone(), found },
@@ -133,6 +142,7 @@ impl SqliteStore {
             checkpointer: connect(Role::Checkpointer)?,
         };
         let status = Arc::new(Status::new(clock));
+        status.set_replaceable(has_peers(&identity));
         let book = engine.book.clone();
         let wal = dir.wal();
         let checkpointer =
@@ -161,9 +171,12 @@ impl SqliteStore {
             readers.push(thread("a3-reader", status, move || reader.run())?);
         }
         let (book, stop, counting) = (self.book.clone(), self.stop_counting.clone(), conns.counter);
+        let counted = status.clone();
         let counter = thread("a3-counter", status, move || {
             if let Err(error) = count::count_all(&counting, &book, &stop) {
                 tracing::error!(%error, "the records could not be counted; totals stay partial");
+                counted.meters.met(&error);
+                counted.stop_if_damaged(&counted.meters);
             }
         })?;
         let (checkpointer, conn) = (self.checkpointer.clone(), conns.checkpointer);
@@ -190,6 +203,13 @@ impl SqliteStore {
         join(threads.counter);
         self.checkpointer.close();
         join(threads.checkpointer);
+        let damage = self.status.damage();
+        if self.status.writable() || damage.is_some() {
+            // Where it cannot be said, the next start looks closer.
+            if let Err(error) = threads.dir.closed(&self.identity.lock(), damage) {
+                tracing::warn!(%error, "the stop could not be noted down");
+            }
+        }
         drop(threads.dir);
     }
 
@@ -442,6 +462,7 @@ fn replace_identity(
     let identity = Identity { node: now.node, instance: now.instance, generation: now.generation, cluster, ..identity };
     match dir.save(&identity) {
         Ok(()) => {
+            status.set_replaceable(has_peers(&identity));
             *held.lock() = identity;
             Ok(())
         }

@@ -38,13 +38,7 @@ pub(crate) struct Content {
 
 impl Content {
     fn blank(node: NodeNum, sql: bool, random: &Seeded) -> Self {
-        let identity = Identity {
-            node,
-            instance: InstanceId(random.uuid()),
-            cluster: None,
-            generation: 0,
-            known_addresses: Vec::new(),
-        };
+        let identity = Identity::fresh(node, InstanceId(random.uuid()));
         let rows: Box<dyn Rows> = if sql { Box::new(SqlRows::new(node)) } else { Box::new(MapRows::default()) };
         Self { rows, identity, topology: None, proposal: None, reserved: Hlc::ZERO }
     }
