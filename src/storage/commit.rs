@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::checkpoint::Checkpointer;
+use super::connection;
 use super::engine::{BatchError, Change, Engine, Outcome};
 use super::status::Status;
 use crate::ports::{Refusal, ReplicaReply, ReplyTo, StoreError};
@@ -166,6 +167,9 @@ impl Writer {
                 self.commit(&changes, answers.drain(..));
                 changes.clear();
             }
+        }
+        if !self.status.writable() {
+            connection::leave_log(&self.engine.conn);
         }
     }
 

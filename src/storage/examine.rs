@@ -23,16 +23,18 @@ const ALWAYS_BYTES: u64 = 64 * 1024 * 1024;
 const UNCLEAN_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Where every database of this program has the same bytes: where they begin, and what they are.
-const HEADER: [(usize, &[u8]); 6] = [
+const HEADER: [(usize, &[u8]); 5] = [
     (0, b"SQLite format 3\0"),
     // Pages of 4,096 bytes, without a reserve; what is behind the two versions is fixed by the format.
     (16, &[0x10, 0]),
     (20, &[0, 64, 32, 32]),
-    // Schema format 4, no vacuum, UTF-8.
-    (44, &[0, 0, 0, 4]),
-    (52, &[0, 0, 0, 0, 0, 0, 0, 1]),
+    // No vacuum; no reserved byte is in use.
+    (52, &[0; 4]),
     (64, &[0; 28]),
 ];
+
+/// And where they are zero until the first page of a new file was carried over from the log: schema format 4, UTF-8.
+const HEADER_LATER: [(usize, &[u8]); 2] = [(44, &[0, 0, 0, 4]), (56, &[0, 0, 0, 1])];
 
 /// What is wrong with the header of the file, if there is one and it is a database's first page.
 ///
@@ -41,9 +43,14 @@ const HEADER: [(usize, &[u8]); 6] = [
 pub(super) fn header(path: &Path) -> io::Result<Option<&'static str>> {
     let mut bytes = Vec::with_capacity(100);
     File::open(path)?.take(100).read_to_end(&mut bytes)?;
-    let as_written = |(at, part): &(usize, &[u8])| bytes.get(*at..at + part.len()) == Some(*part);
-    let log = bytes.get(18..20).is_some_and(|versions| versions.iter().all(|v| matches!(v, 1 | 2)));
-    Ok((!bytes.is_empty() && !(log && HEADER.iter().all(as_written))).then_some("its header is not one"))
+    let part = |at: usize, len: usize| bytes.get(at..at + len);
+    let versions = part(18, 2).is_some_and(|versions| versions.iter().all(|v| matches!(v, 1 | 2)));
+    let fixed = HEADER.iter().all(|(at, known)| part(*at, known.len()) == Some(*known));
+    let later = |(at, known): &(usize, &[u8])| {
+        part(*at, known.len()).is_some_and(|found| found == *known || found.iter().all(|byte| *byte == 0))
+    };
+    let sound = bytes.is_empty() || (versions && fixed && HEADER_LATER.iter().all(later));
+    Ok((!sound).then_some("its header is not one"))
 }
 
 /// Whether SQLite is to walk all pages.
@@ -101,6 +108,7 @@ mod tests {
         let path = dir.path().join("a3.db");
         let engine = Engine::open(&path, NodeNum(1), Durability::Full, 1).unwrap();
         assert_eq!(contents(&engine.conn, true), Ok(None));
+        assert_eq!(header(&path).unwrap(), None, "as a crash leaves it");
         drop(engine);
         assert_eq!(header(&path).unwrap(), None);
         let clean = std::fs::read(&path).unwrap();

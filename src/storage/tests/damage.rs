@@ -26,7 +26,7 @@ fn member(dir: &Path) -> Identity {
     identity
 }
 
-fn pollster<T>(future: futures_util::future::BoxFuture<'static, T>) -> T {
+fn wait_for<T>(future: futures_util::future::BoxFuture<'static, T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
