@@ -68,6 +68,8 @@ const MEMBER_STATES: &[&[(&str, &str)]] = &[&[("state", "alive")], &[("state", "
 const SLOT_HEALTH: &[&[(&str, &str)]] = &[&[("health", "full")], &[("health", "quorum")], &[("health", "lost")]];
 const FAILURES: &[&[(&str, &str)]] =
     &[&[("outcome", "applied")], &[("outcome", "not_applied")], &[("outcome", "unknown")]];
+const ROUND_RESULTS: &[&[(&str, &str)]] =
+    &[&[("result", "in_step")], &[("result", "repaired")], &[("result", "failed")]];
 const DIRECTIONS: &[&[(&str, &str)]] = &[&[("direction", "sent")], &[("direction", "received")]];
 
 metrics_table! {
@@ -86,6 +88,10 @@ metrics_table! {
     PROPOSALS_FORWARDED = "a3_conditional_forwarded_total", Kind::Counter, "Conditional writes passed on to the key's proposer.", PLAIN;
     BALLOTS = "a3_register_ballots_total", Kind::Counter, "Ballots begun by this node; more than conditional writes proposed here, where proposers met.", PLAIN;
     READ_REPAIRS = "a3_read_repair_total", Kind::Counter, "Reads that found disagreeing copies and wrote the newest back.", PLAIN;
+    ROUNDS = "a3_anti_entropy_rounds_total", Kind::Counter, "Rounds of anti-entropy held by this node, by result.", ROUND_RESULTS;
+    ROUND_KEYS = "a3_anti_entropy_keys_total", Kind::Counter, "Records moved by rounds of anti-entropy that this node held, by direction.", DIRECTIONS;
+    ROUND_LAST = "a3_anti_entropy_last_success_timestamp_seconds", Kind::Gauge, "When a round of anti-entropy last came to its end, in seconds since 1970; 0 before the first.", PLAIN;
+    SCRUB_LAST = "a3_scrub_last_success_timestamp_seconds", Kind::Gauge, "When every row was last read and verified, in seconds since 1970; 0 before the first time since the start.", PLAIN;
     STAND_INS = "a3_stand_ins_total", Kind::Counter, "Requests sent to a fallback in place of a home replica.", PLAIN;
     HINTS_PENDING = "a3_hints_pending", Kind::Gauge, "Hints kept on this node, by target.", &[];
     HINTS_BYTES = "a3_hints_bytes", Kind::Gauge, "Bytes of the hints kept on this node, by target.", &[];

@@ -310,6 +310,9 @@ pub trait Store: Send + Sync {
     /// The sums of a slot's 256 leaves, in order; `None` while the store counts the slot anew. From memory.
     fn leaf_sums(&self, slot: Slot) -> Option<Vec<Sum>>;
 
+    /// Has the slot's sums counted anew from its rows, in the background: they were found to be off.
+    fn count_anew(&self, slot: Slot);
+
     /// What stands in these leaves of one slot, from its rows, each verified: in order of tokens.
     fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>>;
 

@@ -199,6 +199,7 @@ fn node_options(config: &Config) -> node::Options {
         clock_skew_max: config.clock_skew_max,
         value_bytes_max: config.value_bytes_max,
         hint_window: config.hint_window,
+        anti_entropy_interval: config.anti_entropy_interval,
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Config {
     pub durability: Durability,
     pub gossip_interval: Duration,
     pub hint_window: Duration,
+    /// How often copies are compared with each peer.
+    pub anti_entropy_interval: Duration,
     pub hint_bytes_max: u64,
     /// At most [`VALUE_BYTES_CEILING`](crate::types::limits::VALUE_BYTES_CEILING).
     pub value_bytes_max: usize,

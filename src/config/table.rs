@@ -123,7 +123,7 @@ settings! {
     DURABILITY: Kind::Choice(&["full", "normal"]), Default::Text("full"),
         "full: what is acknowledged is on disk; normal: it survives a crash of the process, not a power cut.";
     ANTI_ENTROPY_INTERVAL: Kind::Duration { min_ms: SECOND, max_ms: DAY }, Default::Text("30s"),
-        "Time between two comparisons of copies with a peer; no effect yet, as this version compares none.";
+        "Time between two comparisons of copies with a peer, give or take a fifth.";
     GOSSIP_INTERVAL: Kind::Duration { min_ms: 100, max_ms: MINUTE }, Default::Text("1s"),
         "Time between two gossip probes.";
     GC_GRACE: Kind::Duration { min_ms: SECOND, max_ms: 365 * DAY }, Default::Text("24h"),

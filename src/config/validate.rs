@@ -52,7 +52,7 @@ impl Reader<'_> {
         let bind = self.ip(&table::BIND_ADDR);
         let advertise = self.text(&table::ADVERTISE_ADDR).unwrap_or_else(|| bind.to_string());
         // Nothing comes of these but a warning; a bad one is refused all the same.
-        for setting in [&table::GOSSIP_PORT, &table::ANTI_ENTROPY_INTERVAL, &table::GC_GRACE] {
+        for setting in [&table::GOSSIP_PORT, &table::GC_GRACE] {
             self.value(setting);
         }
         Config {
@@ -73,6 +73,7 @@ impl Reader<'_> {
             },
             gossip_interval: self.duration(&table::GOSSIP_INTERVAL),
             hint_window: self.duration(&table::HINT_WINDOW),
+            anti_entropy_interval: self.duration(&table::ANTI_ENTROPY_INTERVAL),
             hint_bytes_max: self.number(&table::HINT_BYTES_MAX),
             value_bytes_max: narrow(self.number(&table::VALUE_BYTES_MAX)),
             clock_skew_max: self.duration(&table::CLOCK_SKEW_MAX),
@@ -294,13 +295,8 @@ fn warnings(raw: &RawConfig, config: &Config) -> Vec<String> {
     if is_stated(&table::GOSSIP_PORT) {
         warnings.push(format!("GOSSIP_PORT is not used: gossip runs on GRPC_PORT, {}", config.grpc_port));
     }
-    for (setting, lacking) in [
-        (&table::ANTI_ENTROPY_INTERVAL, "this version does not compare copies in the background"),
-        (&table::GC_GRACE, "this version keeps every tombstone"),
-    ] {
-        if is_stated(setting) {
-            warnings.push(format!("{} has no effect: {lacking}", setting.name));
-        }
+    if is_stated(&table::GC_GRACE) {
+        warnings.push("GC_GRACE has no effect: this version keeps every tombstone".to_owned());
     }
     if config.bind.is_loopback() && !is_loopback(&config.advertise) {
         let what = format!("BIND_ADDR is {}, so nobody reaches this node", config.bind);

@@ -7,6 +7,7 @@
 //! thread or reads a clock of its own, so that a seed replays.
 
 pub mod answers;
+pub mod anti_entropy;
 pub mod clock;
 pub mod conditional;
 pub mod coordinator;
@@ -17,6 +18,8 @@ mod fakes;
 pub mod founding;
 pub mod gossip;
 pub mod handoff;
+pub mod healing;
+pub mod operations;
 pub mod own;
 pub mod reach;
 pub mod replica;
@@ -38,8 +41,9 @@ use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
     StoreError,
 };
-use crate::types::{ClusterId, Identity, InstanceId, Level, Look, NodeNum};
+use crate::types::{ClusterId, Identity, InstanceId, Level, NodeNum};
 
+use anti_entropy::AntiEntropy;
 use clock::NodeClock;
 use conditional::Conditional;
 use coordinator::Coordinator;
@@ -47,12 +51,12 @@ use directory::Directory;
 use founding::{Founding, FoundingError, FoundingOptions};
 use gossip::{Gossip, GossipOptions};
 use handoff::Handoff;
+use operations::Operations;
 use own::Own;
 use reach::Reach;
 use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
-use views::{ConvergenceView, OperationView, RepairRequest};
 
 /// How a node is set up.
 #[derive(Clone, Debug)]
@@ -78,6 +82,8 @@ pub struct Options {
     pub value_bytes_max: usize,
     /// Uncounted hints older than this are dropped.
     pub hint_window: Duration,
+    /// How often copies are compared with each peer.
+    pub anti_entropy_interval: Duration,
 }
 
 impl Options {
@@ -141,6 +147,9 @@ pub struct Node {
     founding: Arc<Founding>,
     gossip: Arc<Gossip>,
     own: Arc<Own>,
+    anti_entropy: Arc<AntiEntropy>,
+    operations: Arc<Operations>,
+    ports: Ports,
     /// Once there is one it stays, and every message asks for it.
     cluster: OnceLock<ClusterId>,
 }
@@ -187,6 +196,19 @@ impl Node {
                 clock: Arc::clone(&clock),
             },
         );
+        let anti_entropy = AntiEntropy::new(
+            anti_entropy::Options { interval: options.anti_entropy_interval },
+            anti_entropy::Parts {
+                me,
+                store: Arc::clone(&store),
+                peers: Arc::clone(&peers),
+                entropy: Arc::clone(&ports.entropy),
+                reach: Arc::clone(&reach),
+                routing: Arc::clone(&routing),
+                clock: Arc::clone(&clock),
+                coordinator: Arc::clone(&coordinator),
+            },
+        );
         let founding = Founding::new(
             options.founding(),
             Arc::clone(&peers),
@@ -206,6 +228,7 @@ impl Node {
         );
         spawn.spawn(Box::pin(Arc::clone(&clock).keep_reserved(Arc::clone(&store))));
         spawn.spawn(Box::pin(handoff.run()));
+        anti_entropy.start(&*spawn);
         spawn.spawn(Box::pin(take_rates(Arc::clone(&own))));
         coordinator.start(&*spawn);
         Ok(Arc::new(Self {
@@ -221,6 +244,9 @@ impl Node {
             founding,
             gossip,
             own,
+            anti_entropy,
+            operations: Arc::default(),
+            ports,
             cluster: OnceLock::new(),
         }))
     }
@@ -274,35 +300,6 @@ impl Node {
     pub async fn put_if(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
         self.check_joined(Level::Linearizable)?;
         self.conditional.put(put).await
-    }
-
-    /// How the copies on each pair of members agree, asked of both anew. `None` before the node has its cluster.
-    pub async fn convergence(&self, look: Look) -> Option<ConvergenceView> {
-        let _ = look;
-        todo!()
-    }
-
-    /// Starts a repair of what this node shares with its peers. `None` before the node has its cluster.
-    pub fn repair(&self, request: RepairRequest) -> Option<OperationView> {
-        let _ = request;
-        todo!()
-    }
-
-    /// This node's long-running operations, newest first; the last hundred that ended are remembered.
-    pub fn operations(&self) -> Vec<OperationView> {
-        todo!()
-    }
-
-    pub fn operation(&self, id: uuid::Uuid) -> Option<OperationView> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Ends an operation early; what it did stays done. `None` where there is no such operation; one that ended is left
-    /// as it is.
-    pub fn abort(&self, id: uuid::Uuid) -> Option<OperationView> {
-        let _ = id;
-        todo!()
     }
 
     /// Nothing is stamped before the clock was compared with the others'.
@@ -376,6 +373,11 @@ impl PeerHandler for Node {
                     self.check_joined(Level::Linearizable).map_err(|f| PeerError::Refused(f.kind.to_string()))?;
                     self.conditional.answer(*proposal, Duration::from_millis(timeout_ms)).await
                 }
+                PeerRequest::GetChunkHash { epoch, left_out, spans } => {
+                    self.anti_entropy.answer_chunk_hash(from.node, epoch, left_out, &spans)
+                }
+                PeerRequest::FetchRange(exchange) => self.anti_entropy.answer_fetch_range(exchange).await,
+                PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
                 request => self.founding.answer(from, request).await,
             }
         })
@@ -406,6 +408,7 @@ mod tests {
             clock_skew_max: Duration::from_secs(300),
             value_bytes_max: 1024,
             hint_window: Duration::from_secs(3600),
+            anti_entropy_interval: Duration::from_secs(30),
         };
         let ports = Ports {
             peers: FakePeers::new(),

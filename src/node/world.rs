@@ -109,6 +109,10 @@ impl Store for DiskStore {
         todo!()
     }
 
+    fn count_anew(&self, _slot: Slot) {
+        todo!()
+    }
+
     fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
         todo!()
     }

@@ -3,6 +3,7 @@
 //! Every protocol is a fold (told what came, it says where it stands; side effects are returned as data); `node` drives it.
 
 pub mod founding;
+pub mod hashtree;
 pub mod hints;
 pub mod membership;
 pub mod planner;

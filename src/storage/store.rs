@@ -378,6 +378,10 @@ impl Store for SqliteStore {
         todo!()
     }
 
+    fn count_anew(&self, _slot: Slot) {
+        todo!()
+    }
+
     fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
         todo!()
     }

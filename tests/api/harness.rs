@@ -222,5 +222,6 @@ fn node_options(place: &Place, setup: &Setup) -> node::Options {
         clock_skew_max: Duration::from_secs(300),
         value_bytes_max: setup.http.value_bytes_max,
         hint_window: Duration::from_secs(3600),
+        anti_entropy_interval: Duration::from_secs(30),
     }
 }

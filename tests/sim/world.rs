@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) exact: u64,
     /// In some worlds clocks are off by more than is allowed.
     clock_skew_max: Duration,
+    /// Between two rounds of anti-entropy.
+    interval: Duration,
     pub(crate) places: Vec<Place>,
     pub(crate) network: Arc<Network>,
     pub(crate) random: Arc<Seeded>,
@@ -81,6 +83,7 @@ impl World {
         let clock_skew_max = Duration::from_secs(*random.pick(&[300, 300, 300, 2]));
         let sync_ms = *random.pick(&[1, 4, 40]);
         let sql = random.below(10) == 0;
+        let interval = Duration::from_secs(*random.pick(&[2, 30]));
         let place = |n: u16| {
             let off_ms = random.between(0, 2 * skew_ms) as i64 - skew_ms as i64;
             Place {
@@ -117,6 +120,7 @@ impl World {
             rf,
             exact,
             clock_skew_max,
+            interval,
             places,
             network,
             random,
@@ -155,6 +159,7 @@ impl World {
             clock_skew_max: self.clock_skew_max,
             value_bytes_max: 1024,
             hint_window: Duration::from_secs(3600),
+            anti_entropy_interval: self.interval,
         };
         let ports = Ports {
             peers: SimPeers::new(&self.network, place.number, &life),
@@ -284,6 +289,11 @@ impl World {
         kept.map(|place| self.held(place, key, false)).collect()
     }
 
+    fn are_equal(&self, key: &Key) -> bool {
+        let copies = self.copies(key);
+        copies.iter().all(|copy| Some(copy) == copies.first())
+    }
+
     /// How many home replicas a key has, wiped ones too.
     pub(crate) fn replicas(&self, key: &Key) -> usize {
         self.homes(key).len()
@@ -318,6 +328,7 @@ impl World {
         // What was under way when the faults ended, hints left behind too.
         sleep(Duration::from_secs(3)).await;
         self.until("every hint is delivered", || self.hints() == 0).await?;
+        self.until("all copies are equal, though nobody reads", || self.keys().iter().all(|k| self.are_equal(k))).await?;
         sleep(Duration::from_secs(1)).await;
         Ok(())
     }

@@ -1,0 +1,288 @@
+//! Anti-entropy: replicas compare what they hold and give each other what is newer, so that copies become equal whatever was
+//! lost on the way: hints that were dropped, writes at `one`, a disk that came back from a backup.
+//!
+//! Every [`Options::interval`], with jitter, and a moment after a peer came back, this node holds a *round* with each peer of
+//! a higher number that it shares slots with; so each pair holds one. A round descends the hash trees
+//! ([`crate::protocol::hashtree`]), exchanges lists of the leaves that differ, and moves the records. It goes on until
+//! everything it saw at its start is settled, lot by lot, and rests between lots while clients are served.
+//!
+//! Invariants:
+//! - One round at a time changes anything; those that only look ([`Look`]) may run beside it, a few at a time.
+//! - What is moved is an ordinary `Write`, judged by the replica's rule wherever it arrives.
+//! - A round begun under one epoch ends with it: the other side refuses what comes under another.
+
+mod answer;
+mod memory;
+mod round;
+mod scrub;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::metrics::{Counter, Gauge};
+use futures_util::stream::{self, StreamExt};
+use tokio::sync::{Mutex as TurnLock, Semaphore};
+use tokio::time::{Instant, sleep};
+
+use super::clock::NodeClock;
+use super::coordinator::Coordinator;
+use super::operations::Progress;
+use super::reach::Reach;
+use super::routing::Routing;
+use super::views::ConvergenceView;
+use crate::metrics;
+use crate::ports::{Destination, Entropy, PeerError, PeerReply, PeerRequest, Peers, Spawn, Store, StoreError};
+use crate::protocol::hashtree;
+use crate::protocol::ring::Ring;
+use crate::types::{Convergence, Epoch, Look, NodeNum};
+
+use memory::Memory;
+use round::Task;
+
+/// How long after a peer came back a round is held with it: handoff goes first.
+const AFTER_RETURN: Duration = Duration::from_secs(5);
+/// How long a peer may take to compare itself with another one.
+const CONVERGE_DEADLINE: Duration = Duration::from_secs(5);
+/// The same where it looks at every key.
+const CONVERGE_KEYS_DEADLINE: Duration = Duration::from_secs(300);
+/// Pairs asked at a time for how they agree.
+const PAIRS_AT_ONCE: usize = 4;
+/// Comparisons that others asked for, at a time.
+const LOOKS_AT_ONCE: usize = 4;
+
+/// How anti-entropy is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `ANTI_ENTROPY_INTERVAL`: from one round to the next, give or take a fifth.
+    pub interval: Duration,
+}
+
+/// The ports and shared parts it works with.
+pub struct Parts {
+    pub me: NodeNum,
+    pub store: Arc<dyn Store>,
+    pub peers: Arc<dyn Peers>,
+    pub entropy: Arc<dyn Entropy>,
+    pub reach: Arc<Reach>,
+    pub routing: Arc<Routing>,
+    pub clock: Arc<NodeClock>,
+    pub coordinator: Arc<Coordinator>,
+}
+
+/// Why a round, or a comparison, ended early. What it did stays done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    #[error("{0}")]
+    Peer(#[from] PeerError),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("the peer holds epoch {theirs}, this node {ours}")]
+    OtherEpoch { ours: Epoch, theirs: Epoch },
+    #[error("a replica took no more: {0}")]
+    Refused(String),
+    #[error("aborted")]
+    Aborted,
+    #[error("the node has no cluster yet")]
+    NoCluster,
+}
+
+/// The driver.
+pub struct AntiEntropy {
+    options: Options,
+    parts: Parts,
+    /// Whoever changes something holds it.
+    turn: TurnLock<()>,
+    looks: Semaphore,
+    memory: Memory,
+    meters: Meters,
+}
+
+impl AntiEntropy {
+    pub fn new(options: Options, parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            parts,
+            turn: TurnLock::new(()),
+            looks: Semaphore::new(LOOKS_AT_ONCE),
+            memory: Memory::default(),
+            meters: Meters::new(),
+        })
+    }
+
+    /// Starts its tasks.
+    pub fn start(self: &Arc<Self>, spawn: &dyn Spawn) {
+        let (rounds, scrub) = (Arc::clone(self), Arc::clone(self));
+        spawn.spawn(Box::pin(async move { rounds.keep_comparing().await }));
+        spawn.spawn(Box::pin(async move { scrub.keep_scrubbing().await }));
+    }
+
+    async fn keep_comparing(&self) {
+        let mut returns = self.parts.reach.returns();
+        loop {
+            tokio::select! {
+                biased;
+                // The sender lives in `reach`, which we hold.
+                _ = returns.changed() => sleep(AFTER_RETURN).await,
+                () = sleep(self.until_next()) => {}
+            }
+            returns.mark_unchanged();
+            let Some(ring) = self.parts.routing.ring() else { continue };
+            let progress = Progress::default();
+            for peer in self.partners(&ring).into_iter().filter(|peer| *peer > self.parts.me) {
+                if self.parts.reach.is_reachable(peer) {
+                    // Told and counted; the next round tries again.
+                    let _ = self.repair(peer, &[], &progress).await;
+                }
+            }
+        }
+    }
+
+    fn until_next(&self) -> Duration {
+        let interval_ms = self.options.interval.as_millis() as u64;
+        Duration::from_millis(interval_ms * 4 / 5 + self.parts.entropy.below(interval_ms * 2 / 5))
+    }
+
+    /// The members that share a slot with this node, in order.
+    pub(super) fn partners(&self, ring: &Ring) -> Vec<NodeNum> {
+        let others = ring.topology().members.iter().map(|m| m.node).filter(|node| *node != self.parts.me);
+        others.filter(|node| !hashtree::shared(ring, self.parts.me, *node).is_empty()).collect()
+    }
+
+    /// One round with that peer, of these chunks (none: all). Waits until rounds that run have ended.
+    ///
+    /// # Errors
+    /// See [`Stop`]. What was moved until then stays.
+    pub(super) async fn repair(&self, peer: NodeNum, chunks: &[u8], progress: &Progress) -> Result<(), Stop> {
+        let _turn = self.turn.lock().await;
+        let (sent, received) = progress.moved();
+        let ended = self.round(&Task { peer, look: Look::Keys, repair: true, chunks, progress }).await;
+        let (sent, received) = (progress.moved().0 - sent, progress.moved().1 - received);
+        self.meters.ended(&ended, sent, received, self.parts.clock.wall_ms());
+        match ended {
+            Ok(_) if sent + received == 0 => {
+                tracing::debug!(target: "a3::events", "anti-entropy with {peer}: in step");
+                Ok(())
+            }
+            Ok(_) => {
+                tracing::debug!(target: "a3::events", "anti-entropy with {peer}: {sent} records sent, {received} received");
+                Ok(())
+            }
+            Err(stop) => {
+                tracing::debug!(target: "a3::events", "anti-entropy with {peer} ended early: {stop}");
+                Err(stop)
+            }
+        }
+    }
+
+    /// How this node and that peer agree, compared anew; nothing is changed.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    pub(super) async fn look(
+        &self,
+        peer: NodeNum,
+        look: Look,
+        chunks: &[u8],
+        progress: &Progress,
+    ) -> Result<Convergence, Stop> {
+        // Never closed, and the permit is given back at the end.
+        let _permit = self.looks.acquire().await;
+        self.round(&Task { peer, look, repair: false, chunks, progress }).await
+    }
+
+    /// How the copies on each pair of members agree, asked of one of the two, anew. `None` before there is a cluster.
+    pub(super) async fn convergence(&self, look: Look) -> Option<ConvergenceView> {
+        let ring = self.parts.routing.ring()?;
+        let members: Vec<NodeNum> = ring.topology().members.iter().map(|m| m.node).collect();
+        let ring = &ring;
+        let pairs = members.iter().flat_map(|one| members.iter().map(move |other| (*one, *other)));
+        let pairs = pairs.filter(|(one, other)| one < other && !hashtree::shared(ring, *one, *other).is_empty());
+        let asked =
+            stream::iter(pairs).map(|(one, other)| async move { (one, other, self.pair(one, other, look).await) });
+        let pairs = asked.buffered(PAIRS_AT_ONCE).collect().await;
+        Some(ConvergenceView { asked: self.parts.me, pairs })
+    }
+
+    /// The one with the lower number holds their rounds, and knows since when they agree.
+    async fn pair(&self, one: NodeNum, other: NodeNum, look: Look) -> Result<Convergence, String> {
+        match self.asked(one, other, look).await {
+            Ok(convergence) => Ok(convergence),
+            Err(first) if one == self.parts.me => Err(first),
+            Err(first) => {
+                self.asked(other, one, look).await.map_err(|second| format!("{one}: {first}; {other}: {second}"))
+            }
+        }
+    }
+
+    async fn asked(&self, node: NodeNum, with: NodeNum, look: Look) -> Result<Convergence, String> {
+        if node == self.parts.me {
+            return self.look(with, look, &[], &Progress::default()).await.map_err(|stop| stop.to_string());
+        }
+        let patience = if look == Look::Chunks { CONVERGE_DEADLINE } else { CONVERGE_KEYS_DEADLINE };
+        let request = PeerRequest::Converge { with, look };
+        match self.parts.peers.ask(Destination::Member(node), request, Instant::now() + patience).await {
+            Ok(PeerReply::Convergence(convergence)) => Ok(*convergence),
+            Ok(_) => Err("an answer of the wrong kind".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl fmt::Debug for AntiEntropy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AntiEntropy").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+struct Meters {
+    in_step: Counter,
+    repaired: Counter,
+    failed: Counter,
+    sent: Counter,
+    received: Counter,
+    last_success: Gauge,
+    scrubbed: Gauge,
+}
+
+impl Meters {
+    fn new() -> Self {
+        let rounds = |result| metrics::counter(metrics::ROUNDS, &[("result", result)]);
+        let keys = |direction| metrics::counter(metrics::ROUND_KEYS, &[("direction", direction)]);
+        Self {
+            in_step: rounds("in_step"),
+            repaired: rounds("repaired"),
+            failed: rounds("failed"),
+            sent: keys("sent"),
+            received: keys("received"),
+            last_success: metrics::gauge(metrics::ROUND_LAST, &[]),
+            scrubbed: metrics::gauge(metrics::SCRUB_LAST, &[]),
+        }
+    }
+
+    fn moved(&self, sent: u64, received: u64) {
+        self.sent.increment(sent);
+        self.received.increment(received);
+    }
+
+    fn ended(&self, ended: &Result<Convergence, Stop>, sent: u64, received: u64, wall_ms: u64) {
+        self.moved(sent, received);
+        match ended {
+            Ok(_) => {
+                let rounds = if sent + received == 0 { &self.in_step } else { &self.repaired };
+                rounds.increment(1);
+                self.last_success.set(wall_ms as f64 / 1000.0);
+            }
+            Err(_) => self.failed.increment(1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

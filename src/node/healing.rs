@@ -1,0 +1,86 @@
+//! Healing as people see it: how the copies agree, and repairs they start, follow and end.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::Node;
+use super::anti_entropy::{AntiEntropy, Stop};
+use super::operations::Progress;
+use super::reach::Reach;
+use super::views::{ConvergenceView, OperationState, OperationView, RepairRequest};
+use crate::types::{Look, NodeNum};
+
+/// Repairs that run at a time; more are refused, as they would only wait for each other.
+pub const REPAIRS_MAX: usize = 4;
+
+impl Node {
+    /// How the copies on each pair of members agree, asked of one of the two, anew. `None` before the node has its cluster.
+    pub async fn convergence(&self, look: Look) -> Option<ConvergenceView> {
+        self.anti_entropy.convergence(look).await
+    }
+
+    /// Starts a repair of what this node shares with its peers. `None` before the node has its cluster, or where
+    /// [`REPAIRS_MAX`] run already.
+    pub fn repair(&self, request: RepairRequest) -> Option<OperationView> {
+        let peers = self.anti_entropy.partners(&*self.routing.ring()?);
+        if self.operations.running() >= REPAIRS_MAX {
+            return None;
+        }
+        let (clock, operations) = (Arc::clone(&self.clock), Arc::clone(&self.operations));
+        let id = self.ports.entropy.uuid();
+        let (view, progress) = operations.begin(id, "repair", request.dry_run, clock.wall_ms());
+        let (driver, reach) = (Arc::clone(&self.anti_entropy), Arc::clone(&self.reach));
+        self.ports.spawn.spawn(Box::pin(async move {
+            let state = run(&driver, &reach, &peers, &request, &progress).await;
+            operations.end(id, state, clock.wall_ms());
+        }));
+        Some(view)
+    }
+
+    /// This node's long-running operations, newest first; the last hundred that ended are remembered.
+    pub fn operations(&self) -> Vec<OperationView> {
+        self.operations.views()
+    }
+
+    pub fn operation(&self, id: Uuid) -> Option<OperationView> {
+        self.operations.view(id)
+    }
+
+    /// Ends an operation early; what it did stays done. `None` where there is no such operation; one that ended is left
+    /// as it is.
+    pub fn abort(&self, id: Uuid) -> Option<OperationView> {
+        self.operations.abort(id)
+    }
+}
+
+/// One peer after the other. A peer that cannot be had does not keep the others from being repaired; the repair has failed
+/// all the same, and says where.
+async fn run(
+    driver: &AntiEntropy,
+    reach: &Reach,
+    peers: &[NodeNum],
+    request: &RepairRequest,
+    progress: &Progress,
+) -> OperationState {
+    let mut failed = Vec::new();
+    for peer in peers {
+        let ended = if !reach.is_reachable(*peer) {
+            Err("unreachable".to_owned())
+        } else {
+            let ended = if request.dry_run {
+                driver.look(*peer, Look::Keys, &request.chunks, progress).await.map(drop)
+            } else {
+                driver.repair(*peer, &request.chunks, progress).await
+            };
+            match ended {
+                Err(Stop::Aborted) => return OperationState::Aborted,
+                ended => ended.map_err(|stop| stop.to_string()),
+            }
+        };
+        if let Err(why) = ended {
+            failed.push(format!("{peer}: {why}"));
+        }
+    }
+    if failed.is_empty() { OperationState::Done } else { OperationState::Failed(failed.join("; ")) }
+}

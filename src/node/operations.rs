@@ -1,0 +1,210 @@
+//! Long-running operations: what people started and want to follow, and end early.
+//!
+//! Kept in memory, the last [`REMEMBERED_MAX`] of them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::views::{OperationState, OperationView};
+
+/// Operations that are remembered; those that ended longest ago go first.
+const REMEMBERED_MAX: usize = 100;
+
+/// How far a round is; shared by who works and who looks. Counters only grow.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+    differing: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+    bytes: AtomicU64,
+    aborted: AtomicBool,
+}
+
+impl Progress {
+    /// So many leaves more are to be compared.
+    pub(super) fn expect(&self, leaves: u64) {
+        self.total.fetch_add(leaves, Ordering::Relaxed);
+    }
+
+    /// So many leaves are settled.
+    pub(super) fn settled(&self, leaves: u64) {
+        self.done.fetch_add(leaves, Ordering::Relaxed);
+    }
+
+    pub(super) fn found(&self, differing: u64) {
+        self.differing.fetch_add(differing, Ordering::Relaxed);
+    }
+
+    pub(super) fn sent(&self, records: u64) {
+        self.sent.fetch_add(records, Ordering::Relaxed);
+    }
+
+    pub(super) fn received(&self, records: u64) {
+        self.received.fetch_add(records, Ordering::Relaxed);
+    }
+
+    pub(super) fn carried(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Records sent and received so far.
+    pub(super) fn moved(&self) -> (u64, u64) {
+        (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn abort(&self) {
+        self.aborted.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug)]
+struct Operation {
+    id: Uuid,
+    kind: &'static str,
+    dry_run: bool,
+    started_ms: u64,
+    started: Instant,
+    progress: Arc<Progress>,
+    /// Once it ended: how, and when by the wall clock.
+    ended: Option<(OperationState, u64)>,
+}
+
+impl Operation {
+    fn view(&self) -> OperationView {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let progress = &self.progress;
+        let (done, total) = (of(&progress.done), of(&progress.total));
+        let seconds = match self.ended {
+            Some((_, ended_ms)) => ended_ms.saturating_sub(self.started_ms) as f64 / 1000.0,
+            None => self.started.elapsed().as_secs_f64(),
+        };
+        let per_second = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
+        let left = total.saturating_sub(done) as f64;
+        let running = self.ended.is_none();
+        OperationView {
+            id: self.id,
+            kind: self.kind,
+            state: self.ended.as_ref().map_or(OperationState::Running, |(state, _)| state.clone()),
+            started_ms: self.started_ms,
+            ended_ms: self.ended.as_ref().map(|(_, at)| *at),
+            dry_run: self.dry_run,
+            done,
+            total: (total > 0 || !running).then_some(total),
+            differing: of(&progress.differing),
+            sent: of(&progress.sent),
+            received: of(&progress.received),
+            bytes: of(&progress.bytes),
+            per_second,
+            eta_ms: (running && total > 0 && per_second > 0.0).then(|| (left / per_second * 1000.0) as u64),
+        }
+    }
+}
+
+/// The operations of this node.
+#[derive(Debug, Default)]
+pub struct Operations(Mutex<VecDeque<Operation>>);
+
+impl Operations {
+    /// A new one, running.
+    pub(super) fn begin(
+        &self,
+        id: Uuid,
+        kind: &'static str,
+        dry_run: bool,
+        wall_ms: u64,
+    ) -> (OperationView, Arc<Progress>) {
+        let progress = Arc::new(Progress::default());
+        let operation = Operation {
+            id,
+            kind,
+            dry_run,
+            started_ms: wall_ms,
+            started: Instant::now(),
+            progress: Arc::clone(&progress),
+            ended: None,
+        };
+        let view = operation.view();
+        let mut all = self.0.lock();
+        all.push_front(operation);
+        if all.len() > REMEMBERED_MAX
+            && let Some(oldest) = all.iter().rposition(|o| o.ended.is_some())
+        {
+            all.remove(oldest);
+        }
+        (view, progress)
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.0.lock().iter().filter(|o| o.ended.is_none()).count()
+    }
+
+    pub(super) fn end(&self, id: Uuid, state: OperationState, wall_ms: u64) {
+        if let Some(operation) = self.0.lock().iter_mut().find(|o| o.id == id) {
+            operation.ended = Some((state, wall_ms.max(operation.started_ms)));
+        }
+    }
+
+    /// Newest first.
+    pub(super) fn views(&self) -> Vec<OperationView> {
+        self.0.lock().iter().map(Operation::view).collect()
+    }
+
+    pub(super) fn view(&self, id: Uuid) -> Option<OperationView> {
+        self.0.lock().iter().find(|o| o.id == id).map(Operation::view)
+    }
+
+    /// Tells a running one to end, at its next step.
+    pub(super) fn abort(&self, id: Uuid) -> Option<OperationView> {
+        let all = self.0.lock();
+        let operation = all.iter().find(|o| o.id == id)?;
+        operation.progress.abort();
+        Some(operation.view())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_says_how_long_it_will_take() {
+        let operations = Operations::default();
+        let id = Uuid::from_u128(1);
+        let (view, progress) = operations.begin(id, "repair", false, 1_000);
+        assert_eq!((view.state, view.total, view.eta_ms), (OperationState::Running, None, None));
+        progress.expect(40);
+        progress.settled(10);
+        tokio::time::advance(std::time::Duration::from_secs(5)).await;
+        let view = operations.view(id).unwrap();
+        assert_eq!((view.done, view.total, view.eta_ms), (10, Some(40), Some(15_000)));
+        operations.end(id, OperationState::Done, 6_000);
+        let view = operations.view(id).unwrap();
+        assert_eq!((view.state, view.ended_ms, view.eta_ms), (OperationState::Done, Some(6_000), None));
+        assert!(operations.abort(Uuid::from_u128(2)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ended_longest_ago_is_forgotten_first() {
+        let operations = Operations::default();
+        operations.begin(Uuid::from_u128(0), "repair", false, 0);
+        for n in 1..=150u128 {
+            operations.begin(Uuid::from_u128(n), "repair", false, 0);
+            operations.end(Uuid::from_u128(n), OperationState::Done, 0);
+        }
+        assert_eq!(operations.views().len(), REMEMBERED_MAX);
+        assert_eq!(operations.view(Uuid::from_u128(0)).map(|o| o.state), Some(OperationState::Running));
+        assert!(operations.view(Uuid::from_u128(150)).is_some() && operations.view(Uuid::from_u128(1)).is_none());
+        assert_eq!(operations.running(), 1);
+    }
+}
