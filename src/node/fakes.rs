@@ -17,8 +17,8 @@ use crate::ports::{
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register, Slot,
-    Sum, Token, Topology, Version, Writer,
+    ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register,
+    Slot, Sum, Token, Topology, Version, Writer,
 };
 
 /// A wall clock that stands still until it is set.
@@ -60,7 +60,7 @@ type HintKey = (NodeNum, Slot, Key);
 /// A disk in memory that answers at once. It takes what it is given as the real one does, by the replica's rules.
 #[derive(Default)]
 pub(crate) struct FakeStore {
-    records: Mutex<BTreeMap<Key, Record>>,
+    records: Mutex<BTreeMap<Key, (Token, Record)>>,
     registers: Mutex<BTreeMap<Key, Register>>,
     hints: Mutex<BTreeMap<HintKey, Hint>>,
     reserved: Mutex<Hlc>,
@@ -86,7 +86,7 @@ impl FakeStore {
     }
 
     pub(crate) fn record(&self, key: &Key) -> Option<Record> {
-        self.records.lock().get(key).cloned()
+        self.records.lock().get(key).map(|(_, record)| record.clone())
     }
 
     pub(crate) fn hint_count(&self) -> usize {
@@ -119,12 +119,12 @@ impl FakeStore {
             }
             ReplicaRequest::Write { key, record } => {
                 let mut records = self.records.lock();
-                let stored = records.get(&key);
+                let stored = records.get(&key).map(|(_, record)| record);
                 let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
                 match (replica::write(stored.map(StoredRow::of).as_ref(), &floor, &record), seen) {
                     (WriteRule::Dominated, Some(by)) => ReplicaReply::Dominated { by },
                     (_, replaced) => {
-                        records.insert(key, record);
+                        records.insert(key, (token, record));
                         ReplicaReply::Stored { replaced }
                     }
                 }
@@ -237,23 +237,40 @@ impl Store for FakeStore {
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {
-        todo!()
+        let mut sums = vec![Sum::default(); Slot::COUNT];
+        for (token, record) in self.records.lock().values() {
+            sums[token.slot().index()].add(Sum::of(*token, &record.version, record.checksum));
+        }
+        sums.into_iter().map(Some).collect()
     }
 
-    fn leaf_sums(&self, _slot: Slot) -> Option<Vec<Sum>> {
-        todo!()
+    fn leaf_sums(&self, slot: Slot) -> Option<Vec<Sum>> {
+        let mut sums = vec![Sum::default(); Leaf::IN_SLOT];
+        for (token, record) in self.records.lock().values().filter(|(token, _)| token.slot() == slot) {
+            sums[Leaf::of(*token).within_slot()].add(Sum::of(*token, &record.version, record.checksum));
+        }
+        Some(sums)
     }
 
-    fn count_anew(&self, _slot: Slot) {
-        todo!()
+    fn count_anew(&self, _: Slot) {}
+
+    fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
+        let records = self.records.lock();
+        let wanted = |token: &Token| token.slot() == slot && leaves.contains(&Leaf::of(*token));
+        let mut intact: Vec<(Entry, Key)> = records
+            .iter()
+            .filter(|(_, (token, _))| wanted(token))
+            .map(|(key, (token, record))| (Entry::of(*token, record), key.clone()))
+            .collect();
+        drop(records);
+        intact.sort_unstable();
+        self.rare(Holdings { intact, damaged: Vec::new() })
     }
 
-    fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
-        todo!()
-    }
-
-    fn records(&self, _keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
-        todo!()
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+        let (many, found) = (keys.len(), keys.into_iter().filter_map(|(_, key)| self.record(&key).map(|r| (key, r))));
+        let found = found.collect();
+        self.rare((found, many))
     }
 
     fn identity(&self) -> Identity {

@@ -102,23 +102,21 @@ impl Store for DiskStore {
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {
-        todo!()
+        vec![Some(Sum::default()); Slot::COUNT]
     }
 
-    fn leaf_sums(&self, _slot: Slot) -> Option<Vec<Sum>> {
-        todo!()
+    fn leaf_sums(&self, _: Slot) -> Option<Vec<Sum>> {
+        Some(vec![Sum::default(); Leaf::IN_SLOT])
     }
 
-    fn count_anew(&self, _slot: Slot) {
-        todo!()
+    fn count_anew(&self, _: Slot) {}
+
+    fn holdings(&self, _: Slot, _: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
+        Box::pin(async { Ok(Holdings::default()) })
     }
 
-    fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
-        todo!()
-    }
-
-    fn records(&self, _keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
-        todo!()
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+        Box::pin(async move { Ok((Vec::new(), keys.len())) })
     }
 
     fn identity(&self) -> Identity {

@@ -1,18 +1,22 @@
-//! The store's books: what it holds, kept in memory beside the database and moved with each commit.
+//! The store's books: what it holds, counted and summed, kept in memory beside the database and moved with each commit.
 //!
 //! Invariants:
 //! - What a commit changed is booked before anybody is told of that commit.
-//! - The records of a slot are counted from a snapshot that is opened between two commits (behind the gate), so that
-//!   what was booked before belongs to the snapshot and what is booked after does not: the sum is exact.
+//! - The records of a slot are counted and summed from a snapshot that is opened between two commits (behind the gate), so
+//!   that what was booked before belongs to the snapshot and what is booked after does not: the result is exact.
+//! - Sums are given out only of slots where they are exact. A commit over a damaged row puts its slot in doubt, since what
+//!   that row had added is unknown; a walk that was on its way by then does not settle it, and the slot is walked again.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
+use super::count::Found;
+use super::tree::{Moved, Tree};
 use crate::ports::{HintTotals, StoreTotals};
-use crate::types::{Key, NodeNum, Record, Slot};
+use crate::types::{Key, Leaf, NodeNum, Record, Slot, Sum};
 
 /// What one row adds to the totals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,7 @@ impl Count {
         count
     }
 
-    fn add(&mut self, weight: Weight, sign: i64) {
+    pub(super) fn add(&mut self, weight: Weight, sign: i64) {
         if weight.tombstone {
             self.tombstones += sign;
         } else {
@@ -67,7 +71,7 @@ impl Count {
 /// What a transaction will have changed once it is committed.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    pub(super) rows: SmallVec<[(Slot, Count); 16]>,
+    pub(super) rows: SmallVec<[Moved; 16]>,
     /// All hint totals as they will be; `None` where no hint changed.
     pub(super) hints: Option<HintBook>,
 }
@@ -88,16 +92,59 @@ impl HintBook {
     }
 }
 
+/// How far a slot is known.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    /// To be walked.
+    due: bool,
+    counted: bool,
+    summed: bool,
+    /// How often its sums came into doubt.
+    doubts: u64,
+}
+
+impl Walk {
+    const DUE: Walk = Walk { due: true, counted: false, summed: false, doubts: 0 };
+
+    fn doubt(&mut self) {
+        *self = Walk { due: true, summed: false, doubts: self.doubts + 1, ..*self };
+    }
+}
+
 struct Rows {
     slots: Box<[Count]>,
     all: Count,
-    slots_counted: usize,
+    tree: Tree,
+    walks: Box<[Walk]>,
+    closing: bool,
+}
+
+impl Rows {
+    fn merge(&mut self, slot: Slot, change: Count, sign: i64) {
+        self.slots[slot.index()].merge(change, sign);
+        self.all.merge(change, sign);
+    }
+
+    fn take_due(&mut self) -> Option<Slot> {
+        let slot = Slot::all().find(|slot| self.walks[slot.index()].due)?;
+        self.walks[slot.index()].due = false;
+        Some(slot)
+    }
+}
+
+/// What was booked of a slot when a snapshot of it was opened.
+pub(super) struct Booked {
+    count: Count,
+    leaves: Vec<Sum>,
+    doubts: u64,
 }
 
 /// Shared by all the store's threads and by who asks for totals.
 pub(super) struct Book {
     gate: Mutex<()>,
     rows: Mutex<Rows>,
+    /// A slot is due, or nobody needs to walk any more.
+    due: Condvar,
     hints: Mutex<HintBook>,
     hints_kept: AtomicU64,
     file_bytes: AtomicU64,
@@ -106,10 +153,17 @@ pub(super) struct Book {
 
 impl Book {
     pub(super) fn new(hints: HintBook) -> Self {
-        let rows = Rows { slots: vec![Count::default(); Slot::COUNT].into(), all: Count::default(), slots_counted: 0 };
+        let rows = Rows {
+            slots: vec![Count::default(); Slot::COUNT].into(),
+            all: Count::default(),
+            tree: Tree::new(),
+            walks: vec![Walk::DUE; Slot::COUNT].into(),
+            closing: false,
+        };
         Self {
             gate: Mutex::new(()),
             rows: Mutex::new(rows),
+            due: Condvar::new(),
             hints_kept: AtomicU64::new(hints.count()),
             hints: Mutex::new(hints),
             file_bytes: AtomicU64::new(0),
@@ -126,9 +180,13 @@ impl Book {
     pub(super) fn enter(&self, entries: Entries) {
         if !entries.rows.is_empty() {
             let mut rows = self.rows.lock();
-            for (slot, change) in entries.rows {
-                rows.slots[slot.index()].merge(change, 1);
-                rows.all.merge(change, 1);
+            for Moved { leaf, count, sum, doubtful } in entries.rows {
+                rows.merge(leaf.slot(), count, 1);
+                rows.tree.add(leaf, sum);
+                if doubtful {
+                    rows.walks[leaf.slot().index()].doubt();
+                    self.due.notify_one();
+                }
             }
         }
         if let Some(hints) = entries.hints {
@@ -138,18 +196,78 @@ impl Book {
     }
 
     /// What was booked for a slot so far; the caller holds the gate, and opens its snapshot under it.
-    pub(super) fn booked(&self, slot: Slot) -> Count {
-        self.rows.lock().slots[slot.index()]
+    pub(super) fn booked(&self, slot: Slot) -> Booked {
+        let rows = self.rows.lock();
+        let doubts = rows.walks[slot.index()].doubts;
+        Booked { count: rows.slots[slot.index()], leaves: rows.tree.leaves(slot), doubts }
     }
 
     /// Adds what a snapshot held, less what had been booked when it was opened.
-    pub(super) fn counted(&self, slot: Slot, found: Count, booked: Count) {
+    pub(super) fn walked(&self, slot: Slot, found: &Found, booked: &Booked) {
         let mut rows = self.rows.lock();
-        for (count, sign) in [(found, 1), (booked, -1)] {
-            rows.slots[slot.index()].merge(count, sign);
-            rows.all.merge(count, sign);
+        rows.merge(slot, found.count, 1);
+        rows.merge(slot, booked.count, -1);
+        if let Some(leaves) = &found.leaves {
+            rows.tree.replace(slot, leaves, &booked.leaves);
         }
-        rows.slots_counted += 1;
+        let walk = &mut rows.walks[slot.index()];
+        walk.counted = true;
+        walk.summed = found.leaves.is_some() && walk.doubts == booked.doubts;
+    }
+
+    /// The sums of that slot are not those of its rows: has it walked again.
+    pub(super) fn doubt(&self, slot: Slot) {
+        self.rows.lock().walks[slot.index()].doubt();
+        self.due.notify_one();
+    }
+
+    /// A slot to be walked.
+    pub(super) fn take_due(&self) -> Option<Slot> {
+        self.rows.lock().take_due()
+    }
+
+    /// Waits for a slot to be walked; `None` once [`Book::stop_walks`] was called.
+    pub(super) fn wait_due(&self) -> Option<Slot> {
+        let mut rows = self.rows.lock();
+        loop {
+            if rows.closing {
+                return None;
+            }
+            if let Some(slot) = rows.take_due() {
+                return Some(slot);
+            }
+            self.due.wait(&mut rows);
+        }
+    }
+
+    pub(super) fn stop_walks(&self) {
+        self.rows.lock().closing = true;
+        self.due.notify_all();
+    }
+
+    /// The sum of each slot, in order, where it is exact.
+    pub(super) fn slot_sums(&self) -> Vec<Option<Sum>> {
+        let rows = self.rows.lock();
+        Slot::all().map(|slot| rows.walks[slot.index()].summed.then(|| rows.tree.slot(slot))).collect()
+    }
+
+    /// The sums of a slot's leaves, in order, where they are exact.
+    pub(super) fn leaf_sums(&self, slot: Slot) -> Option<Vec<Sum>> {
+        self.slot(slot).map(|(_, leaves)| leaves)
+    }
+
+    /// What stands in a slot and in its leaves, where that is exact.
+    pub(super) fn slot(&self, slot: Slot) -> Option<(Count, Vec<Sum>)> {
+        let rows = self.rows.lock();
+        rows.walks[slot.index()].summed.then(|| (rows.slots[slot.index()], rows.tree.leaves(slot)))
+    }
+
+    /// Takes what a slot held as known, in place of a walk; nothing was booked before.
+    pub(super) fn restore(&self, slot: Slot, count: Count, leaves: &[Sum]) {
+        let mut rows = self.rows.lock();
+        rows.merge(slot, count, 1);
+        rows.tree.replace(slot, leaves, &[Sum::default(); Leaf::IN_SLOT]);
+        rows.walks[slot.index()] = Walk { due: false, counted: true, summed: true, doubts: 0 };
     }
 
     pub(super) fn hints(&self) -> HintBook {
@@ -177,7 +295,7 @@ impl Book {
             keys: shown(rows.all.keys),
             tombstones: shown(rows.all.tombstones),
             bytes: shown(rows.all.bytes),
-            counted: rows.slots_counted >= Slot::COUNT,
+            counted: rows.walks.iter().all(|walk| walk.counted),
             file_bytes: self.file_bytes.load(Ordering::Relaxed),
             wal_bytes: self.wal_bytes.load(Ordering::Relaxed),
             writable,

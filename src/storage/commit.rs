@@ -4,6 +4,7 @@
 //! - Nobody waits for a batch to fill: it is what came while the one before was on its way to the disk.
 //! - Changes are applied and answered in the order they were submitted.
 //! - An acknowledgement leaves after the commit that holds it.
+//! - Its last transaction keeps the sums for the next start.
 //! - After a failed write or sync nothing is written again: the batch it hit is answered *lost* (it may be on disk),
 //!   everything after it is refused.
 
@@ -170,6 +171,8 @@ impl Writer {
         }
         if !self.status.writable() {
             connection::leave_log(&self.engine.conn);
+        } else if let Err(error) = self.engine.save_sums() {
+            tracing::warn!(%error, "the sums were not saved; the next start counts anew");
         }
     }
 
@@ -221,13 +224,13 @@ fn fill(jobs: &mut VecDeque<Job>, changes: &mut Vec<Change>, answers: &mut Vec<A
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Content, Hlc, Key, Record, Slot, Version, Writer as WriterNum};
+    use crate::types::{Content, Hlc, Key, Record, Token, Version, Writer as WriterNum};
 
     fn job(bytes: usize) -> (Job, oneshot::Receiver<Result<Outcome, StoreError>>) {
         let (caller, answer) = oneshot::channel();
         let key = Key::new("k").unwrap();
         let record = Record::seal(&key, Version::plain(Hlc(1), WriterNum(1)), Hlc(1), Content::value(vec![0; bytes]));
-        (Job { change: Change::Write { slot: Slot(0), key, record }, answer: AnswerTo::Caller(caller) }, answer)
+        (Job { change: Change::Write { token: Token(0), key, record }, answer: AnswerTo::Caller(caller) }, answer)
     }
 
     #[test]

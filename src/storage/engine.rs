@@ -21,17 +21,18 @@ use super::facts;
 use super::hints;
 use super::meters::Meters;
 use super::migrations::MigrationError;
-use super::read;
 use super::row::{self, Columns, Loaded};
-use crate::ports::{Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest, Seen, StoreError};
+use super::saved;
+use super::tree::Moved;
+use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
-use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Topology, Version};
+use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, Topology, Version};
 
 /// What a batch consists of.
 #[derive(Clone, Debug)]
 pub enum Change {
     Write {
-        slot: Slot,
+        token: Token,
         key: Key,
         record: Record,
     },
@@ -151,6 +152,7 @@ impl Engine {
         let load = || Ok((hints::count(&conn)?, facts::floors(&conn)?));
         let (hints, floors) = load().map_err(|e: rusqlite::Error| super::OpenError::sqlite(path, &e))?;
         let book = Arc::new(Book::new(hints));
+        saved::restore(&conn, &book, durability).map_err(|e| super::OpenError::sqlite(path, &e))?;
         Ok(Self { conn, book, floors, node, durability, hint_bytes_max, meters: Meters::new() })
     }
 
@@ -186,23 +188,13 @@ impl Engine {
         applied
     }
 
-    /// The answer to a read, from this connection: for whoever has no reader threads.
-    pub fn read(&self, now: Hlc, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
-        let targets = if hints { self.book.hint_targets() } else { Default::default() };
-        read::answer(&self.conn, &self.floors, &self.meters, now, (slot, key), part, &targets)
-    }
-
-    /// Hints for one node in (slot, key) order after `after`, from this connection: for whoever has no reader threads.
+    /// Keeps what is known of the slots for the next opening, which then need not count them. Nothing may be applied
+    /// afterwards: what is kept would be wrong, and believed.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] where they cannot be read.
-    pub fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Result<Vec<Hint>, StoreError> {
-        read::scan_hints(&self.conn, &self.meters, target, after, limit).map(|(hints, _)| hints)
-    }
-
-    /// Per target, in order. From memory.
-    pub fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
-        self.book.hints().targets.into_iter().collect()
+    /// When it could not be written; then the next opening counts.
+    pub fn save_sums(self) -> Result<(), BatchError> {
+        saved::save(&self.conn, &self.book).map_err(|e| BatchError::of(&e))
     }
 
     fn attempt(&self, now: Now, changes: &[Change], spoiled: &[usize]) -> Result<Vec<Outcome>, Stop> {
@@ -231,10 +223,8 @@ impl Engine {
     fn note_damage(&self, change: &Change, error: &rusqlite::Error) {
         self.meters.met(error);
         match change {
-            Change::Write { slot, key, .. }
-            | Change::Hint { slot, key, .. }
-            | Change::Prepare { slot, key, .. }
-            | Change::Accept { slot, key, .. } => {
+            Change::Write { token, key, .. } => self.meters.damaged(token.slot(), key, error),
+            Change::Hint { slot, key, .. } | Change::Prepare { slot, key, .. } | Change::Accept { slot, key, .. } => {
                 self.meters.damaged(*slot, key, error);
             }
             _ => tracing::error!(%error, "the database is damaged"),
@@ -323,7 +313,7 @@ impl<'e> Batch<'e> {
     fn perform(&mut self, change: &Change) -> rusqlite::Result<Outcome> {
         let conn = &self.engine.conn;
         match change {
-            Change::Write { slot, key, record } => self.write(*slot, key, record).map(Outcome::Reply),
+            Change::Write { token, key, record } => self.write(*token, key, record).map(Outcome::Reply),
             Change::Hint { target, slot, key, record, counted } => {
                 let room = self.engine.hint_bytes_max;
                 self.hint(room, (*target, *slot, key), record, *counted).map(Outcome::Reply)
@@ -340,7 +330,8 @@ impl<'e> Batch<'e> {
         }
     }
 
-    fn write(&mut self, slot: Slot, key: &Key, record: &Record) -> rusqlite::Result<ReplicaReply> {
+    fn write(&mut self, token: Token, key: &Key, record: &Record) -> rusqlite::Result<ReplicaReply> {
+        let slot = token.slot();
         let found = row::load(&mut self.select, slot, key)?;
         let stored = found.as_ref().and_then(|loaded| loaded.stored.as_ref());
         let floor = &self.engine.floors[slot.index()];
@@ -367,15 +358,16 @@ impl<'e> Batch<'e> {
             }
             WriteRule::Store => {}
         }
-        self.store(slot, key, record, found.as_ref())?;
+        self.store(token, key, record, found.as_ref())?;
         Ok(ReplicaReply::Stored { replaced: seen })
     }
 
-    fn store(&mut self, slot: Slot, key: &Key, record: &Record, old: Option<&Loaded>) -> rusqlite::Result<()> {
+    fn store(&mut self, token: Token, key: &Key, record: &Record, old: Option<&Loaded>) -> rusqlite::Result<()> {
         let large = old.and_then(|loaded| loaded.stored.as_ref()).and_then(|stored| stored.large);
         let columns = Columns::place(&self.engine.conn, key, record, large)?;
-        columns.put_record(&mut self.put, slot, key)?;
-        self.entries.rows.push((slot, Count::change(old.map(|loaded| loaded.weight), columns.weight(key))));
+        columns.put_record(&mut self.put, token.slot(), key)?;
+        let count = Count::change(old.map(|loaded| loaded.weight), columns.weight(key));
+        self.entries.rows.push(Moved::new(token, old, record, count));
         Ok(())
     }
 
@@ -390,9 +382,10 @@ impl<'e> Batch<'e> {
 }
 
 /// The change a request of the hot path asks for; gives a read back.
-pub(super) fn change_of(slot: Slot, request: ReplicaRequest) -> Result<Change, (Key, ReadPart, bool)> {
+pub(super) fn change_of(token: Token, request: ReplicaRequest) -> Result<Change, (Key, ReadPart, bool)> {
+    let slot = token.slot();
     match request {
-        ReplicaRequest::Write { key, record } => Ok(Change::Write { slot, key, record }),
+        ReplicaRequest::Write { key, record } => Ok(Change::Write { token, key, record }),
         ReplicaRequest::Hint { target, key, record, counted } => {
             Ok(Change::Hint { target, slot, key, record, counted })
         }

@@ -1,4 +1,4 @@
-//! Single values in the database: topology, proposal, clock reservation; and the floors.
+//! Single values in the database: topology, proposal, clock reservation, the mark of the saved sums; and the floors.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use crate::types::{Ballot, Floor, Hlc, Slot, Topology, Version, Writer};
 const TOPOLOGY: &str = "topology";
 const PROPOSAL: &str = "proposal";
 const CLOCK: &str = "clock";
+const SUMS: &str = "sums";
 
 pub(super) fn topology(conn: &Connection) -> Result<Option<Topology>, StoreError> {
     Ok(load(conn, TOPOLOGY)?.map(|body| Topology::decode(&body)).transpose()?)
@@ -48,6 +49,22 @@ pub(super) fn reserve_clock(conn: &Connection, until: Hlc) -> rusqlite::Result<(
         return Ok(());
     }
     save(conn, CLOCK, &until.0.to_be_bytes())
+}
+
+/// Marks the saved sums as those of the rows; `checksum` names them.
+pub(super) fn mark_sums(conn: &Connection, checksum: u64) -> rusqlite::Result<()> {
+    save(conn, SUMS, &checksum.to_be_bytes())
+}
+
+/// What the mark says. `Some(None)`: there is one, and it is damaged.
+pub(super) fn sums_mark(conn: &Connection) -> rusqlite::Result<Option<Option<u64>>> {
+    let found = read(conn, SUMS)?;
+    Ok(found.map(|(body, intact)| body.try_into().ok().filter(|_| intact).map(u64::from_be_bytes)))
+}
+
+pub(super) fn unmark_sums(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM facts WHERE name = ?1", [SUMS])?;
+    Ok(())
 }
 
 /// The floor of every slot.

@@ -4,7 +4,7 @@
 //! submit ---> write queue ---> writer thread: engine, one transaction a batch ---> answers, after the commit
 //!        \--> read queue ----> reader threads: one snapshot a drain -------------> answers
 //!                              checkpointer thread: the log into the database, in steps
-//!                              counter thread: once after opening, slot by slot
+//!                              counter thread: slot by slot after an unclean stop, and where sums are in doubt
 //! ```
 //!
 //! Invariants:
@@ -31,16 +31,20 @@ mod engine;
 mod examine;
 mod facts;
 mod hints;
+mod holdings;
+mod inline;
 mod meters;
 mod migrations;
 mod opening;
 mod read;
 mod register;
 mod row;
+mod saved;
 mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 pub use connection::Durability;
 pub use engine::{BatchError, Change, Engine, Now, Outcome};

@@ -276,26 +276,27 @@ fn key_of(row: &rusqlite::Row<'_>, column: usize) -> Option<Key> {
 }
 
 /// A read never fails the store: what cannot be read is missing and suspect.
-fn damaged(error: rusqlite::Error) -> StoreError {
+pub(super) fn damaged(error: rusqlite::Error) -> StoreError {
     StoreError::Damaged(error.to_string())
 }
 
-struct Page<T> {
-    items: Vec<T>,
+/// What fits into an answer.
+pub(super) struct Page<T> {
+    pub(super) items: Vec<T>,
     bytes: usize,
     limit: usize,
 }
 
 impl<T> Page<T> {
-    fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self { items: Vec::new(), bytes: 0, limit }
     }
 
-    fn full(&self) -> bool {
+    pub(super) fn full(&self) -> bool {
         self.items.len() >= self.limit || self.bytes >= PAGE_BYTES_MAX
     }
 
-    fn add(&mut self, item: T, bytes: u64) {
+    pub(super) fn add(&mut self, item: T, bytes: u64) {
         self.items.push(item);
         self.bytes += bytes as usize;
     }

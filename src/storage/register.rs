@@ -9,14 +9,15 @@
 //! - The *seal*, xxh3-64, covers slot, key, promise, the accepted ballot, `state`, and the record's checksum and pointer
 //!   to a large value. The record's other columns are covered by that checksum in turn. So a promise is verified without
 //!   reading a value, and a pointer is believed only under a seal that holds.
+//! - The *place*, xxh3-64 of slot and key alone, tells whose row it is where the seal does not hold any more.
 //!
 //! `state` is, little-endian: the op id (16 bytes), then 49 bytes for each remembered answer, oldest first: the hashes of
 //! key and request (16 each), the answer (1), the version (8, 4, 4). Another layout takes a migration.
 //!
 //! Invariants:
 //! - A lost promise is never taken for none. A damaged row refuses prepare and accept, for good. A key without a row counts
-//!   as new only while the rows on either side of its place are intact: a row whose key was damaged still lies at its
-//!   place, and a search that it leads astray ends beside it.
+//!   as new only while the rows on either side of it are surely those of other keys, by their seal or their place: a row
+//!   whose key was damaged still lies where it did, and a search that it leads astray ends beside it.
 //! - What is refused changed nothing: everything is verified before anything is saved.
 //! - An accepted state takes the large value of the one before with it.
 //!
@@ -25,6 +26,7 @@
 
 use bytes::{Buf, BufMut};
 use rusqlite::{OptionalExtension, Row, params};
+use smallvec::SmallVec;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -41,7 +43,7 @@ use crate::types::{
 /// The columns that [`Head::of`] reads.
 macro_rules! head_columns {
     () => {
-        "slot, key, promised_hlc, promised_writer, ballot_hlc, ballot_writer, state, seal, checksum, large"
+        "slot, key, promised_hlc, promised_writer, ballot_hlc, ballot_writer, state, seal, checksum, large, place"
     };
 }
 
@@ -53,13 +55,13 @@ const HEAD_BEFORE: &str = concat!(
 );
 const HEAD_AFTER: &str =
     concat!("SELECT ", head_columns!(), " FROM registers WHERE (slot, key) > (?1, ?2) ORDER BY slot, key LIMIT 1");
-const PUT_PROMISE: &str = "INSERT INTO registers (slot, key, promised_hlc, promised_writer, seal) \
-     VALUES (?1, ?2, ?3, ?4, ?5) \
-     ON CONFLICT DO UPDATE SET promised_hlc = ?3, promised_writer = ?4, seal = ?5";
+const PUT_PROMISE: &str = "INSERT INTO registers (slot, key, promised_hlc, promised_writer, seal, place) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
+     ON CONFLICT DO UPDATE SET promised_hlc = ?3, promised_writer = ?4, seal = ?5, place = ?6";
 /// An accepted state without a record.
 const PUT_ABSENT: &str = "REPLACE INTO registers \
-     (slot, key, promised_hlc, promised_writer, ballot_hlc, ballot_writer, state, seal) \
-     VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6)";
+     (slot, key, promised_hlc, promised_writer, ballot_hlc, ballot_writer, state, seal, place) \
+     VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6, ?7)";
 
 /// Why a register cannot be read.
 enum Unread {
@@ -117,6 +119,7 @@ impl Batch<'_> {
             ballot.hlc.0 as i64,
             ballot.writer.0,
             seal(slot.0.into(), key.as_bytes(), ballot, state.as_ref()) as i64,
+            place(slot.0.into(), key.as_bytes()) as i64,
         ])?;
         Ok(ReplicaReply::Promised(Box::new(Promise { accepted, record, floor })))
     }
@@ -141,15 +144,16 @@ impl Batch<'_> {
             large: columns.as_ref().and_then(Columns::large),
         };
         let seal = seal(slot.0.into(), key.as_bytes(), *ballot, Some(&state)) as i64;
+        let place = place(slot.0.into(), key.as_bytes()) as i64;
         match columns {
             Some(columns) => {
                 let mut put = conn.prepare_cached(row::PUT_ACCEPTED)?;
-                columns.put_accepted(&mut put, (slot, key), *ballot, &state.bytes, seal)?;
+                columns.put_accepted(&mut put, (slot, key), *ballot, &state.bytes, (seal, place))?;
             }
             None => {
                 let (hlc, writer) = (ballot.hlc.0 as i64, ballot.writer.0);
                 let mut put = conn.prepare_cached(PUT_ABSENT)?;
-                put.execute(params![slot.0, key.as_bytes(), hlc, writer, state.bytes, seal])?;
+                put.execute(params![slot.0, key.as_bytes(), hlc, writer, state.bytes, seal, place])?;
             }
         }
         Ok(ReplicaReply::Accepted)
@@ -157,16 +161,16 @@ impl Batch<'_> {
 
     /// What stands for the key; nothing promised and accepted where it surely has no row.
     fn head(&self, slot: Slot, key: &Key) -> Result<Head, Unread> {
-        let find = |sql, damage| {
-            let mut select = self.engine.conn.prepare_cached(sql)?;
-            let found = select.query_row(params![slot.0, key.as_bytes()], |row| Ok(Head::of(row))).optional()?;
-            found.map(|head| head.ok_or(Unread::Damaged(damage))).transpose()
-        };
-        if let Some(head) = find(SELECT_HEAD, "seal of a register")? {
-            return Ok(head);
+        let at = params![slot.0, key.as_bytes()];
+        let mut select = self.engine.conn.prepare_cached(SELECT_HEAD)?;
+        if let Some(head) = select.query_row(at, |row| Ok(Head::of(row))).optional()? {
+            return head.ok_or(Unread::Damaged("seal of a register"));
         }
         for beside in [HEAD_BEFORE, HEAD_AFTER] {
-            find(beside, "seal of a register beside it, which may be its own")?;
+            let mut select = self.engine.conn.prepare_cached(beside)?;
+            if select.query_row(at, |row| Ok(!is_another(row))).optional()? == Some(true) {
+                return Err(Unread::Damaged("the place of a register beside it, which may be its own"));
+            }
         }
         Ok(Head::default())
     }
@@ -229,7 +233,25 @@ impl Head {
     }
 }
 
+/// Whether slot and key in the row are those it was written with, and so those of another key.
+fn is_another(row: &Row<'_>) -> bool {
+    let placed = || {
+        let found = row.get_ref(10).ok()?.as_i64().ok()?;
+        let key = row.get_ref(1).ok()?.as_blob().ok()?;
+        Some(found as u64 == place(row.get_ref(0).ok()?.as_i64().ok()?, key))
+    };
+    placed() == Some(true) || Head::of(row).is_some()
+}
+
 /// The slot as the column has it: it may be damaged, too.
+fn place(slot: i64, key: &[u8]) -> u64 {
+    let mut bytes = SmallVec::<[u8; 128]>::new();
+    bytes.extend_from_slice(&slot.to_le_bytes());
+    bytes.extend_from_slice(key);
+    xxh3_64(&bytes)
+}
+
+/// The slot as in [`place`].
 fn seal(slot: i64, key: &[u8], promised: Ballot, accepted: Option<&State>) -> u64 {
     let mut bytes = Vec::with_capacity(64 + key.len() + accepted.map_or(0, |state| state.bytes.len()));
     bytes.put_i64_le(slot);

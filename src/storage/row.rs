@@ -3,8 +3,8 @@
 //! Invariants:
 //! - What is read is verified: a row whose columns do not make the record its checksum was made for is *damaged*, and
 //!   nothing in it is believed, its pointer to a large value least of all.
-//! - How a row counts in the totals depends on its raw columns alone, damaged or not, exactly as the SQL that counts
-//!   whole tables sees it.
+//! - How a row counts in the totals depends on its raw columns alone, damaged or not, and in one way wherever it is
+//!   counted.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
@@ -16,11 +16,17 @@ use crate::types::{Ballot, Content, ContentType, Hlc, Key, NodeNum, Record, Slot
 /// own in `large_values`. Chosen by docs/decisions/0001-record-table.md.
 pub(super) const INLINE_BYTES_MAX: usize = 512;
 
+/// The columns of a record in its own row.
+macro_rules! own_columns {
+    () => {
+        "r.hlc, r.writer, r.rmw, r.written, r.expires_at_ms, r.checksum, r.content_type, r.value, r.large, \
+         r.large_bytes"
+    };
+}
 /// The columns of a record, in the order that [`Loaded::of`] reads; `l` is the row of its large value.
 macro_rules! record_columns {
     () => {
-        "r.hlc, r.writer, r.rmw, r.written, r.expires_at_ms, r.checksum, r.content_type, r.value, r.large, \
-         r.large_bytes, l.value"
+        concat!(own_columns!(), ", l.value")
     };
 }
 
@@ -34,6 +40,9 @@ pub(super) const SCAN_RECORDS: &str = concat!(
     record_columns!(),
     ", r.key FROM records r LEFT JOIN large_values l ON l.id = r.large WHERE r.slot = ?1 AND r.key > ?2 ORDER BY r.key"
 );
+/// The same rows without looking for large values: whole where [`COLUMN_LARGE`] is NULL.
+pub(super) const SCAN_OUTLINES: &str =
+    concat!("SELECT ", own_columns!(), ", NULL, r.key FROM records r WHERE r.slot = ?1 AND r.key > ?2 ORDER BY r.key");
 pub(super) const SELECT_HINT: &str = concat!(
     "SELECT ",
     record_columns!(),
@@ -54,6 +63,8 @@ pub(super) const SELECT_ACCEPTED: &str = concat!(
 );
 /// The first column after those of a record.
 pub(super) const AFTER_RECORD: usize = 11;
+/// Where the pointer to a large value is.
+pub(super) const COLUMN_LARGE: usize = 8;
 
 /// `REPLACE` on a table without secondary indexes is one insertion into its tree, whether a row stood there or not.
 pub(super) const PUT_RECORD: &str = "REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
@@ -61,7 +72,7 @@ pub(super) const PUT_HINT: &str =
     "REPLACE INTO hints VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 /// What is accepted is promised, too.
 pub(super) const PUT_ACCEPTED: &str = "REPLACE INTO registers \
-     VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+     VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
 
 /// A row as it was found.
 pub(super) struct Loaded {
@@ -80,21 +91,35 @@ pub(super) struct Stored {
 impl Loaded {
     /// Reads the columns of [`record_columns`], which come first in the row.
     pub(super) fn of(row: &Row<'_>, key: &Key) -> rusqlite::Result<Self> {
-        let content_type = row.get_ref(6)?;
-        let value = row.get_ref(7)?;
-        let large = row.get_ref(8)?;
-        let value_bytes = match value {
-            ValueRef::Null => row.get_ref(9)?.as_i64().map_or(0, |n| n.max(0) as u64),
-            value => bytes_of(value).map_or(0, |b| b.len() as u64),
-        };
-        let bytes = key.as_bytes().len() as u64 + bytes_of(content_type).map_or(0, |b| b.len() as u64) + value_bytes;
-        let tombstone = matches!((value, large), (ValueRef::Null, ValueRef::Null));
+        let weight = weight(row, key.as_bytes())?;
         let stored = columns(row).filter(|stored| stored.record.is_intact(key));
-        Ok(Self { weight: Weight { tombstone, bytes }, stored })
+        Ok(Self { weight, stored })
     }
 }
 
-fn bytes_of(value: ValueRef<'_>) -> Option<&[u8]> {
+/// How a row counts in the totals.
+pub(super) fn weight(row: &Row<'_>, key: &[u8]) -> rusqlite::Result<Weight> {
+    let content_type = row.get_ref(6)?;
+    let value = row.get_ref(7)?;
+    let large = row.get_ref(COLUMN_LARGE)?;
+    let value_bytes = match value {
+        ValueRef::Null => row.get_ref(9)?.as_i64().map_or(0, |n| n.max(0) as u64),
+        value => bytes_of(value).map_or(0, |b| b.len() as u64),
+    };
+    let bytes = key.len() as u64 + bytes_of(content_type).map_or(0, |b| b.len() as u64) + value_bytes;
+    let tombstone = matches!((value, large), (ValueRef::Null, ValueRef::Null));
+    Ok(Weight { tombstone, bytes })
+}
+
+/// The version and checksum that the columns spell, unverified; `None` where they spell none.
+pub(super) fn stamp(row: &Row<'_>) -> Option<(Version, u64)> {
+    let int = |column| row.get_ref(column).ok()?.as_i64().ok();
+    let writer = Writer(u32::try_from(int(1)?).ok()?);
+    let version = Version { hlc: Hlc(int(0)? as u64), writer, rmw: u32::try_from(int(2)?).ok()? };
+    Some((version, int(5)? as u64))
+}
+
+pub(super) fn bytes_of(value: ValueRef<'_>) -> Option<&[u8]> {
     value.as_bytes_or_null().ok().flatten()
 }
 
@@ -102,10 +127,9 @@ fn bytes_of(value: ValueRef<'_>) -> Option<&[u8]> {
 fn columns(row: &Row<'_>) -> Option<Stored> {
     let int = |column| row.get_ref(column).ok()?.as_i64_or_null().ok()?;
     let blob = |column| row.get_ref(column).ok().and_then(bytes_of);
-    let hlc = Hlc(int(0)? as u64);
-    let version = Version { hlc, writer: Writer(u32::try_from(int(1)?).ok()?), rmw: u32::try_from(int(2)?).ok()? };
-    let written = int(3).map_or(hlc, |ms| Hlc(ms as u64));
-    let large = int(8);
+    let (version, checksum) = stamp(row)?;
+    let written = int(3).map_or(version.hlc, |ms| Hlc(ms as u64));
+    let large = int(COLUMN_LARGE);
     let value = if large.is_some() { Some(blob(10)?) } else { blob(7) };
     let content = match value {
         None => Content::Tombstone,
@@ -118,7 +142,7 @@ fn columns(row: &Row<'_>) -> Option<Stored> {
             expires_at_ms: int(4).map(|ms| ms as u64),
         },
     };
-    Some(Stored { record: Record { version, written, content, checksum: int(5)? as u64 }, large })
+    Some(Stored { record: Record { version, written, content, checksum }, large })
 }
 
 /// The record of a key, if a row stands there.
@@ -248,14 +272,14 @@ impl<'a> Columns<'a> {
         Ok(())
     }
 
-    /// `state` and `seal` as `register` makes them.
+    /// `state`, seal and place as `register` makes them.
     pub(super) fn put_accepted(
         &self,
         put: &mut CachedStatement<'_>,
         (slot, key): (Slot, &Key),
         ballot: Ballot,
         state: &[u8],
-        seal: i64,
+        (seal, place): (i64, i64),
     ) -> rusqlite::Result<()> {
         let (version, written) = (&self.record.version, self.written());
         put.execute(params![
@@ -275,6 +299,7 @@ impl<'a> Columns<'a> {
             self.inline,
             self.large,
             self.large_bytes,
+            place,
         ])?;
         Ok(())
     }

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use futures_util::FutureExt;
@@ -18,6 +17,7 @@ use super::commit::{AnswerTo, Job, WriteQueue, Writer};
 use super::connection::{self, Durability, Role};
 use super::data_dir::{DataDir, has_peers};
 use super::engine::{Change, Engine, Outcome, change_of};
+use super::holdings::{self, Gathered, Wanted};
 use super::meters::Meters;
 use super::migrations::{self, MigrationError};
 use super::read::{self, Read, ReadQueue, Reader};
@@ -26,7 +26,7 @@ use super::{count, examine, facts, opening};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, ReplicaReply, Store, StoreError, StoreTotals, Submission, Submissions,
 };
-use crate::types::{ClusterId, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Topology, Version};
+use crate::types::{ClusterId, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, TokenSeed, Topology, Version};
 
 /// Most reader threads.
 const READERS_MAX: usize = 4;
@@ -106,7 +106,6 @@ pub struct SqliteStore {
     book: Arc<Book>,
     identity: Arc<Mutex<Identity>>,
     checkpointer: Arc<Checkpointer>,
-    stop_counting: Arc<AtomicBool>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -154,7 +153,6 @@ impl SqliteStore {
             book,
             identity: Arc::new(Mutex::new(identity)),
             checkpointer: Arc::new(checkpointer),
-            stop_counting: Arc::default(),
             threads: Mutex::new(None),
         };
         let threads = store.start(engine, conns, dir).map_err(|source| OpenError::Io { path: database, source })?;
@@ -170,14 +168,14 @@ impl SqliteStore {
             let reader = Reader { conn, queue, book, floors, status: status.clone() };
             readers.push(thread("a3-reader", status, move || reader.run())?);
         }
-        let (book, stop, counting) = (self.book.clone(), self.stop_counting.clone(), conns.counter);
+        let (book, identity, counting) = (self.book.clone(), self.identity.clone(), conns.counter);
         let counted = status.clone();
         let counter = thread("a3-counter", status, move || {
-            if let Err(error) = count::count_all(&counting, &book, &stop) {
-                tracing::error!(%error, "the records could not be counted; totals stay partial");
-                counted.meters.met(&error);
+            let failed = |error: &rusqlite::Error| {
+                counted.meters.met(error);
                 counted.stop_if_damaged(&counted.meters);
-            }
+            };
+            count::run(&counting, &book, || seed_of(&identity.lock()), failed);
         })?;
         let (checkpointer, conn) = (self.checkpointer.clone(), conns.checkpointer);
         let checkpointing = thread("a3-checkpointer", status, move || checkpointer.run(&conn))?;
@@ -199,7 +197,7 @@ impl SqliteStore {
         join(threads.writer);
         self.reads.close();
         threads.readers.into_iter().for_each(join);
-        self.stop_counting.store(true, Ordering::Relaxed);
+        self.book.stop_walks();
         join(threads.counter);
         self.checkpointer.close();
         join(threads.checkpointer);
@@ -221,12 +219,7 @@ impl SqliteStore {
         &self,
         read: impl FnOnce(&Connection, &Meters) -> Result<T, StoreError> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
-        let (caller, answer) = oneshot::channel();
-        self.reads.push_rare(Box::new(move |conn, meters| {
-            // Whoever stopped waiting is not told.
-            let _ = caller.send(read(conn, meters));
-        }));
-        answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
+        read_through(&self.reads, read)
     }
 }
 
@@ -241,6 +234,23 @@ fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Res
     let job = Job { change, answer: AnswerTo::Caller(caller) };
     writes.push([job].into_iter(), usize::MAX);
     answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
+}
+
+fn read_through<T: Send + 'static>(
+    reads: &ReadQueue,
+    read: impl FnOnce(&Connection, &Meters) -> Result<T, StoreError> + Send + 'static,
+) -> BoxFuture<'static, Result<T, StoreError>> {
+    let (caller, answer) = oneshot::channel();
+    reads.push_rare(Box::new(move |conn, meters| {
+        // Whoever stopped waiting is not told.
+        let _ = caller.send(read(conn, meters));
+    }));
+    answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
+}
+
+/// What the tokens of its rows are seeded with.
+fn seed_of(identity: &Identity) -> Option<TokenSeed> {
+    identity.cluster.map(TokenSeed::of)
 }
 
 #[expect(clippy::disallowed_methods, reason = "storage owns its threads, and this is the one place that starts them")]
@@ -289,10 +299,9 @@ impl Store for SqliteStore {
     fn submit(&self, batch: Submissions) {
         let (mut jobs, mut reads) = (Submitted::<Job>::new(), Submitted::<Read>::new());
         for Submission { token, request, reply_to } in batch {
-            let slot = token.slot();
-            match change_of(slot, request) {
+            match change_of(token, request) {
                 Ok(change) => jobs.push(Job { change, answer: AnswerTo::Replica(reply_to) }),
-                Err((key, part, hints)) => reads.push(Read { slot, key, part, hints, reply_to }),
+                Err((key, part, hints)) => reads.push(Read { slot: token.slot(), key, part, hints, reply_to }),
             }
         }
         if !reads.is_empty() {
@@ -371,23 +380,43 @@ impl Store for SqliteStore {
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {
-        todo!()
+        self.book.slot_sums()
     }
 
-    fn leaf_sums(&self, _slot: Slot) -> Option<Vec<Sum>> {
-        todo!()
+    fn leaf_sums(&self, slot: Slot) -> Option<Vec<Sum>> {
+        self.book.leaf_sums(slot)
     }
 
-    fn count_anew(&self, _slot: Slot) {
-        todo!()
+    fn count_anew(&self, slot: Slot) {
+        self.book.doubt(slot);
     }
 
-    fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
-        todo!()
+    fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
+        let Some(seed) = seed_of(&self.identity.lock()) else {
+            // There are no records before there is a cluster.
+            return std::future::ready(Ok(Holdings::default())).boxed();
+        };
+        let (reads, book, wanted) = (self.reads.clone(), self.book.clone(), Arc::new(Wanted::new(seed, slot, &leaves)));
+        async move {
+            let mut gathered = Gathered::default();
+            let mut after = Some(Vec::new());
+            while let Some(from) = after {
+                let wanted = wanted.clone();
+                let piece = move |conn: &Connection, meters: &Meters| holdings::piece(conn, meters, &wanted, &from);
+                let piece = read_through(&reads, piece).await?;
+                if piece.strays {
+                    book.doubt(slot);
+                }
+                gathered.add(piece.held);
+                after = piece.next;
+            }
+            Ok(gathered.finish())
+        }
+        .boxed()
     }
 
-    fn records(&self, _keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
-        todo!()
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+        self.read(move |conn, meters| holdings::records(conn, meters, &keys))
     }
 
     fn identity(&self) -> Identity {

@@ -5,6 +5,7 @@ mod failures;
 mod model;
 mod rare;
 mod register;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +19,7 @@ use uuid::Uuid;
 use super::*;
 use crate::ports::{Answer, Clock, Inbox, ReadPart, ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, Submission};
 use crate::system::{SystemClock, SystemEntropy};
-use crate::types::{ClusterId, Content, Hlc, Key, NodeNum, Record, TokenSeed, Version, Writer};
+use crate::types::{ClusterId, Content, Hlc, Identity, Key, NodeNum, Record, TokenSeed, Version, Writer};
 
 fn options(dir: &Path) -> Options {
     Options {
@@ -31,7 +32,26 @@ fn options(dir: &Path) -> Options {
 }
 
 fn open(dir: &Path) -> Arc<SqliteStore> {
-    SqliteStore::open(options(dir), Arc::new(SystemClock), &SystemEntropy::default()).unwrap()
+    open_with(options(dir))
+}
+
+/// It is of a cluster before it has records, as a node sees to.
+fn open_with(options: Options) -> Arc<SqliteStore> {
+    let store = SqliteStore::open(options, Arc::new(SystemClock), &SystemEntropy::default()).unwrap();
+    let identity = store.identity();
+    if identity.cluster.is_none() {
+        let named = store.save_identity(Identity { cluster: Some(cluster()), ..identity });
+        futures_util::FutureExt::now_or_never(named);
+        // The writer thread names it, in its turn.
+        while store.identity().cluster.is_none() {
+            std::thread::yield_now();
+        }
+    }
+    store
+}
+
+fn cluster() -> ClusterId {
+    ClusterId(Uuid::from_u128(1))
 }
 
 fn key(text: &str) -> Key {
@@ -39,7 +59,7 @@ fn key(text: &str) -> Key {
 }
 
 fn seed() -> TokenSeed {
-    TokenSeed::of(ClusterId(Uuid::from_u128(1)))
+    TokenSeed::of(cluster())
 }
 
 fn version(hlc: u64) -> Version {

@@ -46,7 +46,7 @@ impl Key {
     }
 
     pub fn token(&self, seed: TokenSeed) -> Token {
-        Token(xxh3_64_with_seed(&self.0, seed.0))
+        seed.token(&self.0)
     }
 }
 
@@ -73,6 +73,11 @@ pub struct TokenSeed(u64);
 impl TokenSeed {
     pub fn of(cluster: ClusterId) -> Self {
         Self(xxh3_64(cluster.0.as_bytes()))
+    }
+
+    /// The token of a key by its bytes, for whoever only reads past it.
+    pub fn token(self, key: &[u8]) -> Token {
+        Token(xxh3_64_with_seed(key, self.0))
     }
 }
 

@@ -13,6 +13,7 @@ use std::fmt;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::key::{Slot, Token};
+use super::record::Record;
 use super::version::Version;
 
 /// All tokens that begin with these hexadecimal digits, 0 to [`Span::DIGITS_MAX`] of them.
@@ -239,6 +240,12 @@ pub struct Entry {
     pub version: Version,
     /// The low half of the record's checksum.
     pub checksum: u32,
+}
+
+impl Entry {
+    pub fn of(token: Token, record: &Record) -> Self {
+        Self { token, version: record.version, checksum: record.checksum as u32 }
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::ports::{PeerError, Refusal, StoreError};
 use crate::storage::checkpoint::Checkpointer;
 use crate::storage::commit::{AnswerTo, Job, WriteQueue, Writer as WriterThread};
 use crate::storage::status::Status;
-use crate::types::{Identity, Slot};
+use crate::types::{Identity, Token};
 use futures_util::FutureExt;
 
 #[test]
@@ -134,7 +134,7 @@ fn fill(engine: &mut Engine, from: u64) -> (u64, BatchError) {
     for n in from.. {
         let key = key(&format!("k{n}"));
         let record = record(&key, 1, Content::value(vec![1; 3000]));
-        let change = Change::Write { slot: Slot(0), key, record };
+        let change = Change::Write { token: Token(0), key, record };
         if let Err(error) = engine.apply(Now::default(), &[change]) {
             return (n, error);
         }
@@ -174,7 +174,7 @@ fn after_a_failed_commit_nothing_is_written_again() {
             ReplicaRequest::Write { key, record } => (key, record),
             other => panic!("{other:?}"),
         };
-        let change = Change::Write { slot: Slot(0), key, record };
+        let change = Change::Write { token: Token(0), key, record };
         let job = Job { change, answer: AnswerTo::Replica(ReplyTo::new(tray.clone(), tag)) };
         queue.push([job].into_iter(), 10);
     };

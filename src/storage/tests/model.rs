@@ -194,9 +194,9 @@ fn build(key: u8, hlc: u64, size: Option<usize>) -> (Key, Slot, Record) {
 fn change(model: &mut Model, step: &Step) -> Option<(Change, Outcome)> {
     Some(match *step {
         Step::Write { key, hlc, size } => {
-            let (key, slot, record) = build(key, hlc, size);
+            let (key, _, record) = build(key, hlc, size);
             let said = model.write(key.clone(), record.clone());
-            (Change::Write { slot, key, record }, Outcome::Reply(said))
+            (Change::Write { token: key.token(seed()), key, record }, Outcome::Reply(said))
         }
         Step::Hint { target, key, hlc, size, counted } => {
             let (target, (key, slot, record)) = (NodeNum(target), build(key, hlc, size));

@@ -2,15 +2,15 @@
 
 use super::*;
 use crate::ports::{HintTotals, Refusal, StoreError};
-use crate::types::{Epoch, InstanceId, Member, Slot, Topology};
+use crate::types::{Epoch, InstanceId, Member, Slot, Token, Topology};
 use futures_util::future::BoxFuture;
 
-fn wait<T>(future: BoxFuture<'static, Result<T, StoreError>>) -> T {
+pub(super) fn wait<T>(future: BoxFuture<'static, Result<T, StoreError>>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future).unwrap()
 }
 
 /// Polls until it holds, for what happens in the background.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let started = tokio::time::Instant::now();
     while !holds() {
         assert!(started.elapsed() < Duration::from_secs(20), "{what}");
@@ -173,7 +173,7 @@ fn facts_are_kept_and_only_move_forward() {
     let mut identity = store.identity();
     identity.cluster = Some(ClusterId(Uuid::from_u128(1)));
     wait(store.save_identity(identity.clone()));
-    wait(store.save_identity(crate::types::Identity { node: NodeNum(9), cluster: None, ..identity.clone() }));
+    wait(store.save_identity(Identity { node: NodeNum(9), cluster: None, ..identity.clone() }));
     store.close();
     drop(store);
 
@@ -181,7 +181,7 @@ fn facts_are_kept_and_only_move_forward() {
     assert_eq!(wait(store.topology()).as_ref(), Some(&*topology(2)));
     assert_eq!(wait(store.proposal()), None, "what was committed is no proposal");
     assert_eq!(wait(store.clock_reservation()), Hlc(10));
-    assert_eq!(store.identity(), crate::types::Identity { generation: 2, ..identity });
+    assert_eq!(store.identity(), Identity { generation: 2, ..identity });
     let conn = rusqlite::Connection::open(dir.path().join("a3.db")).unwrap();
     conn.execute("UPDATE facts SET checksum = checksum + 1", []).unwrap();
     let damaged = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(store.topology());
@@ -233,11 +233,11 @@ fn a_snapshot_held_by_somebody_else_does_not_stop_writes() {
 #[test]
 fn an_engine_in_memory_needs_no_file() {
     let mut engine = Engine::open(Path::new(":memory:"), NodeNum(1), Durability::Full, 100).unwrap();
-    let (key, slot) = (key("k"), Slot(3));
+    let (key, token) = (key("k"), Token(3 << 56));
     let record = record(&key, 1, Content::value("v"));
-    let change = Change::Write { slot, key: key.clone(), record };
+    let change = Change::Write { token, key: key.clone(), record };
     let stored = Outcome::Reply(ReplicaReply::Stored { replaced: None });
     assert_eq!(engine.apply(Now::default(), &[change]).unwrap(), [stored]);
-    assert_eq!(value_of(engine.read(Hlc(1), slot, &key, ReadPart::Record, true)), Some("v".into()));
+    assert_eq!(value_of(engine.read(Hlc(1), token.slot(), &key, ReadPart::Record, true)), Some("v".into()));
     engine.apply(Now::default(), &[Change::ReserveClock(Hlc(1))]).unwrap();
 }

@@ -50,8 +50,8 @@ fn apply(engine: &mut Engine, requests: Vec<ReplicaRequest>) -> Vec<Outcome> {
 
 fn changes(requests: Vec<ReplicaRequest>) -> Vec<Change> {
     let change = |request: ReplicaRequest| {
-        let slot = request.key().token(seed()).slot();
-        change_of(slot, request).unwrap()
+        let token = request.key().token(seed());
+        change_of(token, request).unwrap()
     };
     requests.into_iter().map(change).collect()
 }
@@ -246,6 +246,27 @@ fn a_damaged_row_refuses_is_counted_and_changes_nothing() {
     let said = apply(&mut engine, vec![accept("k", next.clone()), prepare("k", 8)]);
     assert_eq!(said[1], Outcome::Reply(promised(Some(next), value("k", 2, "healed"))));
     assert_eq!(large_values(&engine.conn), 0);
+}
+
+#[test]
+fn a_damaged_register_refuses_its_own_key_alone_while_it_is_known_whose_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    // The only register: every other key lies beside it.
+    apply(&mut engine, vec![accept("k", accepted(5, value("k", 5, "v"), 1))]);
+    let refused = Outcome::Reply(DAMAGED);
+    engine.conn.execute("UPDATE registers SET promised_hlc = 0", []).unwrap();
+    let said = apply(&mut engine, vec![prepare("before", 1), prepare("k", 9), prepare("z", 1)]);
+    assert_eq!(said, [Outcome::Reply(promised(None, None)), refused.clone(), Outcome::Reply(promised(None, None))]);
+    // Its key is damaged, or its place: then the row may be that of any key that is looked for there.
+    for damage in ["key = x'6c'", "place = place + 1", "place = NULL", "slot = slot + 1"] {
+        engine.conn.execute("DELETE FROM registers WHERE promised_hlc > 0", []).unwrap();
+        engine.conn.execute(&format!("UPDATE registers SET {damage}"), []).unwrap();
+        assert_eq!(apply(&mut engine, vec![prepare("other", 1)]), [refused.clone()], "{damage}");
+        engine.conn.execute("DELETE FROM registers", []).unwrap();
+        apply(&mut engine, vec![accept("k", accepted(5, value("k", 5, "v"), 1))]);
+        engine.conn.execute("UPDATE registers SET promised_hlc = 0", []).unwrap();
+    }
 }
 
 #[test]

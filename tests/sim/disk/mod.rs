@@ -14,7 +14,9 @@ use a3::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Spawn, Store,
     StoreError, StoreTotals, Submission, Submissions,
 };
-use a3::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Topology, Version};
+use a3::types::{
+    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version,
+};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -41,6 +43,11 @@ impl Content {
         let identity = Identity::fresh(node, InstanceId(random.uuid()));
         let rows: Box<dyn Rows> = if sql { Box::new(SqlRows::new(node)) } else { Box::new(MapRows::default()) };
         Self { rows, identity, topology: None, proposal: None, reserved: Hlc::ZERO }
+    }
+
+    /// There are no records before there is a cluster.
+    fn seed(&self) -> Option<TokenSeed> {
+        self.identity.cluster.map(TokenSeed::of)
     }
 }
 
@@ -108,7 +115,7 @@ impl Disk {
     }
 
     /// The end of a sync.
-    fn apply(&self, wall_ms: u64, batch: &[(Slot, ReplicaRequest)]) -> Vec<ReplicaReply> {
+    fn apply(&self, wall_ms: u64, batch: &[(Token, ReplicaRequest)]) -> Vec<ReplicaReply> {
         if self.is_full() {
             self.trace.note(format_args!("{} is full", self.node));
             return vec![ReplicaReply::Refused(Refusal::DiskFull); batch.len()];
@@ -212,7 +219,7 @@ async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>, q
         }
         sleep(disk.sync_time()).await;
         let (requests, callers): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|s| ((s.token.slot(), s.request), s.reply_to)).unzip();
+            batch.into_iter().map(|s| ((s.token, s.request), s.reply_to)).unzip();
         let replies = disk.apply(clock.wall_ms(), &requests);
         disk.synced.notify_waiters();
         sleep(Duration::from_millis(1)).await;
@@ -291,23 +298,24 @@ impl Store for SimStore {
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {
-        todo!()
+        let content = self.disk.content.lock();
+        content.seed().map_or_else(|| vec![Some(Sum::default()); Slot::COUNT], |seed| content.rows.slot_sums(seed))
     }
 
-    fn leaf_sums(&self, _slot: Slot) -> Option<Vec<Sum>> {
-        todo!()
+    fn leaf_sums(&self, slot: Slot) -> Option<Vec<Sum>> {
+        let content = self.disk.content.lock();
+        let none = || Some(vec![Sum::default(); Leaf::IN_SLOT]);
+        content.seed().map_or_else(none, |seed| content.rows.leaf_sums(seed, slot))
     }
 
-    fn count_anew(&self, _slot: Slot) {
-        todo!()
+    fn count_anew(&self, _: Slot) {}
+
+    fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
+        self.look(|content| content.seed().map(|seed| content.rows.holdings(seed, slot, &leaves)).unwrap_or_default())
     }
 
-    fn holdings(&self, _slot: Slot, _leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
-        todo!()
-    }
-
-    fn records(&self, _keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
-        todo!()
+    fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<(Vec<(Key, Record)>, usize), StoreError>> {
+        self.look(|content| content.rows.records(&keys))
     }
 
     fn identity(&self) -> Identity {

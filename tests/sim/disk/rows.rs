@@ -3,17 +3,20 @@
 
 use std::collections::BTreeMap;
 
-use a3::ports::{Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest, Seen};
+use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, Seen};
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
-use a3::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Promise, Record, Register, Slot, Version};
+use a3::types::{
+    Accepted, Ballot, Entry, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Slot, Sum, Token, TokenSeed,
+    Version,
+};
 
 /// Which hint.
 pub(crate) type HintAt = (NodeNum, Slot, Key);
 
 pub(crate) trait Rows: Send {
     /// One transaction: applies these in order, and answers each.
-    fn apply(&mut self, wall_ms: u64, batch: &[(Slot, ReplicaRequest)]) -> Vec<ReplicaReply>;
+    fn apply(&mut self, wall_ms: u64, batch: &[(Token, ReplicaRequest)]) -> Vec<ReplicaReply>;
 
     /// The answer to a read; with `hints` the newest among the record and all hints of the key.
     fn read(&self, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply;
@@ -27,6 +30,18 @@ pub(crate) trait Rows: Send {
     fn drop_hints_before(&mut self, kept_before_ms: u64) -> u64;
 
     fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)>;
+
+    /// The sums of a slot's leaves, in order. `seed` as below: what this cluster's tokens are seeded with.
+    fn leaf_sums(&self, seed: TokenSeed, slot: Slot) -> Option<Vec<Sum>>;
+
+    /// The sum of each slot, in order.
+    fn slot_sums(&self, seed: TokenSeed) -> Vec<Option<Sum>>;
+
+    /// What stands in these leaves of a slot, in order of tokens.
+    fn holdings(&self, seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Holdings;
+
+    /// The records of these keys as far as one answer goes, and how many keys were looked up.
+    fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize);
 }
 
 /// Ordered maps.
@@ -38,6 +53,13 @@ pub(crate) struct MapRows {
 }
 
 impl MapRows {
+    fn sums(&self, seed: TokenSeed) -> impl Iterator<Item = (Token, Sum)> {
+        self.records.iter().map(move |(key, record)| {
+            let token = key.token(seed);
+            (token, Sum::of(token, &record.version, record.checksum))
+        })
+    }
+
     fn write(&mut self, key: &Key, record: &Record) -> ReplicaReply {
         let stored = self.records.get(key);
         let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
@@ -85,12 +107,12 @@ impl MapRows {
 }
 
 impl Rows for MapRows {
-    fn apply(&mut self, wall_ms: u64, batch: &[(Slot, ReplicaRequest)]) -> Vec<ReplicaReply> {
-        let mut one = |(slot, request): &(Slot, ReplicaRequest)| match request {
+    fn apply(&mut self, wall_ms: u64, batch: &[(Token, ReplicaRequest)]) -> Vec<ReplicaReply> {
+        let mut one = |(token, request): &(Token, ReplicaRequest)| match request {
             ReplicaRequest::Write { key, record } => self.write(key, record),
             ReplicaRequest::Hint { target, key, record, counted } => self.hint(Hint {
                 target: *target,
-                slot: *slot,
+                slot: token.slot(),
                 key: key.clone(),
                 record: record.clone(),
                 counted: *counted,
@@ -98,7 +120,7 @@ impl Rows for MapRows {
             }),
             ReplicaRequest::Prepare { key, ballot } => self.prepare(key, *ballot),
             ReplicaRequest::Accept { key, accepted } => self.accept(key, accepted),
-            ReplicaRequest::Read { key, part, hints } => self.read(*slot, key, *part, *hints),
+            ReplicaRequest::Read { key, part, hints } => self.read(token.slot(), key, *part, *hints),
         };
         batch.iter().map(&mut one).collect()
     }
@@ -140,5 +162,32 @@ impl Rows for MapRows {
             totals.entry(*target).or_default().count += 1;
         }
         totals.into_iter().collect()
+    }
+
+    fn leaf_sums(&self, seed: TokenSeed, slot: Slot) -> Option<Vec<Sum>> {
+        let mut sums = vec![Sum::default(); Leaf::IN_SLOT];
+        for (token, sum) in self.sums(seed).filter(|(token, _)| token.slot() == slot) {
+            sums[Leaf::of(token).within_slot()].add(sum);
+        }
+        Some(sums)
+    }
+
+    fn slot_sums(&self, seed: TokenSeed) -> Vec<Option<Sum>> {
+        let mut sums = vec![Sum::default(); Slot::COUNT];
+        self.sums(seed).for_each(|(token, sum)| sums[token.slot().index()].add(sum));
+        sums.into_iter().map(Some).collect()
+    }
+
+    fn holdings(&self, seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Holdings {
+        let all = self.records.iter().map(|(key, record)| (Entry::of(key.token(seed), record), key.clone()));
+        let wanted = |entry: &Entry| entry.token.slot() == slot && leaves.contains(&Leaf::of(entry.token));
+        let mut intact: Vec<(Entry, Key)> = all.filter(|(entry, _)| wanted(entry)).collect();
+        intact.sort_unstable();
+        Holdings { intact, damaged: Vec::new() }
+    }
+
+    fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
+        let found = keys.iter().filter_map(|(_, key)| Some((key.clone(), self.records.get(key)?.clone())));
+        (found.collect(), keys.len())
     }
 }

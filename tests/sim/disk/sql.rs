@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use a3::ports::{Hint, HintTotals, ReadPart, ReplicaReply, ReplicaRequest};
+use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest};
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
-use a3::types::{Hlc, Key, NodeNum, Slot, Version};
+use a3::types::{Hlc, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Version};
 
 use super::rows::Rows;
 
@@ -25,9 +25,10 @@ impl SqlRows {
     }
 }
 
-fn change_of(slot: Slot, request: &ReplicaRequest) -> Option<Change> {
+fn change_of(token: Token, request: &ReplicaRequest) -> Option<Change> {
+    let slot = token.slot();
     Some(match request.clone() {
-        ReplicaRequest::Write { key, record } => Change::Write { slot, key, record },
+        ReplicaRequest::Write { key, record } => Change::Write { token, key, record },
         ReplicaRequest::Hint { target, key, record, counted } => Change::Hint { target, slot, key, record, counted },
         ReplicaRequest::Prepare { key, ballot } => Change::Prepare { slot, key, ballot },
         ReplicaRequest::Accept { key, accepted } => Change::Accept { slot, key, accepted },
@@ -36,8 +37,8 @@ fn change_of(slot: Slot, request: &ReplicaRequest) -> Option<Change> {
 }
 
 impl Rows for SqlRows {
-    fn apply(&mut self, wall_ms: u64, batch: &[(Slot, ReplicaRequest)]) -> Vec<ReplicaReply> {
-        let changes: Vec<Change> = batch.iter().filter_map(|(slot, request)| change_of(*slot, request)).collect();
+    fn apply(&mut self, wall_ms: u64, batch: &[(Token, ReplicaRequest)]) -> Vec<ReplicaReply> {
+        let changes: Vec<Change> = batch.iter().filter_map(|(token, request)| change_of(*token, request)).collect();
         let outcomes = self.change(wall_ms, &changes);
         assert_eq!(outcomes.len(), batch.len(), "reads are not written");
         let reply = |outcome| match outcome {
@@ -69,12 +70,33 @@ impl Rows for SqlRows {
     fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
         self.0.hint_totals().into_iter().filter(|(_, totals)| totals.count > 0).collect()
     }
+
+    fn leaf_sums(&self, seed: TokenSeed, slot: Slot) -> Option<Vec<Sum>> {
+        self.0.sum_due(seed);
+        self.0.leaf_sums(slot)
+    }
+
+    fn slot_sums(&self, seed: TokenSeed) -> Vec<Option<Sum>> {
+        self.0.sum_due(seed);
+        self.0.slot_sums()
+    }
+
+    fn holdings(&self, seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Holdings {
+        self.0.holdings(seed, slot, leaves).expect("memory is not damaged")
+    }
+
+    fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
+        self.0.records(keys).expect("memory is not damaged")
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use a3::types::{
-        Accepted, Ballot, Content, Idempotency, OpId, Recent, Record, Remembered, RememberedAnswer, Writer,
+        Accepted, Ballot, ClusterId, Content, Idempotency, OpId, Recent, Record, Remembered, RememberedAnswer, Span,
+        Writer,
     };
     use proptest::prelude::*;
 
@@ -84,7 +106,7 @@ mod tests {
     /// Few of everything, so that they meet.
     #[derive(Clone, Debug)]
     enum Step {
-        Batch(Vec<(Slot, ReplicaRequest)>),
+        Batch(Vec<(Token, ReplicaRequest)>),
         Forget(NodeNum, Slot, Key, Version),
         DropBefore(u64),
     }
@@ -102,12 +124,30 @@ mod tests {
         Recent::new((0..count).map(entry).collect())
     }
 
-    fn request() -> impl Strategy<Value = (Slot, ReplicaRequest)> {
+    fn seed() -> TokenSeed {
+        TokenSeed::of(ClusterId(uuid::Uuid::from_u128(1)))
+    }
+
+    fn slot_of(key: &Key) -> Slot {
+        key.token(seed()).slot()
+    }
+
+    /// Two keys of one slot, one of another.
+    fn keys() -> [Key; 3] {
+        let key = |n: u32| Key::new(format!("k{n}")).unwrap();
+        let beside = |n: &u32| slot_of(&key(*n)) == slot_of(&key(0));
+        let second = (1..).find(beside).unwrap();
+        let third = (1..).find(|n| !beside(n)).unwrap();
+        [0, second, third].map(key)
+    }
+
+    fn request() -> impl Strategy<Value = (Token, ReplicaRequest)> {
         let ballot = |n| Ballot { hlc: Hlc(n), writer: Writer(1) };
+        let keys = keys();
         (0u8..5, 0u8..3, 0u64..4, 0u32..2, prop::option::of(0u8..3), any::<bool>()).prop_map(
             move |(kind, which, number, rmw, value, flag)| {
-                // Two keys of one slot, one of another.
-                let (key, slot) = (Key::new(format!("k{which}")).unwrap(), Slot(which / 2));
+                let key = keys[usize::from(which)].clone();
+                let token = key.token(seed());
                 let record = record(&key, number, rmw * 2, value);
                 let request = match kind {
                     0 => ReplicaRequest::Write { key, record },
@@ -120,15 +160,15 @@ mod tests {
                         ReplicaRequest::Accept { key, accepted }
                     }
                 };
-                (slot, request)
+                (token, request)
             },
         )
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let forget = request().prop_map(|(slot, request)| {
+        let forget = request().prop_map(|(token, request)| {
             let version = Version { hlc: Hlc(1), writer: Writer(1), rmw: 0 };
-            Step::Forget(NodeNum(2), slot, request.key().clone(), version)
+            Step::Forget(NodeNum(2), token.slot(), request.key().clone(), version)
         });
         prop_oneof![
             8 => prop::collection::vec(request(), 1..5).prop_map(Step::Batch),
@@ -138,16 +178,25 @@ mod tests {
     }
 
     fn everything(rows: &dyn Rows) -> impl PartialEq + std::fmt::Debug + use<> {
-        let keys = (0u8..3).map(|n| (Slot(n / 2), Key::new(format!("k{n}")).unwrap()));
+        let keys = keys().map(|key| (slot_of(&key), key));
         let both = [ReadPart::Record, ReadPart::Version];
         let reads: Vec<ReplicaReply> = keys
-            .flat_map(|(slot, key)| both.map(|part| [true, false].map(|hints| rows.read(slot, &key, part, hints))))
+            .iter()
+            .flat_map(|(slot, key)| both.map(|part| [true, false].map(|hints| rows.read(*slot, key, part, hints))))
             .flatten()
             .collect();
         let hints: Vec<Vec<Hint>> = [2, 3].map(|n| rows.hints(NodeNum(n), None, 10)).to_vec();
-        let after = rows.hints(NodeNum(2), Some(&(Slot(0), Key::new("k0").unwrap())), 1);
+        let after = rows.hints(NodeNum(2), Some(&keys[0]), 1);
         let totals: Vec<(NodeNum, u64)> = rows.hint_totals().into_iter().map(|(n, t)| (n, t.count)).collect();
-        (reads, hints, after, totals)
+        let slots: BTreeSet<Slot> = keys.iter().map(|(slot, _)| *slot).collect();
+        let held: Vec<_> = slots
+            .iter()
+            .map(|slot| {
+                let leaves: Vec<Leaf> = Span::of_slot(*slot).leaves().collect();
+                (rows.leaf_sums(seed(), *slot), rows.holdings(seed(), *slot, &leaves[1..]))
+            })
+            .collect();
+        (reads, hints, after, totals, (rows.slot_sums(seed()), held, rows.records(&keys)))
     }
 
     proptest! {

@@ -1,0 +1,73 @@
+//! The engine for whoever has no threads: its own connection answers what the readers and the counter answer in
+//! production, by the same code.
+
+use super::count;
+use super::engine::Engine;
+use super::holdings::{self, Gathered, Wanted};
+use super::read;
+use crate::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, StoreError};
+use crate::types::{Hlc, Key, Leaf, NodeNum, Record, Slot, Sum, TokenSeed};
+
+impl Engine {
+    /// The answer to a read.
+    pub fn read(&self, now: Hlc, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
+        let targets = if hints { self.book.hint_targets() } else { Default::default() };
+        read::answer(&self.conn, &self.floors, &self.meters, now, (slot, key), part, &targets)
+    }
+
+    /// Hints for one node in (slot, key) order after `after`.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where they cannot be read.
+    pub fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Result<Vec<Hint>, StoreError> {
+        read::scan_hints(&self.conn, &self.meters, target, after, limit).map(|(hints, _)| hints)
+    }
+
+    /// Per target, in order. From memory.
+    pub fn hint_totals(&self) -> Vec<(NodeNum, HintTotals)> {
+        self.book.hints().targets.into_iter().collect()
+    }
+
+    /// Counts and sums the slots that are not known: all of them after it was opened (but for what a clean stop saved),
+    /// and those where a damaged row was written over. One that cannot be read stays unknown.
+    pub fn sum_due(&self, seed: TokenSeed) {
+        count::run_due(&self.conn, &self.book, Some(seed));
+    }
+
+    /// The sum of each slot, in order; `None` where it is not known. From memory.
+    pub fn slot_sums(&self) -> Vec<Option<Sum>> {
+        self.book.slot_sums()
+    }
+
+    /// The sums of a slot's leaves, in order. From memory.
+    pub fn leaf_sums(&self, slot: Slot) -> Option<Vec<Sum>> {
+        self.book.leaf_sums(slot)
+    }
+
+    /// What stands in these leaves of one slot, each row verified.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where the slot cannot be read.
+    pub fn holdings(&self, seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Result<Holdings, StoreError> {
+        let wanted = Wanted::new(seed, slot, leaves);
+        let mut gathered = Gathered::default();
+        let mut after = Some(Vec::new());
+        while let Some(from) = after {
+            let piece = holdings::piece(&self.conn, &self.meters, &wanted, &from)?;
+            if piece.strays {
+                self.book.doubt(slot);
+            }
+            gathered.add(piece.held);
+            after = piece.next;
+        }
+        Ok(gathered.finish())
+    }
+
+    /// The records of these keys, until about 1 MiB is full, and how many of the keys were looked up.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where a page cannot be read.
+    pub fn records(&self, keys: &[(Slot, Key)]) -> Result<(Vec<(Key, Record)>, usize), StoreError> {
+        holdings::records(&self.conn, &self.meters, keys)
+    }
+}
