@@ -106,6 +106,7 @@ metrics_table! {
         &[("reason", "unreachable")], &[("reason", "timed_out")], &[("reason", "lost")], &[("reason", "overloaded")],
         &[("reason", "wrong_recipient")], &[("reason", "foreign_cluster")], &[("reason", "protocol")], &[("reason", "refused")],
     ];
+    ANTI_ENTROPY_BYTES = "a3_anti_entropy_bytes_total", Kind::Counter, "Bytes of the messages by which replicas compare and repair their copies, gRPC's prefix of 5 bytes included, by direction.", DIRECTIONS;
     MESH_CONNECTED = "a3_mesh_peer_connected", Kind::Gauge, "Whether the stream to a peer is open (1) or not (0), by peer.", &[];
     PEER_SECONDS = "a3_mesh_request_duration_seconds", Kind::Histogram(LATENCY), "Time from queueing a request to a peer to its answer, in seconds.", PLAIN;
     GOSSIP_MEMBERS = "a3_gossip_members", Kind::Gauge, "Members by what gossip holds of them.", MEMBER_STATES;

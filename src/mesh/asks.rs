@@ -1,18 +1,21 @@
 //! Rare requests: one call each, over connections of their own, so that gossip never waits behind a batch of values.
 //!
+//! Comparing and repairing copies can move a lot for a long time, and has connections of its own, too.
+//!
 //! A proposal is less rare and can be large: proposals have a connection of their own again. It is sent once and never
 //! repeated, by us or by a layer below (tonic and hyper do not send a call again), and once it was answered nothing is
 //! said that sounds like "not done", whatever is wrong with the answer.
 
 use std::sync::Arc;
 
+use prost::Message;
 use tonic::{Response, Status};
 
 use super::channels::Channels;
 use super::client::Shared;
 use super::endpoint;
 use super::weight;
-use super::wire::{self, Malformed, propose, proto, rare, status};
+use super::wire::{self, Malformed, propose, proto, rare, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::types::InstanceId;
 
@@ -21,11 +24,12 @@ pub(super) struct Asks {
     shared: Arc<Shared>,
     talk: Channels,
     proposals: Channels,
+    healing: Channels,
 }
 
 impl Asks {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, talk: Channels::default(), proposals: Channels::default() }
+        Self { shared, talk: Channels::default(), proposals: Channels::default(), healing: Channels::default() }
     }
 
     /// Asks whoever listens at that address, or only that instance.
@@ -35,10 +39,7 @@ impl Asks {
         instance: Option<InstanceId>,
         request: PeerRequest,
     ) -> Result<PeerReply, PeerError> {
-        let (channels, bytes) = match &request {
-            PeerRequest::Propose { proposal, .. } => (&self.proposals, weight::of_proposal(proposal)),
-            _ => (&self.talk, 0),
-        };
+        let (channels, bytes) = self.way_of(&request);
         let handler = self.shared.handler().ok_or(PeerError::Unreachable)?;
         let line = channels.to(address, &self.shared)?;
         let _room = line.enter(bytes)?;
@@ -77,13 +78,53 @@ impl Asks {
                 let reply = answer(client.propose(propose::request(header, *proposal, timeout_ms)).await)?;
                 return self.verdict(reply, instance);
             }
-            PeerRequest::GetChunkHash { .. }
-            | PeerRequest::FetchRange(_)
-            | PeerRequest::FetchSlot { .. }
-            | PeerRequest::Converge { .. } => todo!(),
+            PeerRequest::GetChunkHash { epoch, left_out, spans } => {
+                let request = self.told(tree::chunk_hash_request(header, epoch, left_out, &spans));
+                let mut reply = self.heard(answer(client.get_chunk_hash(request).await)?);
+                (reply.header.take(), tree::read_chunk_hash_reply(reply, spans.len()))
+            }
+            PeerRequest::FetchRange(exchange) => {
+                let request = self.told(tree::range_request(header, &exchange));
+                let mut reply = self.heard(answer(client.fetch_range(request).await)?);
+                (reply.header.take(), tree::read_range_reply(reply, &exchange))
+            }
+            PeerRequest::FetchSlot { epoch, slot, after } => {
+                let request = self.told(tree::slot_request(header, epoch, slot, after.as_ref()));
+                let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
+                (reply.header.take(), tree::read_slot_reply(reply, after.as_ref()))
+            }
+            PeerRequest::Converge { with, look } => {
+                let request = self.told(tree::converge_request(header, with, look));
+                let mut reply = self.heard(answer(client.converge(request).await)?);
+                (reply.header.take(), tree::read_converge_reply(reply))
+            }
         };
         self.shared.admit(header, instance)?;
         reply.map_err(|malformed: Malformed| malformed.into())
+    }
+
+    /// The connections that a request travels on, and what it weighs there.
+    fn way_of(&self, request: &PeerRequest) -> (&Channels, usize) {
+        match request {
+            PeerRequest::Propose { proposal, .. } => (&self.proposals, weight::of_proposal(proposal)),
+            PeerRequest::GetChunkHash { .. }
+            | PeerRequest::FetchRange(_)
+            | PeerRequest::FetchSlot { .. }
+            | PeerRequest::Converge { .. } => (&self.healing, weight::of_healing(request)),
+            _ => (&self.talk, 0),
+        }
+    }
+
+    /// Counts a message of healing that is sent.
+    fn told<M: Message>(&self, message: M) -> M {
+        self.shared.meters.healing_sent(&message);
+        message
+    }
+
+    /// Counts a message of healing that came.
+    fn heard<M: Message>(&self, message: M) -> M {
+        self.shared.meters.healing_received(&message);
+        message
     }
 
     /// What became of a proposal. It was answered, so it was handled: an answer that is from somebody else, or makes no

@@ -1,17 +1,26 @@
 //! The mesh's metrics: handles taken once.
+//!
+//! What is counted is the messages themselves, without HTTP/2's frames and headers.
 
 use metrics::{Counter, Histogram};
 use prost::Message;
 
-use crate::metrics::{self as table, MESH_BATCH, MESH_BYTES, MESH_ERRORS, MESH_MESSAGES, PEER_SECONDS};
+use crate::metrics::{
+    self as table, ANTI_ENTROPY_BYTES, MESH_BATCH, MESH_BYTES, MESH_ERRORS, MESH_MESSAGES, PEER_SECONDS,
+};
 use crate::ports::PeerError;
 
-/// What is counted of the hot path, on both sides of it.
+/// gRPC puts a flag and a length before each message.
+const PREFIX_BYTES: usize = 5;
+
+/// What is counted of the hot path and of healing, on both sides of each.
 pub(super) struct Meters {
     messages_sent: Counter,
     messages_received: Counter,
     bytes_sent: Counter,
     bytes_received: Counter,
+    healing_sent: Counter,
+    healing_received: Counter,
     batch: Histogram,
     /// From queueing a request to its answer.
     pub(super) seconds: Histogram,
@@ -42,11 +51,14 @@ impl Default for Meters {
         };
         let ((messages_sent, messages_received), (bytes_sent, bytes_received)) =
             (both(MESH_MESSAGES), both(MESH_BYTES));
+        let (healing_sent, healing_received) = both(ANTI_ENTROPY_BYTES);
         Self {
             messages_sent,
             messages_received,
             bytes_sent,
             bytes_received,
+            healing_sent,
+            healing_received,
             batch: table::histogram(MESH_BATCH, &[]),
             seconds: table::histogram(PEER_SECONDS, &[]),
             errors: REASONS.map(|reason| table::counter(MESH_ERRORS, &[("reason", reason)])),
@@ -65,6 +77,15 @@ impl Meters {
         self.bytes_received.increment(message.encoded_len() as u64);
     }
 
+    /// A message by which copies are compared or repaired.
+    pub(super) fn healing_sent(&self, message: &impl Message) {
+        self.healing_sent.increment(framed_bytes(message));
+    }
+
+    pub(super) fn healing_received(&self, message: &impl Message) {
+        self.healing_received.increment(framed_bytes(message));
+    }
+
     pub(super) fn batch(&self, requests: usize) {
         self.batch.record(requests as f64);
     }
@@ -73,4 +94,9 @@ impl Meters {
         // The index is one of `reason`'s, which are the array's.
         self.errors[reason(error)].increment(1);
     }
+}
+
+/// A message as it is handed to HTTP/2.
+pub(super) fn framed_bytes(message: &impl Message) -> u64 {
+    (message.encoded_len() + PREFIX_BYTES) as u64
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
+use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
@@ -19,7 +20,7 @@ use super::links::{Links, Place};
 use super::meters::Meters;
 use super::replies::{Bounds, Reading, Serving};
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
-use super::wire::{self, Malformed, propose, proto, rare, status};
+use super::wire::{self, Malformed, propose, proto, rare, status, tree};
 use crate::ports::{PeerHandler, PeerReply, PeerRequest};
 
 /// Metadata of a stream: the link it belongs to, and which of its two streams it is.
@@ -124,6 +125,20 @@ impl Door {
         let reply = self.handler.clone().answer(from, request?).await.map_err(status::status)?;
         Ok((Some(wire::header(&self.handler.header(), Some(from.instance))), reply))
     }
+
+    /// A message of healing that came, counted.
+    fn heard<M: Message>(&self, request: Request<M>) -> M {
+        let message = request.into_inner();
+        self.meters.healing_received(&message);
+        message
+    }
+
+    /// A message of healing in answer, counted; or what the handler said instead.
+    fn told<M: Message>(&self, reply: Result<M, PeerReply>) -> Result<Response<M>, Status> {
+        let message = reply.map_err(|other| mismatch(&other))?;
+        self.meters.healing_sent(&message);
+        Ok(Response::new(message))
+    }
 }
 
 /// The handler answered another question: a fault of this node, after which nothing is known.
@@ -214,5 +229,35 @@ impl Mesh for Door {
             (header, PeerReply::Done) => Ok(Response::new(proto::FoundReply { header })),
             (_, other) => Err(mismatch(&other)),
         }
+    }
+
+    async fn get_chunk_hash(
+        &self,
+        request: Request<proto::ChunkHashRequest>,
+    ) -> Result<Response<proto::ChunkHashReply>, Status> {
+        let mut request = self.heard(request);
+        let (header, reply) = self.answer(request.header.take(), tree::read_chunk_hash_request(request)).await?;
+        self.told(tree::chunk_hash_reply(header, reply))
+    }
+
+    async fn fetch_range(&self, request: Request<proto::RangeRequest>) -> Result<Response<proto::RangeReply>, Status> {
+        let mut request = self.heard(request);
+        let (header, reply) = self.answer(request.header.take(), tree::read_range_request(request)).await?;
+        self.told(tree::range_reply(header, reply))
+    }
+
+    async fn fetch_slot(&self, request: Request<proto::SlotRequest>) -> Result<Response<proto::SlotReply>, Status> {
+        let mut request = self.heard(request);
+        let (header, reply) = self.answer(request.header.take(), tree::read_slot_request(request)).await?;
+        self.told(tree::slot_reply(header, reply))
+    }
+
+    async fn converge(
+        &self,
+        request: Request<proto::ConvergeRequest>,
+    ) -> Result<Response<proto::ConvergeReply>, Status> {
+        let mut request = self.heard(request);
+        let (header, reply) = self.answer(request.header.take(), tree::read_converge_request(&request)).await?;
+        self.told(tree::converge_reply(header, reply))
     }
 }

@@ -4,8 +4,10 @@
 //! stays within its limit, and what is queued within its bound.
 
 use super::wire::register::is_as_stored;
-use crate::ports::{Answer, ReplicaReply, ReplicaRequest};
-use crate::types::{Accepted, Condition, Proposal, Record, Tags};
+use super::wire::tree::ENTRY_BYTES;
+use crate::ports::{Answer, PeerRequest, ReplicaReply, ReplicaRequest};
+use crate::types::limits::{KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX};
+use crate::types::{Accepted, Condition, Proposal, Record, Span, Tags};
 
 /// What a request weighs beside its key and content: ids, versions, checksum, framing, and its place in our tables.
 const REQUEST_BYTES: usize = 128;
@@ -19,6 +21,12 @@ const REMEMBERED_BYTES: usize = 72;
 const PROPOSAL_BYTES: usize = 256;
 /// What one version weighs in a list.
 const VERSION_BYTES: usize = 24;
+/// What a comparison weighs beside its lists; a key is at most a quarter of it.
+const HEALING_BYTES: usize = 4 * KEY_BYTES_MAX;
+/// What one span weighs: itself, and its sixteen digests.
+const SPAN_BYTES: usize = 3 + Span::PARTS * 8;
+/// What one leaf weighs in a list.
+const LEAF_BYTES: usize = 3;
 /// What a topology weighs: near enough for a batch's limit.
 const TOPOLOGY_BYTES: usize = 32 * 1024;
 
@@ -62,6 +70,20 @@ pub(super) fn of_proposal(proposal: &Proposal) -> usize {
     };
     let listed = tags(if_match) + tags(if_none_match);
     PROPOSAL_BYTES + proposal.key.as_bytes().len() + proposal.content.size() + listed
+}
+
+/// What a call weighs by which copies are compared or repaired, in bytes: with its answer, which is the larger part.
+/// Any other call weighs nothing.
+pub(super) fn of_healing(request: &PeerRequest) -> usize {
+    let more = match request {
+        PeerRequest::GetChunkHash { spans, .. } => spans.len() * SPAN_BYTES,
+        PeerRequest::FetchRange(exchange) => {
+            exchange.leaves.len() * LEAF_BYTES + exchange.held.len() * ENTRY_BYTES + MESH_MESSAGE_BYTES_MAX
+        }
+        PeerRequest::FetchSlot { .. } | PeerRequest::Converge { .. } => MESH_MESSAGE_BYTES_MAX,
+        _ => return 0,
+    };
+    HEALING_BYTES + more
 }
 
 fn content(record: Option<&Record>) -> usize {

@@ -14,6 +14,7 @@ pub(super) mod register;
 pub(super) mod status;
 #[cfg(test)]
 pub(super) mod tests;
+pub(super) mod tree;
 
 use std::borrow::Cow;
 

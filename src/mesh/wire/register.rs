@@ -1,13 +1,15 @@
 //! The register's words: ballots, states, promises, remembered answers.
 //!
-//! In a promise the accepted record is, more often than not, the stored one: whoever accepted a state wrote its record
-//! next. It then travels once.
+//! In a promise, and in a page of a slot, the accepted record is, more often than not, the stored one: whoever accepted a
+//! state wrote its record next. It then travels once.
 
 use super::proto::{self, remembered};
 use super::record::{floor_or_none, read_floor_or_none, read_record, read_version, record, version};
 use super::{Malformed, hash_bytes, read_hash, read_uuid, uuid_bytes};
 use crate::types::limits::REMEMBERED_MAX;
-use crate::types::{Accepted, Ballot, Hlc, Idempotency, OpId, Promise, Recent, Remembered, RememberedAnswer, Writer};
+use crate::types::{
+    Accepted, Ballot, Hlc, Idempotency, OpId, Promise, Recent, Record, Register, Remembered, RememberedAnswer, Writer,
+};
 
 pub(super) fn ballot(ballot: Ballot) -> proto::Ballot {
     proto::Ballot { hlc: ballot.hlc.0, writer: ballot.writer.0 }
@@ -50,30 +52,56 @@ pub(super) fn read_accepted(accepted: proto::Accepted) -> Result<Accepted, Malfo
 
 /// Whether the record that was accepted is the one that is stored, so that it travels once.
 pub(in crate::mesh) fn is_as_stored(promise: &Promise) -> bool {
-    let accepted = promise.accepted.as_ref().and_then(|a| a.record.as_ref());
-    accepted.is_some() && accepted == promise.record.as_ref()
+    promise.accepted.as_ref().is_some_and(|state| is_the_stored(state, promise.record.as_ref()))
+}
+
+fn is_the_stored(state: &Accepted, stored: Option<&Record>) -> bool {
+    state.record.is_some() && state.record.as_ref() == stored
 }
 
 pub(super) fn promise(promise: Promise) -> proto::Promise {
-    let as_stored = is_as_stored(&promise);
-    let state = promise.accepted.map(|mut state| {
-        state.record.take_if(|_| as_stored);
-        proto::Accepted { as_stored, ..accepted(state) }
-    });
+    let state = promise.accepted.map(|state| accepted_beside(state, promise.record.as_ref()));
     proto::Promise { accepted: state, record: promise.record.map(record), floor: floor_or_none(&promise.floor) }
 }
 
 pub(super) fn read_promise(promise: proto::Promise) -> Result<Promise, Malformed> {
     let record = promise.record.map(read_record).transpose()?;
-    let accepted = promise.accepted.map(|state| match (state.as_stored, &state.record, &record) {
+    let accepted = promise.accepted.map(|state| read_accepted_beside(state, record.as_ref())).transpose()?;
+    Ok(Promise { accepted, record, floor: read_floor_or_none(promise.floor)? })
+}
+
+// ------------------------------------------------------------------------------------------------------ registers
+
+pub(super) fn register(register: Register, stored: Option<&Record>) -> proto::Register {
+    proto::Register {
+        promised: Some(ballot(register.promised)),
+        accepted: register.accepted.map(|state| accepted_beside(state, stored)),
+    }
+}
+
+pub(super) fn read_register(register: proto::Register, stored: Option<&Record>) -> Result<Register, Malformed> {
+    Ok(Register {
+        promised: read_ballot(register.promised.ok_or("a register without a promise")?),
+        accepted: register.accepted.map(|state| read_accepted_beside(state, stored)).transpose()?,
+    })
+}
+
+/// A state beside the record that is stored.
+fn accepted_beside(mut state: Accepted, stored: Option<&Record>) -> proto::Accepted {
+    let as_stored = is_the_stored(&state, stored);
+    state.record.take_if(|_| as_stored);
+    proto::Accepted { as_stored, ..accepted(state) }
+}
+
+fn read_accepted_beside(state: proto::Accepted, stored: Option<&Record>) -> Result<Accepted, Malformed> {
+    match (state.as_stored, &state.record, stored) {
         (false, ..) => read_accepted(state),
         (true, None, Some(stored)) => {
             let state = read_accepted(proto::Accepted { as_stored: false, ..state })?;
             Ok(Accepted { record: Some(stored.clone()), ..state })
         }
         (true, ..) => Err("a state with the stored record, and that is missing or sent twice".into()),
-    });
-    Ok(Promise { accepted: accepted.transpose()?, record, floor: read_floor_or_none(promise.floor)? })
+    }
 }
 
 // ----------------------------------------------------------------------------------------------- remembered answers
