@@ -328,7 +328,8 @@ impl World {
         // What was under way when the faults ended, hints left behind too.
         sleep(Duration::from_secs(3)).await;
         self.until("every hint is delivered", || self.hints() == 0).await?;
-        self.until("all copies are equal, though nobody reads", || self.keys().iter().all(|k| self.are_equal(k))).await?;
+        self.until("all copies are equal, though nobody reads", || self.keys().iter().all(|k| self.are_equal(k)))
+            .await?;
         sleep(Duration::from_secs(1)).await;
         Ok(())
     }
