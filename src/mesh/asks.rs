@@ -74,6 +74,14 @@ impl Asks {
                 let reply = answer(client.found(proto::FoundRequest { header, topology, committed: true }).await)?;
                 (reply.header, Ok(PeerReply::Done))
             }
+            PeerRequest::Replace { newcomer, succeeds } => {
+                let mut reply = answer(client.replace(rare::replace_request(header, newcomer, &succeeds)).await)?;
+                (reply.header.take(), rare::read_replace_reply(reply))
+            }
+            PeerRequest::Vote { epoch, ballot, proposal } => {
+                let mut reply = answer(client.vote(rare::vote_request(header, epoch, ballot, proposal)).await)?;
+                (reply.header.take(), rare::read_vote_reply(reply))
+            }
             PeerRequest::Propose { proposal, timeout_ms } => {
                 let reply = answer(client.propose(propose::request(header, *proposal, timeout_ms)).await)?;
                 return self.verdict(reply, instance);

@@ -76,6 +76,7 @@ fn examine(conn: &Connection, walk: bool) -> rusqlite::Result<Option<String>> {
     let facts = [
         facts::topology(conn).map(drop).err(),
         facts::proposal(conn).map(drop).err(),
+        facts::vote(conn).map(drop).err(),
         facts::clock_reservation(conn).map(drop).err(),
     ];
     if let Some(error) = facts.into_iter().flatten().next() {

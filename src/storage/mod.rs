@@ -44,6 +44,7 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod tree;
 
 pub use connection::Durability;

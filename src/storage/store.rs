@@ -22,11 +22,14 @@ use super::meters::Meters;
 use super::migrations::{self, MigrationError};
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
-use super::{count, examine, facts, opening};
+use super::{count, examine, facts, opening, transfer};
 use crate::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, ReplicaReply, Store, StoreError, StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, ReplicaReply, SlotEntry, SlotPage, Store, StoreError, StoreTotals,
+    Submission, Submissions,
 };
-use crate::types::{ClusterId, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, TokenSeed, Topology, Version};
+use crate::types::{
+    ClusterId, Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+};
 
 /// Most reader threads.
 const READERS_MAX: usize = 4;
@@ -104,6 +107,7 @@ pub struct SqliteStore {
     reads: Arc<ReadQueue>,
     status: Arc<Status>,
     book: Arc<Book>,
+    floors: Arc<[Floor]>,
     identity: Arc<Mutex<Identity>>,
     checkpointer: Arc<Checkpointer>,
     threads: Mutex<Option<Threads>>,
@@ -142,7 +146,7 @@ impl SqliteStore {
         };
         let status = Arc::new(Status::new(clock));
         status.set_replaceable(has_peers(&identity));
-        let book = engine.book.clone();
+        let (book, floors) = (engine.book.clone(), engine.floors());
         let wal = dir.wal();
         let checkpointer =
             Checkpointer::new(status.clone(), book.clone(), options.wal_bytes_max, database.clone(), wal);
@@ -151,6 +155,7 @@ impl SqliteStore {
             reads: Arc::default(),
             status,
             book,
+            floors,
             identity: Arc::new(Mutex::new(identity)),
             checkpointer: Arc::new(checkpointer),
             threads: Mutex::new(None),
@@ -450,6 +455,23 @@ impl Store for SqliteStore {
 
     fn save_proposal(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
         done(self.change(Change::Proposal(topology)))
+    }
+
+    fn vote(&self) -> BoxFuture<'static, Result<Option<Vote>, StoreError>> {
+        self.read(|conn, _| facts::vote(conn))
+    }
+
+    fn save_vote(&self, vote: Vote) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::Vote(Box::new(vote))))
+    }
+
+    fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
+        let floor = self.floors[slot.index()];
+        self.read(move |conn, meters| transfer::page(conn, meters, floor, slot, after.as_ref()))
+    }
+
+    fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::Absorb(entries)))
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

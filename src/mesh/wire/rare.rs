@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::proto::{self, info};
-use super::{Malformed, read_node, read_uuid, uuid_bytes};
+use super::{Malformed, read_node, read_uuid, register, uuid_bytes};
 use crate::ports::{Announcement, InfoStamp, NodeInfo, NodeState, PeerReply, PeerRequest};
 use crate::types::limits::{ADDRESS_BYTES_MAX, GOSSIP_PACKET_BYTES_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
-use crate::types::{Epoch, InstanceId, Topology};
+use crate::types::{Ballot, Epoch, InstanceId, Topology, Vote};
 
 /// The longest program version a node may tell, in bytes.
 const PROGRAM_BYTES_MAX: usize = 64;
@@ -35,7 +35,47 @@ pub(in crate::mesh) fn read_found(request: proto::FoundRequest) -> Result<PeerRe
     Ok(if request.committed { PeerRequest::Founded { topology } } else { PeerRequest::Found { topology } })
 }
 
+pub(in crate::mesh) fn replace_request(
+    header: Option<proto::Header>,
+    newcomer: Announcement,
+    succeeds: &[InstanceId],
+) -> proto::ReplaceRequest {
+    let succeeds = succeeds.iter().map(|instance| uuid_bytes(instance.0)).collect();
+    proto::ReplaceRequest { header, newcomer: Some(announcement(newcomer)), succeeds }
+}
+
+pub(in crate::mesh) fn read_replace(request: proto::ReplaceRequest) -> Result<PeerRequest, Malformed> {
+    let newcomer = read_announcement(request.newcomer.ok_or("an announcement is missing")?)?;
+    let succeeds = request.succeeds.iter().map(|bytes| read_uuid(bytes).map(InstanceId)).collect::<Result<_, _>>()?;
+    Ok(PeerRequest::Replace { newcomer, succeeds })
+}
+
+pub(in crate::mesh) fn vote_request(
+    header: Option<proto::Header>,
+    epoch: Epoch,
+    ballot: Ballot,
+    proposal: Option<Arc<Topology>>,
+) -> proto::VoteRequest {
+    let ballot = Some(register::ballot(ballot));
+    proto::VoteRequest { header, epoch: epoch.0, ballot, proposal: topology_or_none(proposal) }
+}
+
+pub(in crate::mesh) fn read_vote(request: proto::VoteRequest) -> Result<PeerRequest, Malformed> {
+    let ballot = register::read_ballot(request.ballot.ok_or("a ballot is missing")?);
+    let proposal = read_topology_or_none(&request.proposal)?;
+    Ok(PeerRequest::Vote { epoch: Epoch(request.epoch), ballot, proposal })
+}
+
 // -------------------------------------------------------------------------------------------------------- answers
+
+pub(in crate::mesh) fn read_replace_reply(reply: proto::ReplaceReply) -> Result<PeerReply, Malformed> {
+    Ok(PeerReply::Replaced { topology: read_topology_or_none(&reply.topology)? })
+}
+
+pub(in crate::mesh) fn read_vote_reply(reply: proto::VoteReply) -> Result<PeerReply, Malformed> {
+    let vote = Vote::decode(&reply.vote).map_err(|e| Malformed::from(e.to_string()))?;
+    Ok(PeerReply::Voted(Box::new(vote)))
+}
 
 pub(in crate::mesh) fn read_node_info_reply(reply: proto::NodeInfoReply) -> Result<PeerReply, Malformed> {
     let infos = reply.infos.into_iter().map(read_info).collect::<Result<_, _>>()?;

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Spawn, Store,
-    StoreError, StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, Refusal, ReplicaReply, ReplicaRequest, SlotEntry, SlotPage,
+    Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version,
+    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -35,6 +35,7 @@ pub(crate) struct Content {
     identity: Identity,
     topology: Option<Topology>,
     proposal: Option<Topology>,
+    vote: Option<Vote>,
     reserved: Hlc,
 }
 
@@ -42,7 +43,7 @@ impl Content {
     fn blank(node: NodeNum, sql: bool, random: &Seeded) -> Self {
         let identity = Identity::fresh(node, InstanceId(random.uuid()));
         let rows: Box<dyn Rows> = if sql { Box::new(SqlRows::new(node)) } else { Box::new(MapRows::default()) };
-        Self { rows, identity, topology: None, proposal: None, reserved: Hlc::ZERO }
+        Self { rows, identity, topology: None, proposal: None, vote: None, reserved: Hlc::ZERO }
     }
 
     /// There are no records before there is a cluster.
@@ -345,6 +346,34 @@ impl Store for SimStore {
 
     fn save_proposal(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
         self.change(move |content| content.proposal = Some((*topology).clone()))
+    }
+
+    fn vote(&self) -> BoxFuture<'static, Result<Option<Vote>, StoreError>> {
+        self.look(|content| content.vote.clone())
+    }
+
+    fn save_vote(&self, vote: Vote) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.change(move |content| content.vote = Some(vote))
+    }
+
+    fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
+        assert!(after.is_none(), "few keys are one page");
+        self.look(|content| {
+            let entries = content.seed().map(|seed| content.rows.slot(seed, slot)).unwrap_or_default();
+            SlotPage { entries, ..SlotPage::default() }
+        })
+    }
+
+    fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.node);
+        self.change(move |content| {
+            for (_, (key, record, register)) in &entries {
+                record.iter().for_each(|record| witness.stored(key, record));
+                trace
+                    .note(format_args!("{me} absorbs {key:?}: {:?}, {register:?}", record.as_ref().map(|r| r.version)));
+            }
+            content.rows.absorb(&entries);
+        })
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

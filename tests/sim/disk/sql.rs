@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest};
+use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, SlotEntry};
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
 use a3::types::{Hlc, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Version};
 
@@ -83,6 +83,16 @@ impl Rows for SqlRows {
 
     fn holdings(&self, seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Holdings {
         self.0.holdings(seed, slot, leaves).expect("memory is not damaged")
+    }
+
+    fn slot(&self, _: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
+        let page = self.0.slot_page(slot, None).expect("memory is not damaged");
+        assert!(page.next.is_none(), "few keys are one page");
+        page.entries
+    }
+
+    fn absorb(&mut self, entries: &[(Token, SlotEntry)]) {
+        self.change(0, &[Change::Absorb(entries.to_vec())]);
     }
 
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
