@@ -82,9 +82,23 @@ impl Disk {
         Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace })
     }
 
-    /// Everything on it is gone, who it was too.
-    pub(crate) fn wipe(&self) {
-        *self.content.lock() = Content::blank(self.node, self.sql, &self.random);
+    /// Everything on it is gone; who it was too, or only the database, and the identity tells whose directory it was.
+    pub(crate) fn wipe(&self, identity_too: bool) {
+        let mut content = self.content.lock();
+        let old = std::mem::replace(&mut *content, Content::blank(self.node, self.sql, &self.random)).identity;
+        if !identity_too && old.cluster.is_some() {
+            let identity = &mut content.identity;
+            (identity.cluster, identity.known_addresses) = (old.cluster, old.known_addresses);
+            identity.succeeds = old.succeeds;
+            identity.succeeds.push(old.instance);
+            identity.rebuilding = true;
+        }
+    }
+
+    /// Whether its node may answer for what is on it.
+    pub(crate) fn is_whole(&self) -> bool {
+        let content = self.content.lock();
+        content.identity.cluster.is_some() && !content.identity.rebuilding
     }
 
     pub(crate) fn set_full(&self, full: bool) {
@@ -103,10 +117,9 @@ impl Disk {
         }
     }
 
-    /// Hints it keeps for others than that node.
-    pub(crate) fn hints_but_for(&self, gone: Option<NodeNum>) -> u64 {
-        let totals = self.content.lock().rows.hint_totals();
-        totals.iter().filter(|(target, _)| Some(*target) != gone).map(|(_, t)| t.count).sum()
+    /// Hints it keeps.
+    pub(crate) fn hints(&self) -> u64 {
+        self.content.lock().rows.hint_totals().iter().map(|(_, totals)| totals.count).sum()
     }
 
     /// How long a sync takes this time.
