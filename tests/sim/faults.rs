@@ -126,7 +126,9 @@ async fn befall(world: Arc<World>, fault: Fault, at: usize, ends: Instant, chanc
             world.crash(place);
             world.wipe(place, chance % 2 == 0);
             sleep_until(ends).await;
-            world.start(place).await;
+            if place.node().is_none() {
+                world.start(place).await;
+            }
         }
         Fault::Wipe => {}
     }
