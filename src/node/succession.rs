@@ -206,14 +206,11 @@ impl Succession {
             let (node, instance, there) = (listed.node, listed.instance, &listed.mesh_address);
             Err(PeerError::Refused(format!("{node} lives as instance {instance} at {there}")))
         };
-        if self.directory.liveness(listed.node) == Liveness::Alive {
+        if self.ask(listed.node, PeerRequest::Topology).await.is_ok() {
             return lives();
         }
         let since = self.down.lock().get(&listed.instance).copied();
-        if since.is_none_or(|since| since.elapsed() < DOWN_FOR) {
-            return Ok(false);
-        }
-        if self.ask(listed.node, PeerRequest::Topology).await.is_ok() { lives() } else { Ok(true) }
+        Ok(since.is_some_and(|since| since.elapsed() >= DOWN_FOR))
     }
 
     /// The topology that lists the newcomer, once it is decided and in force here.

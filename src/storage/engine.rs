@@ -76,7 +76,7 @@ impl Change {
             Change::Write { record, .. } | Change::Hint { record, .. } => record.content_bytes(),
             Change::Accept { accepted, .. } => accepted.record.as_ref().map_or(0, Record::content_bytes),
             Change::Absorb(entries) => {
-                entries.iter().map(|(_, (_, record, _))| record).flatten().map(Record::content_bytes).sum()
+                entries.iter().flat_map(|(_, (_, record, _))| record).map(Record::content_bytes).sum()
             }
             _ => 0,
         }

@@ -1,6 +1,6 @@
 //! From a data directory to a database that can be believed: the one it has, or an empty one in its place.
 
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, has_peers};
 use super::engine::Engine;
 use super::examine;
 use super::migrations::KNOWN;
@@ -17,11 +17,11 @@ pub(super) fn open(
     entropy: &dyn Entropy,
 ) -> Result<(Identity, Engine), OpenError> {
     let identity = dir.start(options.node, now_ms, entropy)?;
-    let (identity, engine) = match sound(dir, options) {
+    let (identity, engine) = match sound(dir, options, has_peers(&identity)) {
         Ok(engine) => (identity, engine),
         Err(OpenError::Damaged { reason, .. }) => {
             let identity = dir.set_aside(identity, &reason, now_ms, entropy)?;
-            (identity, sound(dir, options)?)
+            (identity, sound(dir, options, true)?)
         }
         Err(error) => return Err(error),
     };
@@ -29,9 +29,11 @@ pub(super) fn open(
     Ok((identity, engine))
 }
 
+/// A database of which nobody else has the records is not walked: what can be read of it is all there is.
+///
 /// # Errors
 /// [`OpenError::Damaged`] where the database is not as it was written, and the others as they say.
-fn sound(dir: &DataDir, options: &Options) -> Result<Engine, OpenError> {
+fn sound(dir: &DataDir, options: &Options, replaceable: bool) -> Result<Engine, OpenError> {
     let path = dir.database();
     let damaged = |reason: String| OpenError::Damaged { path: path.clone(), reason };
     let failed = |source| OpenError::Io { path: path.clone(), source };
@@ -52,7 +54,7 @@ fn sound(dir: &DataDir, options: &Options) -> Result<Engine, OpenError> {
         }
         opened => opened?,
     };
-    let walk = bytes > 0 && examine::is_worth_walking(bytes, marks.running);
+    let walk = replaceable && bytes > 0 && examine::is_worth_walking(bytes, marks.running);
     match examine::contents(&engine.conn, walk) {
         Ok(None) => Ok(engine),
         Ok(Some(what)) => Err(damaged(what)),

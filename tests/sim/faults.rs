@@ -50,7 +50,7 @@ const FAULTS: [(Fault, u64); 11] = [
     (Fault::Step, 2),
     (Fault::Drift, 1),
     (Fault::Full, 2),
-    (Fault::Wipe, 1),
+    (Fault::Wipe, 3),
 ];
 
 fn draw(random: &Seeded) -> Fault {
@@ -124,7 +124,7 @@ async fn befall(world: Arc<World>, fault: Fault, at: usize, ends: Instant, chanc
         }
         Fault::Wipe if world.may_wipe() => {
             world.crash(place);
-            world.wipe(place, chance % 2 == 0);
+            world.wipe(place, chance.is_multiple_of(2));
             sleep_until(ends).await;
             if place.node().is_none() {
                 world.start(place).await;

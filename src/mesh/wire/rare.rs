@@ -35,6 +35,14 @@ pub(in crate::mesh) fn read_found(request: proto::FoundRequest) -> Result<PeerRe
     Ok(if request.committed { PeerRequest::Founded { topology } } else { PeerRequest::Found { topology } })
 }
 
+pub(in crate::mesh) fn found_request(
+    header: Option<proto::Header>,
+    about: &Topology,
+    committed: bool,
+) -> proto::FoundRequest {
+    proto::FoundRequest { header, topology: topology(about), committed }
+}
+
 pub(in crate::mesh) fn replace_request(
     header: Option<proto::Header>,
     newcomer: Announcement,
@@ -68,13 +76,17 @@ pub(in crate::mesh) fn read_vote(request: proto::VoteRequest) -> Result<PeerRequ
 
 // -------------------------------------------------------------------------------------------------------- answers
 
-pub(in crate::mesh) fn read_replace_reply(reply: proto::ReplaceReply) -> Result<PeerReply, Malformed> {
-    Ok(PeerReply::Replaced { topology: read_topology_or_none(&reply.topology)? })
+/// The top of an answer, and the rest of it.
+type Split = (Option<proto::Header>, Result<PeerReply, Malformed>);
+
+pub(in crate::mesh) fn split_replace_reply(reply: proto::ReplaceReply) -> Split {
+    let topology = read_topology_or_none(&reply.topology);
+    (reply.header, topology.map(|topology| PeerReply::Replaced { topology }))
 }
 
-pub(in crate::mesh) fn read_vote_reply(reply: proto::VoteReply) -> Result<PeerReply, Malformed> {
-    let vote = Vote::decode(&reply.vote).map_err(|e| Malformed::from(e.to_string()))?;
-    Ok(PeerReply::Voted(Box::new(vote)))
+pub(in crate::mesh) fn split_vote_reply(reply: proto::VoteReply) -> Split {
+    let vote = Vote::decode(&reply.vote).map_err(|e| Malformed::from(e.to_string()));
+    (reply.header, vote.map(|vote| PeerReply::Voted(Box::new(vote))))
 }
 
 pub(in crate::mesh) fn read_node_info_reply(reply: proto::NodeInfoReply) -> Result<PeerReply, Malformed> {
@@ -93,7 +105,7 @@ pub(in crate::mesh) fn read_announce_reply(reply: proto::AnnounceReply) -> Resul
 
 // --------------------------------------------------------------------------------------------------------- values
 
-pub(in crate::mesh) fn topology(topology: &Topology) -> Bytes {
+fn topology(topology: &Topology) -> Bytes {
     topology.encode().into()
 }
 

@@ -58,7 +58,10 @@ impl Founding {
                     tracing::error!("{why}");
                     return Err(stop.into());
                 }
-                Said::NotYet(why) => self.state.lock().unaccepted = Some(why),
+                Said::NotYet(why) => {
+                    let waits = format!("{} waits for the place of another instance: {why}", self.me.node);
+                    self.state.lock().unaccepted = Some(waits);
+                }
                 Said::Yes(topology) => {
                     let mut identity = self.store.identity();
                     identity.cluster = Some(cluster);

@@ -145,6 +145,10 @@ fn without_others_a_damaged_database_is_left_where_it_is() {
 fn two_hundred_flipped_bits_never_serve_a_wrong_value() {
     let origin = tempfile::tempdir().unwrap();
     let was = member(origin.path());
+    // The saved sums would take nearly all of the bits.
+    let conn = rusqlite::Connection::open(origin.path().join("a3.db")).unwrap();
+    conn.execute_batch("DELETE FROM facts WHERE name = 'sums'; DELETE FROM sums; VACUUM").unwrap();
+    drop(conn);
     let clean = std::fs::read(origin.path().join("a3.db")).unwrap();
     let mut random = 0x9e37_79b9_7f4a_7c15u64;
     let (mut replaced, mut refused, mut stopped) = (0, 0, 0);

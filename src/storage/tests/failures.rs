@@ -54,7 +54,7 @@ fn a_newer_file_is_refused() {
     // As the newer program notes it down; without that the number itself would be the damage.
     let identity = dir.path().join("identity");
     let text = std::fs::read_to_string(&identity).unwrap();
-    let newer = text.replace(&format!("\"schema\": {}", crate::storage::migrations::KNOWN), "\"schema\": 999");
+    let newer = text.replace(&format!("\"schema\": {}", migrations::KNOWN), "\"schema\": 999");
     assert_ne!(text, newer);
     std::fs::write(&identity, newer).unwrap();
     let opened = SqliteStore::open(options(dir.path()), Arc::new(SystemClock), &SystemEntropy::default());

@@ -195,7 +195,8 @@ impl Rows for MapRows {
     fn slot(&self, seed: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
         let keys: BTreeSet<&Key> = self.records.keys().chain(self.registers.keys()).collect();
         let of_slot = keys.into_iter().filter(|key| key.token(seed).slot() == slot);
-        of_slot.map(|key| (key.clone(), self.records.get(key).cloned(), self.registers.get(key).cloned())).collect()
+        let register = |key| self.registers.get(key).filter(|r| **r != Register::default()).cloned();
+        of_slot.map(|key| (key.clone(), self.records.get(key).cloned(), register(key))).collect()
     }
 
     fn absorb(&mut self, entries: &[(Token, SlotEntry)]) {
