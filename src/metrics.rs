@@ -125,6 +125,7 @@ metrics_table! {
     STORE_COMMIT_BATCH = "a3_store_commit_batch_requests", Kind::Histogram(BATCH), "Requests in one group commit.", PLAIN;
     STORE_CHECKPOINTS = "a3_store_checkpoints_total", Kind::Counter, "Checkpoints of the write-ahead log.", PLAIN;
     STORE_DAMAGED = "a3_store_damaged_rows_total", Kind::Counter, "Rows that failed their checksum.", PLAIN;
+    STORE_SET_ASIDE = "a3_store_set_aside_total", Kind::Counter, "Databases that were lost or damaged and moved aside at this start: the node came back as a new instance.", PLAIN;
     STORE_CONFLICTS = "a3_store_version_conflicts_total", Kind::Counter, "Records of one version with different contents; must stay zero.", PLAIN;
     STORE_WRITABLE = "a3_store_writable", Kind::Gauge, "Whether the store takes writes (1) or has stopped (0).", PLAIN;
     CLOCK_SKEW = "a3_clock_skew_seconds", Kind::Gauge, "This node's wall clock minus the median of the clocks heard in the last 30 s.", PLAIN;

@@ -23,8 +23,8 @@ pub use crate::types::{
     ReplicaReply, ReplicaRequest, Seen,
 };
 use crate::types::{
-    ClusterId, Entry, Epoch, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, Topology,
-    TopologyError, Version,
+    ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Slot, Sum, Token,
+    Topology, TopologyError, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -238,6 +238,19 @@ pub struct Holdings {
 /// The records that were found, and how many keys were looked up for them.
 pub type RecordPage = (Vec<(Key, Record)>, usize);
 
+/// A key with its record and its register.
+pub type SlotEntry = (Key, Option<Record>, Option<Register>);
+
+/// A part of what a slot holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SlotPage {
+    /// In key order.
+    pub entries: Vec<SlotEntry>,
+    pub floor: Floor,
+    /// Where the page after begins; `None` at the end of the slot.
+    pub next: Option<Key>,
+}
+
 /// Why the store could not do a rare request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -340,6 +353,23 @@ pub trait Store: Send + Sync {
 
     /// Accepts a founding proposal in place of the one before; durable when it answers.
     fn save_proposal(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// This member's vote on the epoch after its own.
+    fn vote(&self) -> BoxFuture<'static, Result<Option<Vote>, StoreError>>;
+
+    /// Replaces the vote; durable when it answers, whatever `DURABILITY` says.
+    fn save_vote(&self, vote: Vote) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// All that is held of a slot, in key order after `after`, about 1 MiB of it, and after which key to go on. What was
+    /// acknowledged before the first page was asked for is in the pages.
+    ///
+    /// Fails with `Damaged` where a record or register of the page cannot be told for certain: whoever asks relies on all
+    /// of it.
+    fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>>;
+
+    /// Takes over what another replica holds of these keys, where it is newer: the greater record, the higher promise,
+    /// the state accepted under the higher ballot. Durable when it answers, whatever `DURABILITY` says.
+    fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// Up to which reading the clock may issue stamps, as last reserved.
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>>;

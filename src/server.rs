@@ -61,6 +61,7 @@ impl ServeError {
                     | OpenError::NewerSchema { .. }
                     | OpenError::Identity { .. }
                     | OpenError::DatabaseLost { .. }
+                    | OpenError::Damaged { .. }
             ) | ServeError::Founding(FoundingError::Stop(_))
                 | ServeError::Listen { .. }
         )
@@ -128,6 +129,7 @@ async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>) -> Re
     let mut terminate = signal(SignalKind::terminate()).map_err(install)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(install)?;
     let mut failed = store.failed();
+    let mut replaced = Box::pin(node.replaced());
     let mut joining = Box::pin(node.join());
     let mut joined = false;
     loop {
@@ -135,6 +137,10 @@ async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>) -> Re
             biased;
             error = &mut failed => {
                 tracing::error!(%error, "the store has stopped writing; the node stops");
+                return Err(error.into());
+            }
+            error = &mut replaced => {
+                tracing::error!(%error, "another instance has this node's place; the node stops");
                 return Err(error.into());
             }
             _ = terminate.recv() => break,

@@ -1,6 +1,6 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, counting, crashes, healing, identity, limits, repeats, stamps, winners
+from . import clocks, counting, crashes, disks, healing, identity, limits, repeats, stamps, winners
 
 CASES = {
     "kill": crashes.kill,
@@ -19,6 +19,10 @@ CASES = {
     "rf2": winners.rf2,
     "idempotent": repeats.idempotent,
     "stamps": stamps.stamps,
+    "eio": disks.eio,
+    "full": disks.full,
+    "quarantine": disks.quarantine,
+    "flips": disks.flips,
     "drift": healing.drift,
     "cost": healing.cost,
     "pressure": healing.pressure,

@@ -65,14 +65,20 @@ impl Asks {
                 (reply.header.take(), rare::read_announce_reply(reply))
             }
             PeerRequest::Found { topology } => {
-                let topology = rare::topology(&topology);
-                let reply = answer(client.found(proto::FoundRequest { header, topology, committed: false }).await)?;
-                (reply.header, Ok(PeerReply::Done))
+                let request = rare::found_request(header, &topology, false);
+                (answer(client.found(request).await)?.header, Ok(PeerReply::Done))
             }
             PeerRequest::Founded { topology } => {
-                let topology = rare::topology(&topology);
-                let reply = answer(client.found(proto::FoundRequest { header, topology, committed: true }).await)?;
-                (reply.header, Ok(PeerReply::Done))
+                let request = rare::found_request(header, &topology, true);
+                (answer(client.found(request).await)?.header, Ok(PeerReply::Done))
+            }
+            PeerRequest::Replace { newcomer, succeeds } => {
+                let request = rare::replace_request(header, newcomer, &succeeds);
+                rare::split_replace_reply(answer(client.replace(request).await)?)
+            }
+            PeerRequest::Vote { epoch, ballot, proposal } => {
+                let request = rare::vote_request(header, epoch, ballot, proposal);
+                rare::split_vote_reply(answer(client.vote(request).await)?)
             }
             PeerRequest::Propose { proposal, timeout_ms } => {
                 let reply = answer(client.propose(propose::request(header, *proposal, timeout_ms)).await)?;

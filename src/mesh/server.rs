@@ -223,6 +223,26 @@ impl Mesh for Door {
         }
     }
 
+    async fn replace(&self, request: Request<proto::ReplaceRequest>) -> Result<Response<proto::ReplaceReply>, Status> {
+        let mut request = request.into_inner();
+        match self.answer(request.header.take(), rare::read_replace(request)).await? {
+            (header, PeerReply::Replaced { topology }) => {
+                Ok(Response::new(proto::ReplaceReply { header, topology: rare::topology_or_none(topology) }))
+            }
+            (_, other) => Err(mismatch(&other)),
+        }
+    }
+
+    async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteReply>, Status> {
+        let mut request = request.into_inner();
+        match self.answer(request.header.take(), rare::read_vote(request)).await? {
+            (header, PeerReply::Voted(vote)) => {
+                Ok(Response::new(proto::VoteReply { header, vote: vote.encode().into() }))
+            }
+            (_, other) => Err(mismatch(&other)),
+        }
+    }
+
     async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundReply>, Status> {
         let mut request = request.into_inner();
         match self.answer(request.header.take(), rare::read_found(request)).await? {

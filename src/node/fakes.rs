@@ -12,14 +12,14 @@ use uuid::Uuid;
 
 use crate::ports::{
     Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers,
-    ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, Store, StoreError, StoreTotals,
-    Submissions,
+    ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, SlotEntry, SlotPage, Store,
+    StoreError, StoreTotals, Submissions,
 };
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
     ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register,
-    Slot, Sum, Token, Topology, Version, Writer,
+    Slot, Sum, Token, Topology, Version, Vote, Writer,
 };
 
 /// A wall clock that stands still until it is set.
@@ -275,13 +275,7 @@ impl Store for FakeStore {
     }
 
     fn identity(&self) -> Identity {
-        Identity {
-            node: NodeNum(1),
-            instance: InstanceId(Uuid::from_u128(1)),
-            cluster: None,
-            generation: 1,
-            known_addresses: Vec::new(),
-        }
+        Identity { generation: 1, ..Identity::fresh(NodeNum(1), InstanceId(Uuid::from_u128(1))) }
     }
 
     fn save_identity(&self, _: Identity) -> BoxFuture<'static, Result<(), StoreError>> {
@@ -301,6 +295,22 @@ impl Store for FakeStore {
     }
 
     fn save_proposal(&self, _: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.rare(())
+    }
+
+    fn vote(&self) -> BoxFuture<'static, Result<Option<Vote>, StoreError>> {
+        self.rare(None)
+    }
+
+    fn save_vote(&self, _: Vote) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.rare(())
+    }
+
+    fn slot_page(&self, _: Slot, _: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
+        self.rare(SlotPage::default())
+    }
+
+    fn absorb(&self, _: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
         self.rare(())
     }
 

@@ -11,6 +11,7 @@
 //! - One decision at a time reaches the disk (`deciding`), so that no proposal is accepted beside a commit.
 
 mod member;
+mod place;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -120,10 +121,11 @@ impl Founding {
         if self.routing.ring().is_some() {
             return String::new();
         }
-        if let Some(cluster) = self.store.identity().cluster {
-            return format!("looks for the members of its cluster {cluster}");
-        }
         let state = self.state.lock();
+        if let Some(cluster) = self.store.identity().cluster {
+            let looks = format!("looks for the members of its cluster {cluster}");
+            return state.unaccepted.iter().fold(looks, |looks, why| format!("{looks}; {why}"));
+        }
         let gathering = state.gathering.waiting();
         match (&state.accepted, &state.unaccepted) {
             (_, Some(why)) => format!("{gathering}; {why}"),
@@ -145,6 +147,7 @@ impl Founding {
     /// When the start cannot go on without a person, or the store failed.
     pub async fn run(&self) -> Result<(), FoundingError> {
         let identity = self.store.identity();
+        self.routing.set_rebuilding(identity.rebuilding);
         if let Some(topology) = self.store.topology().await? {
             self.accept_as_ours(&topology, "the data directory")?;
             self.meet(topology.cluster_id).await?;
@@ -157,6 +160,9 @@ impl Founding {
             state.loaded = true;
         }
         if let Some(cluster) = identity.cluster {
+            if identity.rebuilding {
+                return self.come_back(cluster).await;
+            }
             return Err(Stop::DatabaseLost { cluster }.into());
         }
         if self.options.seeds.is_empty() {
@@ -290,8 +296,21 @@ impl Founding {
 
     /// A committed topology from somebody else.
     async fn take(&self, topology: Arc<Topology>, there: &str) -> Result<(), FoundingError> {
-        self.accept_as_ours(&topology, there)?;
-        self.commit(topology).await
+        match self.accept_as_ours(&topology, there) {
+            Err(stop @ Stop::Replaced { .. }) => self.wait_for_place(&topology, stop).await,
+            accepted => {
+                accepted?;
+                self.commit(topology).await
+            }
+        }
+    }
+
+    /// Whether a topology in force lists this instance.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(super) fn check_listed(&self, topology: &Topology) -> Result<(), Stop> {
+        founding::may_serve(&self.me, Some(topology.cluster_id), topology, "the topology")
     }
 
     async fn commit(&self, topology: Arc<Topology>) -> Result<(), FoundingError> {

@@ -22,9 +22,11 @@ pub mod healing;
 pub mod operations;
 pub mod own;
 pub mod reach;
+pub mod rebuild;
 pub mod replica;
 pub mod request;
 pub mod routing;
+pub mod succession;
 mod survey;
 pub mod views;
 #[cfg(test)]
@@ -41,7 +43,7 @@ use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
     StoreError,
 };
-use crate::types::{ClusterId, Identity, InstanceId, Level, NodeNum};
+use crate::types::{ClusterId, Identity, InstanceId, Level, NodeNum, Topology};
 
 use anti_entropy::AntiEntropy;
 use clock::NodeClock;
@@ -54,9 +56,11 @@ use handoff::Handoff;
 use operations::Operations;
 use own::Own;
 use reach::Reach;
+use rebuild::Rebuild;
 use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
+use succession::Succession;
 
 /// How a node is set up.
 #[derive(Clone, Debug)]
@@ -144,6 +148,8 @@ pub struct Node {
     coordinator: Arc<Coordinator>,
     conditional: Arc<Conditional>,
     replica: Arc<Replica>,
+    succession: Arc<Succession>,
+    rebuild: Arc<Rebuild>,
     founding: Arc<Founding>,
     gossip: Arc<Gossip>,
     own: Arc<Own>,
@@ -217,6 +223,10 @@ impl Node {
             Arc::clone(&ports.entropy),
         );
         let directory = Arc::new(Directory::default());
+        let succession =
+            Succession::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&directory));
+        let rebuild =
+            Rebuild::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&replica), Arc::clone(&succession));
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),
@@ -229,6 +239,7 @@ impl Node {
         spawn.spawn(Box::pin(Arc::clone(&clock).keep_reserved(Arc::clone(&store))));
         spawn.spawn(Box::pin(handoff.run()));
         anti_entropy.start(&*spawn);
+        spawn.spawn(Box::pin(Arc::clone(&succession).run()));
         spawn.spawn(Box::pin(take_rates(Arc::clone(&own))));
         coordinator.start(&*spawn);
         Ok(Arc::new(Self {
@@ -241,6 +252,8 @@ impl Node {
             coordinator,
             conditional,
             replica,
+            succession,
+            rebuild,
             founding,
             gossip,
             own,
@@ -264,6 +277,7 @@ impl Node {
         while others && !self.clock.is_compared() && Instant::now() < until {
             sleep(COMPARE_EVERY).await;
         }
+        self.rebuild.run().await?;
         self.own.set_state(NodeState::Serving);
         self.gossip.refresh();
         Ok(())
@@ -300,6 +314,25 @@ impl Node {
     pub async fn put_if(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
         self.check_joined(Level::Linearizable)?;
         self.conditional.put(put).await
+    }
+
+    /// Resolves when the topology lists another instance under this node's number: it must not go on.
+    pub async fn replaced(&self) -> FoundingError {
+        let mut epoch = self.routing.subscribe();
+        loop {
+            if let Some(ring) = self.routing.ring()
+                && let Err(stop) = self.founding.check_listed(ring.topology())
+            {
+                return stop.into();
+            }
+            // The sender lives in `routing`, which we hold.
+            let _ = epoch.changed().await;
+        }
+    }
+
+    /// Whether it is of the cluster whose topology is in force here.
+    fn is_of_ours(&self, topology: &Topology) -> bool {
+        self.routing.ring().is_some_and(|ring| ring.topology().cluster_id == topology.cluster_id)
     }
 
     /// Nothing is stamped before the clock was compared with the others'.
@@ -378,6 +411,21 @@ impl PeerHandler for Node {
                 }
                 PeerRequest::FetchRange(exchange) => self.anti_entropy.answer_fetch_range(exchange).await,
                 PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
+                PeerRequest::FetchSlot { epoch, slot, after } => self.rebuild.answer(epoch, slot, after).await,
+                PeerRequest::Vote { epoch, ballot, proposal } => {
+                    self.succession.answer_vote(epoch, ballot, proposal).await
+                }
+                PeerRequest::Replace { newcomer, succeeds } => {
+                    if (from.node, from.instance) != newcomer.who() {
+                        return Err(PeerError::Protocol("on behalf of somebody else".into()));
+                    }
+                    self.check_joined(Level::Linearizable).map_err(|f| PeerError::Refused(f.kind.to_string()))?;
+                    self.succession.answer_replace(newcomer, succeeds).await
+                }
+                PeerRequest::Founded { topology } if self.is_of_ours(&topology) => {
+                    self.succession.adopt(topology).await;
+                    Ok(PeerReply::Done)
+                }
                 request => self.founding.answer(from, request).await,
             }
         })

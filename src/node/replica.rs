@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Nothing reaches the store that this node would not own up to: a stamp too far ahead, a value too large, a record
 //!   that does not match its checksum, or a key whose home is elsewhere.
+//! - While the node is being rebuilt (see `rebuild`) everything is refused: what it lost could be what is asked about.
 //! - A message stays one batch, in its order, so that its writes become one transaction.
 //!
 //! A request computed under an older topology is told the newer one. One computed under a newer topology is served
@@ -14,6 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use ::metrics::Counter;
+use parking_lot::RwLock;
 
 use super::clock::NodeClock;
 use super::events;
@@ -40,17 +42,26 @@ pub struct Replica {
     clock: Arc<NodeClock>,
     store: Arc<dyn Store>,
     stamps_refused: Counter,
+    /// Held while a message is checked and queued: whoever held all of it knows that what came before is queued.
+    under_way: RwLock<()>,
 }
 
 impl Replica {
     pub fn new(options: Options, routing: Arc<Routing>, clock: Arc<NodeClock>, store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { options, routing, clock, store, stamps_refused: metrics::counter(metrics::CLOCK_REFUSED, &[]) })
+        let stamps_refused = metrics::counter(metrics::CLOCK_REFUSED, &[]);
+        Arc::new(Self { options, routing, clock, store, stamps_refused, under_way: RwLock::new(()) })
+    }
+
+    /// Waits until every message that was let in under a topology before the one in force is queued at the store.
+    pub fn settle(&self) {
+        drop(self.under_way.write());
     }
 
     /// A whole message of requests. Only queues; each is answered where its `reply_to` says, those that are refused at
     /// once and the rest when the store has them on disk.
     pub fn deliver(&self, from: NodeNum, batch: Deliveries) {
-        let Some(ring) = self.routing.ring() else {
+        let _under_way = self.under_way.read();
+        let Some(ring) = self.routing.ring().filter(|_| !self.routing.is_rebuilding()) else {
             return refuse_all(batch, Refusal::NotReady);
         };
         if ring.topology().member(from).is_none() {

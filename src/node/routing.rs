@@ -1,6 +1,7 @@
 //! The topology in force: one ring at a time, replaced whole, read by every request.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -13,12 +14,18 @@ use crate::types::{Epoch, Topology};
 #[derive(Debug)]
 pub struct Routing {
     ring: RwLock<Option<Arc<Ring>>>,
+    /// This node's slots are not all here yet: see `rebuild`.
+    rebuilding: AtomicBool,
     epoch: watch::Sender<Epoch>,
 }
 
 impl Default for Routing {
     fn default() -> Self {
-        Self { ring: RwLock::new(None), epoch: watch::Sender::new(Epoch::default()) }
+        Self {
+            ring: RwLock::new(None),
+            rebuilding: AtomicBool::new(false),
+            epoch: watch::Sender::new(Epoch::default()),
+        }
     }
 }
 
@@ -26,6 +33,15 @@ impl Routing {
     /// `None` before the node has found or founded its cluster.
     pub fn ring(&self) -> Option<Arc<Ring>> {
         self.ring.read().clone()
+    }
+
+    /// Whether this node must not answer for its slots. Set before the topology is put in force that lists it.
+    pub fn is_rebuilding(&self) -> bool {
+        self.rebuilding.load(Ordering::Relaxed)
+    }
+
+    pub fn set_rebuilding(&self, rebuilding: bool) {
+        self.rebuilding.store(rebuilding, Ordering::Relaxed);
     }
 
     /// Epoch 0 before there is a topology.

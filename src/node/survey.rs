@@ -137,7 +137,9 @@ impl Node {
                 joined,
                 match (founded, joined) {
                     (_, true) => format!("epoch {}", self.routing.epoch()),
-                    (true, false) => "compares its clock with the other members'".into(),
+                    (true, false) => {
+                        self.rebuild.waiting().unwrap_or_else(|| "compares its clock with the other members'".into())
+                    }
                     (false, false) => self.founding.waiting(),
                 },
             ),

@@ -14,9 +14,9 @@ use uuid::Uuid;
 
 use crate::ports::{
     Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, RecordPage,
-    ReplicaCall, ReplyTo, Spawn, Store, StoreError, StoreTotals, Submissions,
+    ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
-use crate::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Topology, Version};
+use crate::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, Topology, Version, Vote};
 
 pub(crate) struct Seeded(Mutex<StdRng>);
 
@@ -56,18 +56,19 @@ pub(crate) struct Disk {
     pub(crate) identity: Mutex<Identity>,
     pub(crate) topology: Mutex<Option<Topology>>,
     pub(crate) proposal: Mutex<Option<Topology>>,
+    pub(crate) vote: Mutex<Option<Vote>>,
 }
 
 impl Disk {
     pub(crate) fn fresh(node: u16, instance: u128) -> Arc<Self> {
-        let identity = Identity {
-            node: NodeNum(node),
-            instance: InstanceId(Uuid::from_u128(instance)),
-            cluster: None,
-            generation: 1,
-            known_addresses: Vec::new(),
-        };
-        Arc::new(Self { identity: Mutex::new(identity), topology: Mutex::default(), proposal: Mutex::default() })
+        let identity =
+            Identity { generation: 1, ..Identity::fresh(NodeNum(node), InstanceId(Uuid::from_u128(instance))) };
+        Arc::new(Self {
+            identity: Mutex::new(identity),
+            topology: Mutex::default(),
+            proposal: Mutex::default(),
+            vote: Mutex::default(),
+        })
     }
 }
 
@@ -166,6 +167,28 @@ impl Store for DiskStore {
             *disk.proposal.lock() = Some((*topology).clone());
             Ok(())
         })
+    }
+
+    fn vote(&self) -> BoxFuture<'static, Result<Option<Vote>, StoreError>> {
+        let disk = self.0.clone();
+        Box::pin(async move { Ok(disk.vote.lock().clone()) })
+    }
+
+    fn save_vote(&self, vote: Vote) -> BoxFuture<'static, Result<(), StoreError>> {
+        let disk = self.0.clone();
+        Box::pin(async move {
+            sleep(SYNC).await;
+            *disk.vote.lock() = Some(vote);
+            Ok(())
+        })
+    }
+
+    fn slot_page(&self, _: Slot, _: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
+        Box::pin(async { Ok(SlotPage::default()) })
+    }
+
+    fn absorb(&self, _: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

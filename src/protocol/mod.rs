@@ -13,3 +13,4 @@ pub mod register;
 pub mod replica;
 pub mod ring;
 pub mod skew;
+pub mod succession;

@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, ErrorCode};
 
 use super::book::Book;
-use super::connection::PAGE_BYTES;
+use super::connection::{self, PAGE_BYTES};
 use super::engine::Engine;
 use super::status::Status;
 
@@ -156,6 +156,9 @@ impl Checkpointer {
         }
         if self.status.writable() {
             self.attempt(conn, &Mode::Truncate);
+        }
+        if !self.status.writable() {
+            connection::leave_log(conn);
         }
     }
 

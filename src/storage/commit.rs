@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::checkpoint::Checkpointer;
+use super::connection;
 use super::engine::{BatchError, Change, Engine, Outcome};
 use super::status::Status;
 use crate::ports::{Refusal, ReplicaReply, ReplyTo, StoreError};
@@ -168,9 +169,9 @@ impl Writer {
                 changes.clear();
             }
         }
-        if self.status.writable()
-            && let Err(error) = self.engine.save_sums()
-        {
+        if !self.status.writable() {
+            connection::leave_log(&self.engine.conn);
+        } else if let Err(error) = self.engine.save_sums() {
             tracing::warn!(%error, "the sums were not saved; the next start counts anew");
         }
     }
@@ -190,6 +191,7 @@ impl Writer {
                     answer.tell(outcome);
                 }
                 self.checkpointer.wrote(&self.engine);
+                self.status.stop_if_damaged(&self.engine.meters);
             }
             Err(BatchError::Full) => {
                 self.status.disk_full();

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::migrations::{self, MigrationError};
@@ -77,6 +78,13 @@ pub(super) fn open(path: &Path, role: Role) -> Result<Connection, MigrationError
         Role::Counter => {}
     }
     Ok(conn)
+}
+
+/// Has the connection leave the log as it is when it closes. After a failed sync the operating system may have forgotten
+/// what it could not write, so nothing of it may be carried over by whoever read it before.
+pub(super) fn leave_log(conn: &Connection) {
+    // It only fails for a connection that cannot be closed either.
+    let _ = conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
 }
 
 pub(super) fn set_synchronous(conn: &Connection, durability: Durability) -> rusqlite::Result<()> {

@@ -19,10 +19,17 @@ pub(super) struct Found {
 }
 
 /// The counter thread: walks every slot that is due, until the book says to stop. `seed` is asked under each snapshot: a
-/// node that has rows has its cluster.
-pub(super) fn run(conn: &Connection, book: &Book, seed: impl Fn() -> Option<TokenSeed>) {
+/// node that has rows has its cluster. `failed` hears what kept a slot from being walked.
+pub(super) fn run(
+    conn: &Connection,
+    book: &Book,
+    seed: impl Fn() -> Option<TokenSeed>,
+    failed: impl Fn(&rusqlite::Error),
+) {
     while let Some(slot) = book.wait_due() {
-        report(slot, walk(conn, book, slot, &seed));
+        let walked = walk(conn, book, slot, &seed);
+        walked.as_ref().err().into_iter().for_each(&failed);
+        report(slot, walked);
     }
 }
 

@@ -24,9 +24,9 @@ use super::migrations::MigrationError;
 use super::row::{self, Columns, Loaded};
 use super::saved;
 use super::tree::Moved;
-use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen};
+use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
-use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, Topology, Version};
+use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, Topology, Version, Vote};
 
 /// What a batch consists of.
 #[derive(Clone, Debug)]
@@ -63,7 +63,10 @@ pub enum Change {
     /// Commits a topology newer than the stored one, and ends the proposal.
     Topology(Arc<Topology>),
     Proposal(Arc<Topology>),
+    Vote(Box<Vote>),
     ReserveClock(Hlc),
+    /// Merges what another replica holds of these keys.
+    Absorb(Vec<(Token, SlotEntry)>),
 }
 
 impl Change {
@@ -72,6 +75,9 @@ impl Change {
         match self {
             Change::Write { record, .. } | Change::Hint { record, .. } => record.content_bytes(),
             Change::Accept { accepted, .. } => accepted.record.as_ref().map_or(0, Record::content_bytes),
+            Change::Absorb(entries) => {
+                entries.iter().flat_map(|(_, (_, record, _))| record).map(Record::content_bytes).sum()
+            }
             _ => 0,
         }
     }
@@ -81,7 +87,8 @@ impl Change {
     pub(super) fn always_syncs(&self) -> bool {
         match self {
             Change::Prepare { .. } | Change::Accept { .. } => true,
-            Change::Topology(_) | Change::Proposal(_) | Change::ReserveClock(_) => true,
+            Change::Topology(_) | Change::Proposal(_) | Change::Vote(_) | Change::ReserveClock(_) => true,
+            Change::Absorb(_) => true,
             Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
         }
     }
@@ -221,6 +228,7 @@ impl Engine {
     }
 
     fn note_damage(&self, change: &Change, error: &rusqlite::Error) {
+        self.meters.met(error);
         match change {
             Change::Write { token, key, .. } => self.meters.damaged(token.slot(), key, error),
             Change::Hint { slot, key, .. } | Change::Prepare { slot, key, .. } | Change::Accept { slot, key, .. } => {
@@ -325,11 +333,13 @@ impl<'e> Batch<'e> {
             }
             Change::Topology(topology) => facts::save_topology(conn, topology).map(|()| Outcome::Done),
             Change::Proposal(topology) => facts::save_proposal(conn, topology).map(|()| Outcome::Done),
+            Change::Vote(vote) => facts::save_vote(conn, vote).map(|()| Outcome::Done),
+            Change::Absorb(entries) => self.absorb(entries),
             Change::ReserveClock(until) => facts::reserve_clock(conn, *until).map(|()| Outcome::Done),
         }
     }
 
-    fn write(&mut self, token: Token, key: &Key, record: &Record) -> rusqlite::Result<ReplicaReply> {
+    pub(super) fn write(&mut self, token: Token, key: &Key, record: &Record) -> rusqlite::Result<ReplicaReply> {
         let slot = token.slot();
         let found = row::load(&mut self.select, slot, key)?;
         let stored = found.as_ref().and_then(|loaded| loaded.stored.as_ref());

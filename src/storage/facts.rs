@@ -6,11 +6,12 @@ use rusqlite::{Connection, OptionalExtension, params};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ports::StoreError;
-use crate::types::{Ballot, Floor, Hlc, Slot, Topology, Version, Writer};
+use crate::types::{Ballot, Floor, Hlc, Slot, Topology, Version, Vote, Writer};
 
 const TOPOLOGY: &str = "topology";
 const PROPOSAL: &str = "proposal";
 const CLOCK: &str = "clock";
+const VOTE: &str = "vote";
 const SUMS: &str = "sums";
 
 pub(super) fn topology(conn: &Connection) -> Result<Option<Topology>, StoreError> {
@@ -34,6 +35,14 @@ pub(super) fn proposal(conn: &Connection) -> Result<Option<Topology>, StoreError
 
 pub(super) fn save_proposal(conn: &Connection, topology: &Topology) -> rusqlite::Result<()> {
     save(conn, PROPOSAL, &topology.encode())
+}
+
+pub(super) fn vote(conn: &Connection) -> Result<Option<Vote>, StoreError> {
+    Ok(load(conn, VOTE)?.map(|body| Vote::decode(&body)).transpose()?)
+}
+
+pub(super) fn save_vote(conn: &Connection, vote: &Vote) -> rusqlite::Result<()> {
+    save(conn, VOTE, &vote.encode())
 }
 
 pub(super) fn clock_reservation(conn: &Connection) -> Result<Hlc, StoreError> {

@@ -5,7 +5,8 @@ use super::count;
 use super::engine::Engine;
 use super::holdings::{self, Gathered, Wanted};
 use super::read;
-use crate::ports::{Hint, HintTotals, Holdings, ReadPart, RecordPage, ReplicaReply, StoreError};
+use super::transfer;
+use crate::ports::{Hint, HintTotals, Holdings, ReadPart, RecordPage, ReplicaReply, SlotPage, StoreError};
 use crate::types::{Hlc, Key, Leaf, NodeNum, Slot, Sum, TokenSeed};
 
 impl Engine {
@@ -61,6 +62,14 @@ impl Engine {
             after = piece.next;
         }
         Ok(gathered.finish())
+    }
+
+    /// A page of all that is held of a slot.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where anything of it cannot be told.
+    pub fn slot_page(&self, slot: Slot, after: Option<&Key>) -> Result<SlotPage, StoreError> {
+        transfer::page(&self.conn, &self.meters, self.floors[slot.index()], slot, after)
     }
 
     /// The records of these keys, until about 1 MiB is full, and how many of the keys were looked up.

@@ -1,8 +1,10 @@
 //! The store's own metrics, taken once.
 
 use std::fmt::Display;
+use std::sync::{Arc, OnceLock};
 
 use metrics::{Counter, Gauge, Histogram};
+use rusqlite::ErrorCode;
 
 use crate::metrics::{
     HINTS_DROPPED, HINTS_STORED, STORE_CHECKPOINTS, STORE_COMMIT_BATCH, STORE_COMMIT_SECONDS, STORE_CONFLICTS,
@@ -20,6 +22,8 @@ pub(super) struct Meters {
     pub(super) hints_dropped: Counter,
     damaged: Counter,
     conflicts: Counter,
+    /// What SQLite said of the first damaged page.
+    page: Arc<OnceLock<String>>,
 }
 
 impl Meters {
@@ -33,6 +37,7 @@ impl Meters {
             hints_dropped: counter(HINTS_DROPPED, &[]),
             damaged: counter(STORE_DAMAGED, &[]),
             conflicts: counter(STORE_CONFLICTS, &[]),
+            page: Arc::default(),
         }
     }
 
@@ -40,6 +45,18 @@ impl Meters {
     pub(super) fn damaged(&self, slot: Slot, key: &dyn Display, what: &dyn Display) {
         self.damaged.increment(1);
         tracing::error!(%slot, %key, %what, "a stored row is damaged; nothing in it is believed");
+    }
+
+    /// Remembers the error where it means that the file is damaged outside of its rows.
+    pub(super) fn met(&self, error: &rusqlite::Error) {
+        if matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)) {
+            self.page.get_or_init(|| error.to_string());
+        }
+    }
+
+    /// The first damaged page that was met.
+    pub(super) fn page(&self) -> Option<&str> {
+        self.page.get().map(String::as_str)
     }
 
     /// One version with two contents.

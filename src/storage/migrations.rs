@@ -41,6 +41,23 @@ pub(super) fn migrate(conn: &mut Connection) -> Result<(), MigrationError> {
     Ok(())
 }
 
+/// Whether the file's tables and indexes are, word for word, those that the migrations make.
+pub(super) fn is_as_known(conn: &Connection) -> rusqlite::Result<bool> {
+    let known = Connection::open_in_memory()?;
+    MIGRATIONS.iter().try_for_each(|migration| known.execute_batch(migration))?;
+    let version: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok(version == KNOWN && schema(conn)? == schema(&known)?)
+}
+
+/// Type, name, table and text of everything in the schema.
+type Schema = Vec<(String, String, String, Option<String>)>;
+
+fn schema(conn: &Connection) -> rusqlite::Result<Schema> {
+    let mut select = conn.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name")?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+    rows.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,9 @@
 //! - A failed write or sync ends writing for good; a full disk only refuses, until there is space.
 //! - One process has the directory.
 //!
+//! - A database that is damaged outside of its rows is not served on where others have its records: it is moved aside, and
+//!   the directory becomes a new instance's (`data_dir`, `examine`).
+//!
 //! Caveats: SQLite has no checksums of pages, so damage outside of rows shows as `SQLITE_CORRUPT` or not at all until
 //! the row is missed; copies on other nodes are what heals it. Mapped pages are read without a system call, and a disk
 //! that fails under them kills the process instead of failing the read.
@@ -25,12 +28,14 @@ mod connection;
 mod count;
 mod data_dir;
 mod engine;
+mod examine;
 mod facts;
 mod hints;
 mod holdings;
 mod inline;
 mod meters;
 mod migrations;
+mod opening;
 mod read;
 mod register;
 mod row;
@@ -39,6 +44,7 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod tree;
 
 pub use connection::Durability;

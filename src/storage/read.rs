@@ -131,6 +131,7 @@ impl Reader {
             if let Some(rare) = rare {
                 rare(&self.conn, &self.status.meters);
             }
+            self.status.stop_if_damaged(&self.status.meters);
         }
     }
 
@@ -162,7 +163,7 @@ pub(super) fn answer(
     part: ReadPart,
     targets: &[NodeNum],
 ) -> ReplicaReply {
-    let record = match newest(conn, slot, key, targets) {
+    let record = match newest(conn, meters, slot, key, targets) {
         Ok(record) => record,
         Err(damage) => {
             meters.damaged(slot, key, &damage);
@@ -177,8 +178,17 @@ pub(super) fn answer(
 }
 
 /// What is wrong with a row, as text.
-fn newest(conn: &Connection, slot: Slot, key: &Key, targets: &[NodeNum]) -> Result<Option<Record>, String> {
-    let text = |e: rusqlite::Error| e.to_string();
+fn newest(
+    conn: &Connection,
+    meters: &Meters,
+    slot: Slot,
+    key: &Key,
+    targets: &[NodeNum],
+) -> Result<Option<Record>, String> {
+    let text = |e: rusqlite::Error| {
+        meters.met(&e);
+        e.to_string()
+    };
     let mut select = conn.prepare_cached(row::SELECT_RECORD).map_err(text)?;
     let found = row::load(&mut select, slot, key).map_err(text)?;
     let mut newest = match found {

@@ -25,19 +25,19 @@
 //! value anyhow; a prepare, which has to tell it, is refused.
 
 use bytes::{Buf, BufMut};
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use smallvec::SmallVec;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::engine::Batch;
+use super::engine::{Batch, Outcome};
 use super::row::{self, Columns, Loaded};
 use crate::ports::{Refusal, ReplicaReply};
 use crate::protocol::register;
 use crate::types::limits::REMEMBERED_MAX;
 use crate::types::{
-    Accepted, Ballot, Hlc, Idempotency, Key, OpId, Promise, Recent, Record, Remembered, RememberedAnswer, Slot,
-    Version, Writer,
+    Accepted, Ballot, Hlc, Idempotency, Key, OpId, Promise, Recent, Record, Register, Remembered, RememberedAnswer,
+    Slot, Version, Writer,
 };
 
 /// The columns that [`Head::of`] reads.
@@ -107,30 +107,57 @@ impl Batch<'_> {
 
     fn promise(&mut self, slot: Slot, key: &Key, ballot: Ballot) -> Result<ReplicaReply, Unread> {
         let floor = self.engine.floors[slot.index()];
-        let Head { promised, accepted: state } = self.head(slot, key)?;
+        let Head { promised, accepted: state } = head(&self.engine.conn, slot, key)?;
         if let Err(promised) = register::prepare(promised, &floor, ballot) {
             return Ok(ReplicaReply::Outbid { promised });
         }
-        let accepted = state.as_ref().map(|state| self.accepted(slot, key, state)).transpose()?;
+        let accepted = state.as_ref().map(|state| accepted(&self.engine.conn, slot, key, state)).transpose()?;
         let record = sound(row::load(&mut self.select, slot, key)?, "checksum of the record under a register")?;
-        self.engine.conn.prepare_cached(PUT_PROMISE)?.execute(params![
-            slot.0,
-            key.as_bytes(),
-            ballot.hlc.0 as i64,
-            ballot.writer.0,
-            seal(slot.0.into(), key.as_bytes(), ballot, state.as_ref()) as i64,
-            place(slot.0.into(), key.as_bytes()) as i64,
-        ])?;
+        put_promise(&self.engine.conn, slot, key, ballot, state.as_ref())?;
         Ok(ReplicaReply::Promised(Box::new(Promise { accepted, record, floor })))
     }
 
     fn keep(&mut self, slot: Slot, key: &Key, accepted: &Accepted) -> Result<ReplicaReply, Unread> {
-        let conn = &self.engine.conn;
-        let Accepted { ballot, op, record, recent } = accepted;
-        let Head { promised, accepted: before } = self.head(slot, key)?;
-        if let Err(promised) = register::accept(promised, &self.engine.floors[slot.index()], *ballot) {
+        let Head { promised, accepted: before } = head(&self.engine.conn, slot, key)?;
+        if let Err(promised) = register::accept(promised, &self.engine.floors[slot.index()], accepted.ballot) {
             return Ok(ReplicaReply::Outbid { promised });
         }
+        self.put_accepted(slot, key, accepted, before)?;
+        Ok(ReplicaReply::Accepted)
+    }
+
+    /// Merges the register that another replica holds of the key.
+    pub(super) fn merge(&mut self, slot: Slot, key: &Key, other: &Register) -> rusqlite::Result<Outcome> {
+        match self.merge_register(slot, key, other) {
+            Ok(()) => Ok(Outcome::Done),
+            Err(Unread::Damaged(what)) => {
+                self.meters.damaged(slot, key, &what);
+                Ok(Outcome::Damaged)
+            }
+            Err(Unread::Sqlite(error)) => Err(error),
+        }
+    }
+
+    fn merge_register(&mut self, slot: Slot, key: &Key, other: &Register) -> Result<(), Unread> {
+        let own = head(&self.engine.conn, slot, key)?;
+        let promised = own.promised.max(other.promised);
+        let newer = |theirs: &&Accepted| own.accepted.as_ref().is_none_or(|mine| mine.ballot < theirs.ballot);
+        match other.accepted.as_ref().filter(newer) {
+            Some(accepted) => {
+                self.put_accepted(slot, key, accepted, own.accepted)?;
+                // That promised its ballot and no more.
+                let now = head(&self.engine.conn, slot, key)?;
+                put_promise(&self.engine.conn, slot, key, promised.max(accepted.ballot), now.accepted.as_ref())?;
+            }
+            None => put_promise(&self.engine.conn, slot, key, promised, own.accepted.as_ref())?,
+        }
+        Ok(())
+    }
+
+    /// Accepts, whatever was promised: its ballot is promised afterwards.
+    fn put_accepted(&self, slot: Slot, key: &Key, accepted: &Accepted, before: Option<State>) -> Result<(), Unread> {
+        let conn = &self.engine.conn;
+        let Accepted { ballot, op, record, recent } = accepted;
         let old = before.and_then(|state| state.large);
         let columns = match (record, old) {
             (Some(record), _) => Some(Columns::place(conn, key, record, old)?),
@@ -156,37 +183,72 @@ impl Batch<'_> {
                 put.execute(params![slot.0, key.as_bytes(), hlc, writer, state.bytes, seal, place])?;
             }
         }
-        Ok(ReplicaReply::Accepted)
+        Ok(())
     }
+}
 
-    /// What stands for the key; nothing promised and accepted where it surely has no row.
-    fn head(&self, slot: Slot, key: &Key) -> Result<Head, Unread> {
-        let at = params![slot.0, key.as_bytes()];
-        let mut select = self.engine.conn.prepare_cached(SELECT_HEAD)?;
-        if let Some(head) = select.query_row(at, |row| Ok(Head::of(row))).optional()? {
-            return head.ok_or(Unread::Damaged("seal of a register"));
-        }
-        for beside in [HEAD_BEFORE, HEAD_AFTER] {
-            let mut select = self.engine.conn.prepare_cached(beside)?;
-            if select.query_row(at, |row| Ok(!is_another(row))).optional()? == Some(true) {
-                return Err(Unread::Damaged("the place of a register beside it, which may be its own"));
-            }
-        }
-        Ok(Head::default())
+/// What stands for the key; nothing promised and accepted where it surely has no row.
+fn head(conn: &Connection, slot: Slot, key: &Key) -> Result<Head, Unread> {
+    let at = params![slot.0, key.as_bytes()];
+    let mut select = conn.prepare_cached(SELECT_HEAD)?;
+    if let Some(head) = select.query_row(at, |row| Ok(Head::of(row))).optional()? {
+        return head.ok_or(Unread::Damaged("seal of a register"));
     }
+    for beside in [HEAD_BEFORE, HEAD_AFTER] {
+        let mut select = conn.prepare_cached(beside)?;
+        if select.query_row(at, |row| Ok(!is_another(row))).optional()? == Some(true) {
+            return Err(Unread::Damaged("the place of a register beside it, which may be its own"));
+        }
+    }
+    Ok(Head::default())
+}
 
-    fn accepted(&self, slot: Slot, key: &Key, state: &State) -> Result<Accepted, Unread> {
-        let (op, recent) = decode(&state.bytes).ok_or(Unread::Damaged("state of a register"))?;
-        let record = match state.checksum {
-            Some(_) => {
-                let mut select = self.engine.conn.prepare_cached(row::SELECT_ACCEPTED)?;
-                let damage = "checksum of an accepted record";
-                Some(sound(row::load(&mut select, slot, key)?, damage)?.ok_or(Unread::Damaged(damage))?)
-            }
-            None => None,
-        };
-        Ok(Accepted { ballot: state.ballot, op, record, recent })
+fn accepted(conn: &Connection, slot: Slot, key: &Key, state: &State) -> Result<Accepted, Unread> {
+    let (op, recent) = decode(&state.bytes).ok_or(Unread::Damaged("state of a register"))?;
+    let record = match state.checksum {
+        Some(_) => {
+            let mut select = conn.prepare_cached(row::SELECT_ACCEPTED)?;
+            let damage = "checksum of an accepted record";
+            Some(sound(row::load(&mut select, slot, key)?, damage)?.ok_or(Unread::Damaged(damage))?)
+        }
+        None => None,
+    };
+    Ok(Accepted { ballot: state.ballot, op, record, recent })
+}
+
+/// The register of a key for whoever only reads; `None` where it surely has none.
+///
+/// # Errors
+/// What is damaged, as text.
+pub(super) fn read(conn: &Connection, slot: Slot, key: &Key) -> Result<Option<Register>, String> {
+    let read = || {
+        let Head { promised, accepted: state } = head(conn, slot, key)?;
+        let accepted = state.map(|state| accepted(conn, slot, key, &state)).transpose()?;
+        Ok(Register { promised, accepted })
+    };
+    match read() {
+        Ok(register) => Ok((register != Register::default()).then_some(register)),
+        Err(Unread::Damaged(what)) => Err(what.to_owned()),
+        Err(Unread::Sqlite(error)) => Err(error.to_string()),
     }
+}
+
+fn put_promise(
+    conn: &Connection,
+    slot: Slot,
+    key: &Key,
+    ballot: Ballot,
+    state: Option<&State>,
+) -> rusqlite::Result<()> {
+    conn.prepare_cached(PUT_PROMISE)?.execute(params![
+        slot.0,
+        key.as_bytes(),
+        ballot.hlc.0 as i64,
+        ballot.writer.0,
+        seal(slot.0.into(), key.as_bytes(), ballot, state) as i64,
+        place(slot.0.into(), key.as_bytes()) as i64,
+    ])?;
+    Ok(())
 }
 
 /// The record of a row that holds one; damage is no record.

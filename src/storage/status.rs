@@ -1,7 +1,7 @@
 //! Whether the store writes, and what time it is: shared by all its threads.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
@@ -17,6 +17,9 @@ pub(super) struct Status {
     observed: AtomicU64,
     failure: watch::Sender<Option<StoreError>>,
     full: AtomicBool,
+    /// Others have these records: a database with damaged pages is better rebuilt than served on.
+    replaceable: AtomicBool,
+    damage: OnceLock<String>,
 }
 
 impl Status {
@@ -24,7 +27,8 @@ impl Status {
         let meters = Meters::new();
         meters.writable.set(1.0);
         let (observed, full) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { meters, clock, observed, failure: watch::Sender::new(None), full }
+        let (failure, replaceable, damage) = (watch::Sender::new(None), AtomicBool::new(false), OnceLock::new());
+        Self { meters, clock, observed, failure, full, replaceable, damage }
     }
 
     pub(super) fn observe(&self, now: Hlc) {
@@ -55,6 +59,26 @@ impl Status {
         });
         self.meters.writable.set(0.0);
         error
+    }
+
+    pub(super) fn set_replaceable(&self, replaceable: bool) {
+        self.replaceable.store(replaceable, Ordering::Relaxed);
+    }
+
+    /// Where others have the records, ends the store once one of its threads met a damaged page: at the next start the
+    /// database is moved aside. Elsewhere what can be read is all there is, and is served on.
+    pub(super) fn stop_if_damaged(&self, met: &Meters) {
+        if let Some(page) = met.page()
+            && self.replaceable.load(Ordering::Relaxed)
+            && self.damage.set(page.to_owned()).is_ok()
+        {
+            self.fail(format!("the database is damaged ({page}); at the next start it is moved aside and rebuilt"));
+        }
+    }
+
+    /// Why the database must not be opened again.
+    pub(super) fn damage(&self) -> Option<String> {
+        self.damage.get().cloned()
     }
 
     pub(super) fn failure(&self) -> Option<StoreError> {

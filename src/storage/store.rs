@@ -15,19 +15,21 @@ use super::book::Book;
 use super::checkpoint::Checkpointer;
 use super::commit::{AnswerTo, Job, WriteQueue, Writer};
 use super::connection::{self, Durability, Role};
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, has_peers};
 use super::engine::{Change, Engine, Outcome, change_of};
 use super::holdings::{self, Gathered, Wanted};
 use super::meters::Meters;
 use super::migrations::{self, MigrationError};
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
-use super::{count, facts};
+use super::{count, examine, facts, opening, transfer};
 use crate::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, Store, StoreError, StoreTotals, Submission,
-    Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
+    StoreTotals, Submission, Submissions,
 };
-use crate::types::{ClusterId, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, TokenSeed, Topology, Version};
+use crate::types::{
+    ClusterId, Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+};
 
 /// Most reader threads.
 const READERS_MAX: usize = 4;
@@ -67,10 +69,15 @@ pub enum OpenError {
     #[error("{}: the identity of this data directory cannot be used: {reason}", path.display())]
     Identity { path: PathBuf, reason: String },
     #[error(
-        "{}: the database is gone, and this data directory belongs to cluster {cluster}; a replica without its records and \
-         promises must not answer for them: put the database back, or leave the node down", path.display()
+        "{}: the database is gone, this data directory belongs to cluster {cluster}, and no other member has its records; \
+         put the database back, or leave the node down", path.display()
     )]
     DatabaseLost { path: PathBuf, cluster: ClusterId },
+    #[error(
+        "{}: the database is damaged ({reason}), and no other member has its records: put a sound copy in its place, or \
+         move the whole directory aside to start anew", path.display()
+    )]
+    Damaged { path: PathBuf, reason: String },
     #[error("{}: {reason}", path.display())]
     Sqlite { path: PathBuf, reason: String },
     #[error("{} cannot be used: {source}", path.display())]
@@ -79,7 +86,12 @@ pub enum OpenError {
 
 impl OpenError {
     pub(super) fn sqlite(path: &Path, error: &rusqlite::Error) -> Self {
-        OpenError::Sqlite { path: path.to_owned(), reason: error.to_string() }
+        let (path, reason) = (path.to_owned(), error.to_string());
+        if examine::is_unsound(error) {
+            OpenError::Damaged { path, reason }
+        } else {
+            OpenError::Sqlite { path, reason }
+        }
     }
 }
 
@@ -95,6 +107,7 @@ pub struct SqliteStore {
     reads: Arc<ReadQueue>,
     status: Arc<Status>,
     book: Arc<Book>,
+    floors: Arc<[Floor]>,
     identity: Arc<Mutex<Identity>>,
     checkpointer: Arc<Checkpointer>,
     threads: Mutex<Option<Threads>>,
@@ -119,8 +132,7 @@ impl SqliteStore {
     pub fn open(options: Options, clock: Arc<dyn Clock>, entropy: &dyn Entropy) -> Result<Arc<Self>, OpenError> {
         let dir = Arc::new(DataDir::open(&options.data_dir)?);
         let database = dir.database();
-        let identity = dir.start(options.node, entropy)?;
-        let engine = Engine::open(&database, options.node, options.durability, options.hint_bytes_max)?;
+        let (identity, engine) = opening::open(&dir, &options, clock.wall_ms(), entropy)?;
         let connect = |role| {
             connection::open(&database, role).map_err(|e| match e {
                 MigrationError::Newer { found } => OpenError::NewerSchema { path: database.clone(), found },
@@ -133,7 +145,8 @@ impl SqliteStore {
             checkpointer: connect(Role::Checkpointer)?,
         };
         let status = Arc::new(Status::new(clock));
-        let book = engine.book.clone();
+        status.set_replaceable(has_peers(&identity));
+        let (book, floors) = (engine.book.clone(), engine.floors());
         let wal = dir.wal();
         let checkpointer =
             Checkpointer::new(status.clone(), book.clone(), options.wal_bytes_max, database.clone(), wal);
@@ -142,6 +155,7 @@ impl SqliteStore {
             reads: Arc::default(),
             status,
             book,
+            floors,
             identity: Arc::new(Mutex::new(identity)),
             checkpointer: Arc::new(checkpointer),
             threads: Mutex::new(None),
@@ -160,7 +174,14 @@ impl SqliteStore {
             readers.push(thread("a3-reader", status, move || reader.run())?);
         }
         let (book, identity, counting) = (self.book.clone(), self.identity.clone(), conns.counter);
-        let counter = thread("a3-counter", status, move || count::run(&counting, &book, || seed_of(&identity.lock())))?;
+        let counted = status.clone();
+        let counter = thread("a3-counter", status, move || {
+            let failed = |error: &rusqlite::Error| {
+                counted.meters.met(error);
+                counted.stop_if_damaged(&counted.meters);
+            };
+            count::run(&counting, &book, || seed_of(&identity.lock()), failed);
+        })?;
         let (checkpointer, conn) = (self.checkpointer.clone(), conns.checkpointer);
         let checkpointing = thread("a3-checkpointer", status, move || checkpointer.run(&conn))?;
         let writer = Writer {
@@ -185,6 +206,13 @@ impl SqliteStore {
         join(threads.counter);
         self.checkpointer.close();
         join(threads.checkpointer);
+        let damage = self.status.damage();
+        if self.status.writable() || damage.is_some() {
+            // Where it cannot be said, the next start looks closer.
+            if let Err(error) = threads.dir.closed(&self.identity.lock(), damage) {
+                tracing::warn!(%error, "the stop could not be noted down");
+            }
+        }
         drop(threads.dir);
     }
 
@@ -429,6 +457,23 @@ impl Store for SqliteStore {
         done(self.change(Change::Proposal(topology)))
     }
 
+    fn vote(&self) -> BoxFuture<'static, Result<Option<Vote>, StoreError>> {
+        self.read(|conn, _| facts::vote(conn))
+    }
+
+    fn save_vote(&self, vote: Vote) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::Vote(Box::new(vote))))
+    }
+
+    fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
+        let floor = self.floors[slot.index()];
+        self.read(move |conn, meters| transfer::page(conn, meters, floor, slot, after.as_ref()))
+    }
+
+    fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::Absorb(entries)))
+    }
+
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {
         self.read(|conn, _| facts::clock_reservation(conn))
     }
@@ -472,6 +517,7 @@ fn replace_identity(
     let identity = Identity { node: now.node, instance: now.instance, generation: now.generation, cluster, ..identity };
     match dir.save(&identity) {
         Ok(()) => {
+            status.set_replaceable(has_peers(&identity));
             *held.lock() = identity;
             Ok(())
         }

@@ -31,6 +31,6 @@ pub use proposal::{Proposal, Verdict};
 pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
 pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Remembered, RememberedAnswer};
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
-pub use topology::{Member, Topology, TopologyError};
+pub use topology::{Member, Topology, TopologyError, Vote};
 pub use tree::{Digest, Entry, Leaf, SlotSet, Span, Sum};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

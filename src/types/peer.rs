@@ -8,8 +8,8 @@ use super::id::{Epoch, InstanceId, NodeNum};
 use super::key::{Key, Slot, Token};
 use super::proposal::{Proposal, Verdict};
 use super::record::{Floor, Record};
-use super::register::Register;
-use super::topology::Topology;
+use super::register::{Ballot, Register};
+use super::topology::{Topology, Vote};
 use super::tree::{Digest, Entry, Leaf, SlotSet, Span};
 
 /// Rare requests between nodes, one call each.
@@ -26,8 +26,14 @@ pub enum PeerRequest {
     Announce(Announcement),
     /// Epoch 1, proposed to every instance it names.
     Found { topology: Arc<Topology> },
-    /// Epoch 1 was accepted by all: store it.
+    /// This topology was decided: store it. Epoch 1 is from the founder who proposed it; a later one follows from the one
+    /// in force.
     Founded { topology: Arc<Topology> },
+    /// A new instance asks to take the place of the member of its number. It held the directory of these instances before,
+    /// so that none of them can be alive; without one of them the member must have been down for a while.
+    Replace { newcomer: Announcement, succeeds: Vec<InstanceId> },
+    /// Vote on the epoch after yours: promise that ballot, or accept this proposal under it.
+    Vote { epoch: Epoch, ballot: Ballot, proposal: Option<Arc<Topology>> },
     /// Propose this conditional write, and give up after so many milliseconds. Never repeated, and never passed on again.
     Propose { proposal: Box<Proposal>, timeout_ms: u64 },
     /// The digests of the sixteen parts of each of these spans, summed over the slots that asker and asked share under
@@ -115,6 +121,12 @@ pub enum PeerReply {
         topology: Option<Arc<Topology>>,
         heard: Vec<Announcement>,
     },
+    /// To `Replace`: the topology that lists the newcomer, or none yet: ask again.
+    Replaced {
+        topology: Option<Arc<Topology>>,
+    },
+    /// To `Vote`: what stands now. A higher promise than was asked for is a refusal.
+    Voted(Box<Vote>),
     /// What became of the proposal.
     Proposed(Box<Verdict>),
     ChunkHashes(ChunkHashes),

@@ -3,6 +3,7 @@
 //! Sources: Rystsov, "CASPaxos: Replicated State Machines without logs" (2018) for the register; Burke et al., "Gryff"
 //! (NSDI 2020) for ordering it with plain writes by carstamps. The rules are in `protocol::register`.
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::id::{OpId, Writer};
@@ -11,7 +12,7 @@ use super::record::{Floor, Record};
 use super::version::{Hlc, Version};
 
 /// What a proposer prepares with: greater outbids. No two are the same, as no stamp is issued twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ballot {
     pub hlc: Hlc,
     pub writer: Writer,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::id::{ClusterId, Epoch, InstanceId, NodeNum, Writer};
 use super::key::Slot;
 use super::limits::{ADDRESS_BYTES_MAX, MEMBERS_MAX, REPLICATION_FACTOR_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
+use super::register::Ballot;
 
 /// A node as the topology lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,31 @@ pub struct Topology {
     pub ring: Vec<Vec<NodeNum>>,
     /// The next writer number to give; never below one that was given.
     pub next_writer: Writer,
+}
+
+/// What a member promised and accepted about the epoch after its own: its part in deciding it (`protocol::succession`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    /// The epoch to be decided.
+    pub epoch: Epoch,
+    /// No lower ballot is listened to.
+    pub promised: Ballot,
+    pub accepted: Option<(Ballot, Topology)>,
+}
+
+impl Vote {
+    /// One encoding, on disk and on the wire: JSON, like the topology in it.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// # Errors
+    /// When the bytes are not JSON of this shape, or hold a topology that is not sound.
+    pub fn decode(bytes: &[u8]) -> Result<Self, TopologyError> {
+        let vote: Vote = serde_json::from_slice(bytes)?;
+        vote.accepted.iter().try_for_each(|(_, topology)| topology.check())?;
+        Ok(vote)
+    }
 }
 
 /// Why a topology is refused. Nothing was stored.

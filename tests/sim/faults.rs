@@ -50,7 +50,7 @@ const FAULTS: [(Fault, u64); 11] = [
     (Fault::Step, 2),
     (Fault::Drift, 1),
     (Fault::Full, 2),
-    (Fault::Wipe, 1),
+    (Fault::Wipe, 3),
 ];
 
 fn draw(random: &Seeded) -> Fault {
@@ -64,7 +64,7 @@ fn draw(random: &Seeded) -> Fault {
     Fault::Crash
 }
 
-/// Faults until the time is up. Then all of them end, except for a wiped disk.
+/// Faults until the time is up. Then all of them end.
 pub(crate) async fn faults(world: Arc<World>, until: Instant) {
     let random = Seeded::new(world.seed, 2);
     // Some seeds are calm.
@@ -124,20 +124,22 @@ async fn befall(world: Arc<World>, fault: Fault, at: usize, ends: Instant, chanc
         }
         Fault::Wipe if world.may_wipe() => {
             world.crash(place);
-            world.wipe(place);
+            world.wipe(place, chance.is_multiple_of(2));
             sleep_until(ends).await;
-            world.start(place).await;
+            if place.node().is_none() {
+                world.start(place).await;
+            }
         }
         Fault::Wipe => {}
     }
 }
 
-/// Those of them that are up die, and are started again when it ends. Who was wiped has exited for good.
+/// Those of them that are up die, and are started again when it ends.
 async fn crash(world: &World, places: &[Place], ends: Instant) {
-    let up: Vec<&Place> = places.iter().filter(|p| p.node().is_some() && Some(p.number) != world.wiped()).collect();
+    let up: Vec<&Place> = places.iter().filter(|p| p.node().is_some()).collect();
     up.iter().for_each(|p| world.crash(p));
     sleep_until(ends).await;
-    for place in up.into_iter().filter(|p| p.node().is_none() && Some(p.number) != world.wiped()) {
+    for place in up.into_iter().filter(|p| p.node().is_none()) {
         world.start(place).await;
     }
 }

@@ -357,6 +357,11 @@ impl fmt::Display for Named<'_> {
             PeerRequest::Announce(_) => "its announcement",
             PeerRequest::Found { .. } => "its acceptance",
             PeerRequest::Founded { .. } => "its commit",
+            PeerRequest::Replace { .. } => "replace",
+            PeerRequest::Vote { epoch, ballot, proposal } => {
+                let what = proposal.as_ref().map_or("a promise", |_| "an acceptance");
+                return write!(f, "{what} of epoch {epoch} under {ballot:?}");
+            }
             PeerRequest::GetChunkHash { .. } => "get-chunk-hash",
             PeerRequest::FetchRange(_) => "fetch-range",
             PeerRequest::Converge { .. } => "converge",

@@ -60,7 +60,7 @@ pub(crate) struct World {
     /// What is asked about, and where it lives: known once there is a cluster.
     keys: OnceLock<Keys>,
     pub(crate) shared: Shared,
-    /// The node whose disk was wiped. It stays out, as nobody may take its old place without what it knew.
+    /// The node whose disk was wiped. It comes back as another instance, once it has its slots from the others.
     wiped: Mutex<Option<NodeNum>>,
     /// Up to which version each node has acknowledged each key to somebody who was told so.
     promised: Mutex<BTreeMap<(NodeNum, Key), Version>>,
@@ -183,8 +183,17 @@ impl World {
                 }
             }
         };
+        let (fenced, trace, number) = (node.clone(), self.trace.clone(), place.number);
+        let (end, network) = (life.clone(), self.network.clone());
+        let replaced = async move {
+            let error = fenced.replaced().await;
+            trace.note(format_args!("{number} has been replaced, and exits: {error}"));
+            end.end();
+            network.unplug(number);
+        };
         *place.life.lock() = Some((node, life.clone()));
         life.spawn(join.boxed());
+        life.spawn(replaced.boxed());
     }
 
     /// The node dies, between two of its steps.
@@ -247,9 +256,9 @@ impl World {
 
     /// The disk of a node that is down loses everything, and what the node promised is owed no more. At most one in a
     /// world, and only where a majority of each key's home replicas stays.
-    pub(crate) fn wipe(&self, place: &Place) {
-        self.trace.note(format_args!("the disk of {} is wiped", place.number));
-        place.disk.wipe();
+    pub(crate) fn wipe(&self, place: &Place, identity_too: bool) {
+        self.trace.note(format_args!("the disk of {} is wiped, its identity too: {identity_too}", place.number));
+        place.disk.wipe(identity_too);
         *self.wiped.lock() = Some(place.number);
         self.promised.lock().retain(|(node, _), _| *node != place.number);
     }
@@ -282,10 +291,11 @@ impl World {
         place.disk.version(*slot, key, hints)
     }
 
-    /// What the home replicas' disks hold of a key, without one that was wiped.
+    /// What the home replicas' disks hold of a key, without one that was wiped and is not whole again.
     pub(crate) fn copies(&self, key: &Key) -> Vec<Option<Version>> {
         let (homes, wiped) = (self.homes(key), self.wiped());
-        let kept = self.places.iter().filter(|p| homes.contains(&p.number) && Some(p.number) != wiped);
+        let kept =
+            self.places.iter().filter(|p| homes.contains(&p.number) && (Some(p.number) != wiped || p.disk.is_whole()));
         kept.map(|place| self.held(place, key, false)).collect()
     }
 
@@ -319,12 +329,12 @@ impl World {
             place.disk.set_full(false);
             // What is stamped too far ahead of a replica's clock is refused until that has caught up.
             place.clock.set_right();
-            if place.node().is_none() && Some(place.number) != self.wiped() {
+            if place.node().is_none() {
                 self.start(place).await;
             }
         }
+        self.bring_back_wiped().await?;
         self.until("every node serves again", || self.all_ready()).await?;
-        self.wiped_stays_out().await?;
         // What was under way when the faults ended, hints left behind too.
         sleep(Duration::from_secs(3)).await;
         self.until("every hint is delivered", || self.hints() == 0).await?;
@@ -334,28 +344,28 @@ impl World {
         Ok(())
     }
 
-    /// A node whose disk was wiped is another instance under an old number: it finds its cluster, and is refused.
-    async fn wiped_stays_out(&self) -> Result<(), String> {
+    /// A node whose disk was wiped is another instance under an old number. While the members hold the old one to be alive
+    /// it exits, and whoever supervises it starts it again.
+    async fn bring_back_wiped(&self) -> Result<(), String> {
         let Some(place) = self.places.iter().find(|p| Some(p.number) == self.wiped()) else { return Ok(()) };
-        if place.node().is_none() {
-            self.start(place).await;
-        }
-        let refused = || place.node().is_none_or(|(node, _)| node.readiness().ready);
-        self.until("the wiped node exits", refused).await?;
-        if place.node().is_some() {
-            return Err(format!("{} serves again, after its disk was wiped", place.number));
-        }
-        Ok(())
+        let again = async {
+            while !place.node().is_some_and(|(node, _)| node.readiness().ready) {
+                if place.node().is_none() {
+                    self.start(place).await;
+                }
+                sleep(Duration::from_millis(500)).await;
+            }
+        };
+        timeout(PATIENCE, again).await.map_err(|_| format!("not within {PATIENCE:?}: {} comes back", place.number))
     }
 
     /// Hints that somebody may ask to be given.
     fn hints(&self) -> u64 {
-        self.places.iter().map(|p| p.disk.hints_but_for(self.wiped())).sum()
+        self.places.iter().map(|p| p.disk.hints()).sum()
     }
 
     fn all_ready(&self) -> bool {
-        let owed = self.places.iter().filter(|p| Some(p.number) != self.wiped());
-        owed.into_iter().all(|p| p.node().is_some_and(|(node, _)| node.readiness().ready))
+        self.places.iter().all(|p| p.node().is_some_and(|(node, _)| node.readiness().ready))
     }
 
     async fn until(&self, what: &str, done: impl Fn() -> bool) -> Result<(), String> {

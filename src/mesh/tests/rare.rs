@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::mesh::wire::tests::{announcement, node_info, topology};
 use crate::ports::{Destination, InfoStamp, Peers};
+use crate::types::Vote;
 
 const TWO: NodeNum = NodeNum(2);
 
@@ -21,6 +22,7 @@ async fn each_kind_makes_the_round_to_a_member_and_to_an_address() {
     let stamp = InfoStamp { node: NodeNum(3), instance: instance(3), generation: 4, info: 5 };
     let topology = Arc::new(topology(3));
     let none = PeerReply::Topology { topology: None };
+    let ballot = Ballot { hlc: Hlc(7), writer: Writer(2) };
     let rounds = [
         (PeerRequest::Gossip(vec![0u8, 1, 255].into()), PeerReply::Done),
         (
@@ -35,7 +37,24 @@ async fn each_kind_makes_the_round_to_a_member_and_to_an_address() {
         ),
         (PeerRequest::Announce(announcement(4)), PeerReply::Announced { topology: None, heard: vec![] }),
         (PeerRequest::Found { topology: topology.clone() }, PeerReply::Done),
-        (PeerRequest::Founded { topology }, PeerReply::Done),
+        (PeerRequest::Founded { topology: topology.clone() }, PeerReply::Done),
+        (
+            PeerRequest::Replace { newcomer: announcement(4), succeeds: vec![instance(7), instance(8)] },
+            PeerReply::Replaced { topology: Some(topology.clone()) },
+        ),
+        (PeerRequest::Replace { newcomer: announcement(4), succeeds: vec![] }, PeerReply::Replaced { topology: None }),
+        (
+            PeerRequest::Vote { epoch: Epoch(2), ballot, proposal: None },
+            PeerReply::Voted(Box::new(Vote { epoch: Epoch(2), promised: ballot, accepted: None })),
+        ),
+        (
+            PeerRequest::Vote { epoch: Epoch(2), ballot, proposal: Some(topology.clone()) },
+            PeerReply::Voted(Box::new(Vote {
+                epoch: Epoch(2),
+                promised: ballot,
+                accepted: Some((ballot, (*topology).clone())),
+            })),
+        ),
     ];
     for to in [Destination::Member(TWO), Destination::Address(listening.text())] {
         for (request, reply) in rounds.clone() {

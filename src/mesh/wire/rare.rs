@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::proto::{self, info};
-use super::{Malformed, read_node, read_uuid, uuid_bytes};
+use super::{Malformed, read_node, read_uuid, register, uuid_bytes};
 use crate::ports::{Announcement, InfoStamp, NodeInfo, NodeState, PeerReply, PeerRequest};
 use crate::types::limits::{ADDRESS_BYTES_MAX, GOSSIP_PACKET_BYTES_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
-use crate::types::{Epoch, InstanceId, Topology};
+use crate::types::{Ballot, Epoch, InstanceId, Topology, Vote};
 
 /// The longest program version a node may tell, in bytes.
 const PROGRAM_BYTES_MAX: usize = 64;
@@ -35,7 +35,59 @@ pub(in crate::mesh) fn read_found(request: proto::FoundRequest) -> Result<PeerRe
     Ok(if request.committed { PeerRequest::Founded { topology } } else { PeerRequest::Found { topology } })
 }
 
+pub(in crate::mesh) fn found_request(
+    header: Option<proto::Header>,
+    about: &Topology,
+    committed: bool,
+) -> proto::FoundRequest {
+    proto::FoundRequest { header, topology: topology(about), committed }
+}
+
+pub(in crate::mesh) fn replace_request(
+    header: Option<proto::Header>,
+    newcomer: Announcement,
+    succeeds: &[InstanceId],
+) -> proto::ReplaceRequest {
+    let succeeds = succeeds.iter().map(|instance| uuid_bytes(instance.0)).collect();
+    proto::ReplaceRequest { header, newcomer: Some(announcement(newcomer)), succeeds }
+}
+
+pub(in crate::mesh) fn read_replace(request: proto::ReplaceRequest) -> Result<PeerRequest, Malformed> {
+    let newcomer = read_announcement(request.newcomer.ok_or("an announcement is missing")?)?;
+    let succeeds = request.succeeds.iter().map(|bytes| read_uuid(bytes).map(InstanceId)).collect::<Result<_, _>>()?;
+    Ok(PeerRequest::Replace { newcomer, succeeds })
+}
+
+pub(in crate::mesh) fn vote_request(
+    header: Option<proto::Header>,
+    epoch: Epoch,
+    ballot: Ballot,
+    proposal: Option<Arc<Topology>>,
+) -> proto::VoteRequest {
+    let ballot = Some(register::ballot(ballot));
+    proto::VoteRequest { header, epoch: epoch.0, ballot, proposal: topology_or_none(proposal) }
+}
+
+pub(in crate::mesh) fn read_vote(request: proto::VoteRequest) -> Result<PeerRequest, Malformed> {
+    let ballot = register::read_ballot(request.ballot.ok_or("a ballot is missing")?);
+    let proposal = read_topology_or_none(&request.proposal)?;
+    Ok(PeerRequest::Vote { epoch: Epoch(request.epoch), ballot, proposal })
+}
+
 // -------------------------------------------------------------------------------------------------------- answers
+
+/// The top of an answer, and the rest of it.
+type Split = (Option<proto::Header>, Result<PeerReply, Malformed>);
+
+pub(in crate::mesh) fn split_replace_reply(reply: proto::ReplaceReply) -> Split {
+    let topology = read_topology_or_none(&reply.topology);
+    (reply.header, topology.map(|topology| PeerReply::Replaced { topology }))
+}
+
+pub(in crate::mesh) fn split_vote_reply(reply: proto::VoteReply) -> Split {
+    let vote = Vote::decode(&reply.vote).map_err(|e| Malformed::from(e.to_string()));
+    (reply.header, vote.map(|vote| PeerReply::Voted(Box::new(vote))))
+}
 
 pub(in crate::mesh) fn read_node_info_reply(reply: proto::NodeInfoReply) -> Result<PeerReply, Malformed> {
     let infos = reply.infos.into_iter().map(read_info).collect::<Result<_, _>>()?;
@@ -53,7 +105,7 @@ pub(in crate::mesh) fn read_announce_reply(reply: proto::AnnounceReply) -> Resul
 
 // --------------------------------------------------------------------------------------------------------- values
 
-pub(in crate::mesh) fn topology(topology: &Topology) -> Bytes {
+fn topology(topology: &Topology) -> Bytes {
     topology.encode().into()
 }
 

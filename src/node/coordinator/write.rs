@@ -12,6 +12,7 @@ use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Recei
 use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
 use crate::protocol::ring::Ring;
+use crate::protocol::succession;
 use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Version};
 
 use super::Coordinator;
@@ -106,8 +107,9 @@ impl Coordinator {
         loop {
             match end {
                 End::Stale(topology) => {
+                    let older = ring;
                     ring = self.adopt(topology, put.level).await.map_err(|f| self.failure(&writing, f.kind))?;
-                    end = self.write_again(&mut writing, &ring).await;
+                    end = self.write_again(&mut writing, &older, &ring).await;
                 }
                 End::State(WriteState::Restamp { above }) => {
                     self.meters.restamps.increment(1);
@@ -127,11 +129,12 @@ impl Coordinator {
     }
 
     /// The same write under the same version, to the replicas of a newer topology.
-    async fn write_again(&self, writing: &mut Writing, ring: &Ring) -> End {
+    async fn write_again(&self, writing: &mut Writing, older: &Ring, ring: &Ring) -> End {
         writing.epoch = ring.epoch();
         writing.round += 1;
         let placement = ring.placement(ring.token(&writing.key).slot());
-        let asks = writing.fold.move_to(Arc::clone(placement), &self.asking(placement));
+        let gone = succession::gone(older.topology(), ring.topology());
+        let asks = writing.fold.move_to(Arc::clone(placement), &gone, &self.asking(placement));
         self.drive(writing, asks).await
     }
 

@@ -51,6 +51,12 @@ fn a_newer_file_is_refused() {
     let conn = rusqlite::Connection::open(dir.path().join("a3.db")).unwrap();
     conn.pragma_update(None, "user_version", 999).unwrap();
     drop(conn);
+    // As the newer program notes it down; without that the number itself would be the damage.
+    let identity = dir.path().join("identity");
+    let text = std::fs::read_to_string(&identity).unwrap();
+    let newer = text.replace(&format!("\"schema\": {}", migrations::KNOWN), "\"schema\": 999");
+    assert_ne!(text, newer);
+    std::fs::write(&identity, newer).unwrap();
     let opened = SqliteStore::open(options(dir.path()), Arc::new(SystemClock), &SystemEntropy::default());
     assert!(matches!(opened, Err(OpenError::NewerSchema { found: 999, .. })));
 }

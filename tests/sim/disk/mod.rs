@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, RecordPage, Refusal, ReplicaReply, ReplicaRequest, Spawn,
-    Store, StoreError, StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, RecordPage, Refusal, ReplicaReply, ReplicaRequest, SlotEntry,
+    SlotPage, Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version,
+    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -35,20 +35,15 @@ pub(crate) struct Content {
     identity: Identity,
     topology: Option<Topology>,
     proposal: Option<Topology>,
+    vote: Option<Vote>,
     reserved: Hlc,
 }
 
 impl Content {
     fn blank(node: NodeNum, sql: bool, random: &Seeded) -> Self {
-        let identity = Identity {
-            node,
-            instance: InstanceId(random.uuid()),
-            cluster: None,
-            generation: 0,
-            known_addresses: Vec::new(),
-        };
+        let identity = Identity::fresh(node, InstanceId(random.uuid()));
         let rows: Box<dyn Rows> = if sql { Box::new(SqlRows::new(node)) } else { Box::new(MapRows::default()) };
-        Self { rows, identity, topology: None, proposal: None, reserved: Hlc::ZERO }
+        Self { rows, identity, topology: None, proposal: None, vote: None, reserved: Hlc::ZERO }
     }
 
     /// There are no records before there is a cluster.
@@ -87,9 +82,23 @@ impl Disk {
         Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace })
     }
 
-    /// Everything on it is gone, who it was too.
-    pub(crate) fn wipe(&self) {
-        *self.content.lock() = Content::blank(self.node, self.sql, &self.random);
+    /// Everything on it is gone; who it was too, or only the database, and the identity tells whose directory it was.
+    pub(crate) fn wipe(&self, identity_too: bool) {
+        let mut content = self.content.lock();
+        let old = std::mem::replace(&mut *content, Content::blank(self.node, self.sql, &self.random)).identity;
+        if !identity_too && old.cluster.is_some() {
+            let identity = &mut content.identity;
+            (identity.cluster, identity.known_addresses) = (old.cluster, old.known_addresses);
+            identity.succeeds = old.succeeds;
+            identity.succeeds.push(old.instance);
+            identity.rebuilding = true;
+        }
+    }
+
+    /// Whether its node may answer for what is on it.
+    pub(crate) fn is_whole(&self) -> bool {
+        let content = self.content.lock();
+        content.identity.cluster.is_some() && !content.identity.rebuilding
     }
 
     pub(crate) fn set_full(&self, full: bool) {
@@ -108,10 +117,9 @@ impl Disk {
         }
     }
 
-    /// Hints it keeps for others than that node.
-    pub(crate) fn hints_but_for(&self, gone: Option<NodeNum>) -> u64 {
-        let totals = self.content.lock().rows.hint_totals();
-        totals.iter().filter(|(target, _)| Some(*target) != gone).map(|(_, t)| t.count).sum()
+    /// Hints it keeps.
+    pub(crate) fn hints(&self) -> u64 {
+        self.content.lock().rows.hint_totals().iter().map(|(_, totals)| totals.count).sum()
     }
 
     /// How long a sync takes this time.
@@ -352,6 +360,34 @@ impl Store for SimStore {
 
     fn save_proposal(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
         self.change(move |content| content.proposal = Some((*topology).clone()))
+    }
+
+    fn vote(&self) -> BoxFuture<'static, Result<Option<Vote>, StoreError>> {
+        self.look(|content| content.vote.clone())
+    }
+
+    fn save_vote(&self, vote: Vote) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.change(move |content| content.vote = Some(vote))
+    }
+
+    fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
+        assert!(after.is_none(), "few keys are one page");
+        self.look(|content| {
+            let entries = content.seed().map(|seed| content.rows.slot(seed, slot)).unwrap_or_default();
+            SlotPage { entries, ..SlotPage::default() }
+        })
+    }
+
+    fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.node);
+        self.change(move |content| {
+            for (_, (key, record, register)) in &entries {
+                record.iter().for_each(|record| witness.stored(key, record));
+                trace
+                    .note(format_args!("{me} absorbs {key:?}: {:?}, {register:?}", record.as_ref().map(|r| r.version)));
+            }
+            content.rows.absorb(&entries);
+        })
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

@@ -1,9 +1,9 @@
 //! What a disk holds of keys: records, registers, hints. Two of them: [`MapRows`], ordered maps under the rules of
 //! `protocol`, and [`SqlRows`](super::sql::SqlRows), the real engine. A test holds them equal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, Seen};
+use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
@@ -39,6 +39,12 @@ pub(crate) trait Rows: Send {
 
     /// What stands in these leaves of a slot, in order of tokens.
     fn holdings(&self, seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Holdings;
+
+    /// All that is held of a slot.
+    fn slot(&self, seed: TokenSeed, slot: Slot) -> Vec<SlotEntry>;
+
+    /// Merges what another replica holds.
+    fn absorb(&mut self, entries: &[(Token, SlotEntry)]);
 
     /// The records of these keys as far as one answer goes, and how many keys were looked up.
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize);
@@ -184,6 +190,29 @@ impl Rows for MapRows {
         let mut intact: Vec<(Entry, Key)> = all.filter(|(entry, _)| wanted(entry)).collect();
         intact.sort_unstable();
         Holdings { intact, damaged: Vec::new() }
+    }
+
+    fn slot(&self, seed: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
+        let keys: BTreeSet<&Key> = self.records.keys().chain(self.registers.keys()).collect();
+        let of_slot = keys.into_iter().filter(|key| key.token(seed).slot() == slot);
+        let register = |key| self.registers.get(key).filter(|r| **r != Register::default()).cloned();
+        of_slot.map(|key| (key.clone(), self.records.get(key).cloned(), register(key))).collect()
+    }
+
+    fn absorb(&mut self, entries: &[(Token, SlotEntry)]) {
+        for (_, (key, record, register)) in entries {
+            if let Some(record) = record {
+                self.write(key, record);
+            }
+            if let Some(theirs) = register {
+                let own = self.registers.entry(key.clone()).or_default();
+                let ballot = |r: &Register| r.accepted.as_ref().map(|a| a.ballot);
+                if ballot(own) < ballot(theirs) {
+                    own.accepted = theirs.accepted.clone();
+                }
+                own.promised = own.promised.max(theirs.promised).max(ballot(own).unwrap_or_default());
+            }
+        }
     }
 
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest};
+use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, SlotEntry};
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
 use a3::types::{Hlc, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Version};
 
@@ -85,6 +85,16 @@ impl Rows for SqlRows {
         self.0.holdings(seed, slot, leaves).expect("memory is not damaged")
     }
 
+    fn slot(&self, _: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
+        let page = self.0.slot_page(slot, None).expect("memory is not damaged");
+        assert!(page.next.is_none(), "few keys are one page");
+        page.entries
+    }
+
+    fn absorb(&mut self, entries: &[(Token, SlotEntry)]) {
+        self.change(0, &[Change::Absorb(entries.to_vec())]);
+    }
+
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
         self.0.records(keys).expect("memory is not damaged")
     }
@@ -95,8 +105,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use a3::types::{
-        Accepted, Ballot, ClusterId, Content, Idempotency, OpId, Recent, Record, Remembered, RememberedAnswer, Span,
-        Writer,
+        Accepted, Ballot, ClusterId, Content, Idempotency, OpId, Recent, Record, Register, Remembered,
+        RememberedAnswer, Span, Writer,
     };
     use proptest::prelude::*;
 
@@ -107,6 +117,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Batch(Vec<(Token, ReplicaRequest)>),
+        Absorb(Vec<(Token, SlotEntry)>),
         Forget(NodeNum, Slot, Key, Version),
         DropBefore(u64),
     }
@@ -165,6 +176,25 @@ mod tests {
         )
     }
 
+    /// What another replica may hold of a key.
+    fn entry() -> impl Strategy<Value = (Token, SlotEntry)> {
+        (request(), request(), prop::option::of(0u64..4)).prop_map(|((token, about), (_, other), promised)| {
+            let key = about.key().clone();
+            let record = match &about {
+                ReplicaRequest::Write { record, .. } => Some(record.clone()),
+                _ => None,
+            };
+            let accepted = match other {
+                ReplicaRequest::Accept { accepted, .. } => Some(Accepted { record: record.clone(), ..*accepted }),
+                _ => None,
+            };
+            let least = accepted.as_ref().map_or(Ballot::default(), |a| a.ballot);
+            let promised = promised.map(|n| Ballot { hlc: Hlc(n), writer: Writer(1) }.max(least));
+            let register = promised.map(|promised| Register { promised, accepted });
+            (token, (key, record, register))
+        })
+    }
+
     fn step() -> impl Strategy<Value = Step> {
         let forget = request().prop_map(|(token, request)| {
             let version = Version { hlc: Hlc(1), writer: Writer(1), rmw: 0 };
@@ -172,6 +202,7 @@ mod tests {
         });
         prop_oneof![
             8 => prop::collection::vec(request(), 1..5).prop_map(Step::Batch),
+            2 => prop::collection::vec(entry(), 1..4).prop_map(Step::Absorb),
             1 => forget,
             1 => (0u64..20).prop_map(Step::DropBefore),
         ]
@@ -193,7 +224,8 @@ mod tests {
             .iter()
             .map(|slot| {
                 let leaves: Vec<Leaf> = Span::of_slot(*slot).leaves().collect();
-                (rows.leaf_sums(seed(), *slot), rows.holdings(seed(), *slot, &leaves[1..]))
+                let sums = rows.leaf_sums(seed(), *slot);
+                (sums, rows.holdings(seed(), *slot, &leaves[1..]), rows.slot(seed(), *slot))
             })
             .collect();
         (reads, hints, after, totals, (rows.slot_sums(seed()), held, rows.records(&keys)))
@@ -209,6 +241,10 @@ mod tests {
                 match step {
                     Step::Batch(batch) => {
                         prop_assert_eq!(map.apply(at as u64, &batch), sql.apply(at as u64, &batch));
+                    }
+                    Step::Absorb(entries) => {
+                        map.absorb(&entries);
+                        sql.absorb(&entries);
                     }
                     Step::Forget(target, slot, key, version) => {
                         map.forget_hints(vec![(target, slot, key.clone(), version)]);

@@ -1,0 +1,112 @@
+//! A new instance under a member's number asks the members for that member's place.
+//!
+//! It comes from a directory whose database was moved aside, and then it can show whose directory it was; or from an empty
+//! one, and then the old instance must have been down for a while. Either way it is marked as to be rebuilt, on disk, before
+//! a topology that lists it is: nothing it holds may be taken for what the old instance knew.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+
+use super::{Founding, FoundingError, WITHIN};
+use crate::ports::{PeerError, PeerReply, PeerRequest};
+use crate::protocol::founding::{Stop, may_serve};
+use crate::types::{ClusterId, Topology};
+
+/// How long a member has to decide with the others: several rounds of votes.
+const DECIDES_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What the members said.
+enum Said {
+    /// This is the topology that lists it.
+    Yes(Arc<Topology>),
+    /// The member of that number lives, or there is none.
+    No(String),
+    /// Ask again.
+    NotYet(String),
+}
+
+impl Founding {
+    /// The directory was a member's. It asks until it has its place: nobody else can have it.
+    pub(super) async fn come_back(&self, cluster: ClusterId) -> Result<(), FoundingError> {
+        let mut told = String::new();
+        loop {
+            let why = match self.ask_for_place(cluster).await {
+                Said::Yes(topology) => return self.commit(topology).await,
+                Said::No(why) | Said::NotYet(why) => why,
+            };
+            if why != told {
+                tracing::info!("{} asks for its place: {why}", self.me.node);
+                told.clone_from(&why);
+            }
+            self.state.lock().unaccepted = Some(why);
+            self.pause().await;
+            if self.routing.ring().is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The directory was empty, and the cluster lists another instance: waits until that may be taken for dead.
+    pub(super) async fn wait_for_place(&self, topology: &Topology, stop: Stop) -> Result<(), FoundingError> {
+        let cluster = topology.cluster_id;
+        tracing::warn!("{stop}; it waits for the members to hold that instance down for long enough to replace it");
+        loop {
+            match self.ask_for_place(cluster).await {
+                Said::No(why) => {
+                    tracing::error!("{why}");
+                    return Err(stop.into());
+                }
+                Said::NotYet(why) => {
+                    let waits = format!("{} waits for the place of another instance: {why}", self.me.node);
+                    self.state.lock().unaccepted = Some(waits);
+                }
+                Said::Yes(topology) => {
+                    let mut identity = self.store.identity();
+                    identity.cluster = Some(cluster);
+                    identity.rebuilding = true;
+                    let others = topology.members.iter().filter(|m| m.node != self.me.node);
+                    identity.known_addresses = others.map(|m| m.mesh_address.clone()).collect();
+                    self.store.save_identity(identity).await?;
+                    self.routing.set_rebuilding(true);
+                    return self.commit(topology).await;
+                }
+            }
+            self.pause().await;
+        }
+    }
+
+    /// Asks one member after the other, until one has decided.
+    async fn ask_for_place(&self, cluster: ClusterId) -> Said {
+        let identity = self.store.identity();
+        let targets = self.state.lock().gathering.addresses(self.options.seeds.iter().chain(&identity.known_addresses));
+        let topology =
+            |address: String| async move { (self.ask(&address, PeerRequest::Topology, WITHIN).await, address) };
+        let mut asks: FuturesUnordered<_> = targets.into_iter().map(topology).collect();
+        let (mut no, mut not_yet) = (None, None);
+        while let Some((answer, address)) = asks.next().await {
+            let ours = matches!(&answer, Ok(PeerReply::Topology { topology: Some(t) }) if t.cluster_id == cluster);
+            if !ours {
+                continue;
+            }
+            let request = PeerRequest::Replace { newcomer: self.me.clone(), succeeds: identity.succeeds.clone() };
+            match self.ask(&address, request, DECIDES_WITHIN).await {
+                Ok(PeerReply::Replaced { topology: Some(topology) })
+                    if may_serve(&self.me, Some(cluster), &topology, &address).is_ok() =>
+                {
+                    return Said::Yes(topology);
+                }
+                Ok(_) => not_yet = Some(format!("{address} has not decided yet")),
+                Err(error @ (PeerError::Refused(_) | PeerError::Protocol(_))) => {
+                    no = Some(format!("{address}: {error}"))
+                }
+                Err(error) => not_yet = Some(format!("{address}: {error}")),
+            }
+        }
+        match (no, not_yet) {
+            (Some(why), _) => Said::No(why),
+            (None, why) => Said::NotYet(why.unwrap_or_else(|| "no member answers".into())),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! A new instance under a known number fetches its slots from the others before it answers for them.
+//!
+//! What it must know of a slot is whatever the old instance helped to decide: records and registers that a majority of the
+//! home replicas had, it among them. A majority of the *other* home replicas of the slot holds all of that, one of them at
+//! least each piece, so what they hold together is merged here: the greater record, the higher promise, the state accepted
+//! under the higher ballot.
+//!
+//! Invariants:
+//! - Until every slot is fetched this replica refuses every request, so that it counts towards no level, votes in no register
+//!   and answers no read. Stand-ins keep hints for it meanwhile. (`identity.rebuilding` outlives restarts.)
+//! - It is fetched from a replica that has the same epoch in force. From then on that replica refuses what was computed under
+//!   an older one, and so under the old instance; what it had let in before is on its disk before it tells.
+//! - A replica that is being rebuilt is no source.
+//! - A new epoch begins it anew: whoever was a source may have been replaced.
+//!
+//! Caveat: with one copy there is nobody to fetch from. The slots are then empty, and the log says so.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::Ports;
+use super::replica::Replica;
+use super::routing::Routing;
+use super::succession::Succession;
+use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, StoreError};
+use crate::protocol::ring::Ring;
+use crate::types::{Epoch, Floor, Key, NodeNum, Slot, majority};
+
+/// How long a page is waited for.
+const WITHIN: Duration = Duration::from_secs(5);
+/// Between two tries of a slot whose sources do not all answer, in milliseconds: at least, and with how much jitter.
+const PAUSE_MS: u64 = 200;
+const PAUSE_JITTER_MS: u64 = 300;
+
+/// Fetches slots, and gives them.
+pub struct Rebuild {
+    me: NodeNum,
+    ports: Ports,
+    routing: Arc<Routing>,
+    replica: Arc<Replica>,
+    succession: Arc<Succession>,
+    /// Slots that are fetched.
+    fetched: AtomicUsize,
+}
+
+/// Why a slot was not fetched from a source.
+enum Unfetched {
+    /// It has another epoch in force.
+    Epoch(Epoch),
+    Peer(PeerError),
+    Store(StoreError),
+}
+
+impl Rebuild {
+    pub fn new(
+        me: NodeNum,
+        ports: Ports,
+        routing: Arc<Routing>,
+        replica: Arc<Replica>,
+        succession: Arc<Succession>,
+    ) -> Arc<Self> {
+        Arc::new(Self { me, ports, routing, replica, succession, fetched: AtomicUsize::new(0) })
+    }
+
+    /// What it waits for, for a person to read; `None` where nothing has to be fetched.
+    pub fn waiting(&self) -> Option<String> {
+        self.routing.is_rebuilding().then(|| {
+            let (fetched, all) = (self.fetched.load(Ordering::Relaxed), Slot::COUNT);
+            format!("is a new instance and fetches its slots from the others: {fetched} of {all} are here")
+        })
+    }
+
+    /// Ends when this replica may answer for its slots.
+    ///
+    /// # Errors
+    /// When the store failed. What was fetched stays, and the next start goes on.
+    pub async fn run(&self) -> Result<(), StoreError> {
+        if !self.routing.is_rebuilding() {
+            return Ok(());
+        }
+        tracing::info!("{} fetches its slots from the other members", self.me);
+        while !self.fetch_all().await? {}
+        let mut identity = self.ports.store.identity();
+        identity.rebuilding = false;
+        self.ports.store.save_identity(identity).await?;
+        self.routing.set_rebuilding(false);
+        tracing::info!("{} has its slots again", self.me);
+        Ok(())
+    }
+
+    /// Every slot once; `false` where the epoch changed meanwhile.
+    async fn fetch_all(&self) -> Result<bool, StoreError> {
+        let Some(ring) = self.routing.ring() else { return Ok(false) };
+        self.fetched.store(0, Ordering::Relaxed);
+        for slot in Slot::all() {
+            if !self.fetch_slot(&ring, slot).await? {
+                return Ok(false);
+            }
+            self.fetched.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(self.routing.epoch() == ring.epoch())
+    }
+
+    /// One slot from a majority of its other home replicas.
+    async fn fetch_slot(&self, ring: &Ring, slot: Slot) -> Result<bool, StoreError> {
+        let placement = ring.placement(slot);
+        if !placement.is_home(self.me) {
+            return Ok(true);
+        }
+        let others: Vec<NodeNum> = placement.home_replicas().iter().copied().filter(|n| *n != self.me).collect();
+        if others.is_empty() {
+            tracing::error!(%slot, "this was the only copy of the slot; it is empty now");
+            return Ok(true);
+        }
+        let mut done = BTreeSet::new();
+        loop {
+            for source in others.iter().filter(|n| !done.contains(*n)).copied().collect::<Vec<_>>() {
+                match self.fetch_from(ring, slot, source).await {
+                    Ok(()) => drop(done.insert(source)),
+                    Err(Unfetched::Store(error)) => return Err(error),
+                    Err(Unfetched::Epoch(theirs)) if theirs > ring.epoch() => self.succession.fetch_from(source).await,
+                    Err(Unfetched::Epoch(_)) => self.succession.tell(std::iter::once(source)).await,
+                    Err(Unfetched::Peer(error)) => tracing::debug!(%slot, %source, %error, "a slot was not fetched"),
+                }
+                if done.len() >= majority(others.len()) {
+                    return Ok(true);
+                }
+                if self.routing.epoch() != ring.epoch() {
+                    return Ok(false);
+                }
+            }
+            let pause = PAUSE_MS + self.ports.entropy.below(PAUSE_JITTER_MS);
+            sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    /// All pages of a slot from one source.
+    async fn fetch_from(&self, ring: &Ring, slot: Slot, source: NodeNum) -> Result<(), Unfetched> {
+        let protocol = |what: &str| Unfetched::Peer(PeerError::Protocol(what.to_owned()));
+        let mut after: Option<Key> = None;
+        loop {
+            let request = PeerRequest::FetchSlot { epoch: ring.epoch(), slot, after };
+            let reply = self.ports.peers.ask(Destination::Member(source), request, Instant::now() + WITHIN).await;
+            let (entries, floor, next) = match reply.map_err(Unfetched::Peer)? {
+                PeerReply::SlotPage { entries, floor, next } => (entries, floor, next),
+                PeerReply::WrongEpoch { epoch } => return Err(Unfetched::Epoch(epoch)),
+                _ => return Err(protocol("not a page of a slot")),
+            };
+            if floor != Floor::default() {
+                return Err(protocol("a floor, which this version does not take over"));
+            }
+            let mut checked = Vec::with_capacity(entries.len());
+            for entry in entries {
+                let token = ring.token(&entry.0);
+                let accepted = entry.2.as_ref().and_then(|r| r.accepted.as_ref()).and_then(|a| a.record.as_ref());
+                let intact = entry.1.iter().chain(accepted).all(|record| record.is_intact(&entry.0));
+                if token.slot() != slot || !intact {
+                    return Err(protocol("a page with a key of another slot, or a damaged record"));
+                }
+                checked.push((token, entry));
+            }
+            if !checked.is_empty() {
+                self.ports.store.absorb(checked).await.map_err(Unfetched::Store)?;
+            }
+            match next {
+                Some(key) => after = Some(key),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// A page of a slot, for a member that is being rebuilt.
+    ///
+    /// # Errors
+    /// `Refused` where this node cannot tell all that it ever acknowledged. Nothing was told.
+    pub async fn answer(&self, epoch: Epoch, slot: Slot, after: Option<Key>) -> Result<PeerReply, PeerError> {
+        let refused = |why: String| PeerError::Refused(why);
+        let ring = self.routing.ring().ok_or_else(|| refused("it has no topology".into()))?;
+        if ring.epoch() != epoch {
+            return Ok(PeerReply::WrongEpoch { epoch: ring.epoch() });
+        }
+        if self.routing.is_rebuilding() || !ring.placement(slot).is_home(self.me) {
+            return Err(refused("it cannot tell what is in that slot".into()));
+        }
+        if after.is_none() {
+            // Whatever was let in under the epoch before is queued by now, and on disk after the next change.
+            self.replica.settle();
+            let topology = Arc::clone(ring.topology());
+            self.ports.store.save_topology(topology).await.map_err(|e| refused(e.to_string()))?;
+        }
+        let page = self.ports.store.slot_page(slot, after).await.map_err(|e| refused(e.to_string()))?;
+        Ok(PeerReply::SlotPage { entries: page.entries, floor: page.floor, next: page.next })
+    }
+}
+
+impl fmt::Debug for Rebuild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rebuild").field("me", &self.me).finish_non_exhaustive()
+    }
+}

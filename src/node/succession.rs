@@ -1,0 +1,277 @@
+//! The topology in force, and the next one: a member that comes back as a new instance is given its old place.
+//!
+//! The driver of [`protocol::succession`](crate::protocol::succession). Any member proposes for a newcomer that asks it;
+//! what is decided is told to all, and whoever missed it sees the epoch in what the others tell about themselves and fetches
+//! it.
+//!
+//! Invariants:
+//! - A vote is on disk before it is told, and votes are given one at a time.
+//! - The member that is replaced cannot be alive, as far as anybody can know: the newcomer holds its data directory, or it
+//!   has been down for [`DOWN_FOR`] here and a direct call to it fails. One that lives all the same is fenced out: nobody
+//!   counts an answer of another instance than the topology lists, and once it hears of the epoch it stops.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::Ports;
+use super::clock::NodeClock;
+use super::directory::Directory;
+use super::routing::Routing;
+use super::views::Liveness;
+use crate::ports::{Announcement, Destination, PeerError, PeerReply, PeerRequest};
+use crate::protocol::ring::Ring;
+use crate::protocol::succession::{self, Round};
+use crate::types::{Ballot, Epoch, Hlc, InstanceId, Member, NodeNum, Topology};
+
+/// A member that cannot be proven dead must have been down for so long before another instance takes its place.
+pub const DOWN_FOR: Duration = Duration::from_secs(60);
+/// How long a member is waited for.
+const WITHIN: Duration = Duration::from_secs(1);
+/// How often the members are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Ballots for one newcomer before it is told to ask again.
+const BALLOTS_MAX: usize = 5;
+/// Between two of them, in milliseconds at most: whoever proposes too gets the time to finish.
+const PAUSE_MS: u64 = 300;
+
+/// Decides with the other members what comes next.
+pub struct Succession {
+    me: NodeNum,
+    ports: Ports,
+    routing: Arc<Routing>,
+    clock: Arc<NodeClock>,
+    directory: Arc<Directory>,
+    voting: tokio::sync::Mutex<()>,
+    proposing: tokio::sync::Mutex<()>,
+    /// Members that are down, and since when.
+    down: Mutex<BTreeMap<InstanceId, Instant>>,
+}
+
+impl Succession {
+    pub fn new(
+        me: NodeNum,
+        ports: Ports,
+        routing: Arc<Routing>,
+        clock: Arc<NodeClock>,
+        directory: Arc<Directory>,
+    ) -> Arc<Self> {
+        let (voting, proposing) = Default::default();
+        Arc::new(Self { me, ports, routing, clock, directory, voting, proposing, down: Mutex::default() })
+    }
+
+    /// Keeps an eye on the members and their epochs, and tells the mesh of each new instance. Runs for the node's life.
+    pub async fn run(self: Arc<Self>) {
+        let mut epoch = self.routing.subscribe();
+        let mut known = self.routing.ring();
+        let mut tick = interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                // The sender lives in `routing`, which we hold.
+                _ = epoch.changed() => {
+                    let ring = self.routing.ring();
+                    if let (Some(before), Some(now)) = (&known, &ring) {
+                        self.introduce(before, now);
+                    }
+                    known = ring;
+                }
+                _ = tick.tick() => {
+                    self.note_who_is_down();
+                    self.fetch_newer().await;
+                }
+            }
+        }
+    }
+
+    /// Where the new instances are is known from the topology until gossip knows better.
+    fn introduce(&self, before: &Ring, now: &Ring) {
+        for node in succession::gone(before.topology(), now.topology()) {
+            if let Some(m) = now.topology().member(node).filter(|m| m.node != self.me) {
+                tracing::info!(epoch = %now.epoch(), instance = %m.instance, "{node} is another instance from now on");
+                self.ports.peers.introduce(m.node, m.instance, &m.mesh_address);
+            }
+        }
+    }
+
+    fn note_who_is_down(&self) {
+        let Some(ring) = self.routing.ring() else { return };
+        let now = Instant::now();
+        let mut down = self.down.lock();
+        let before = std::mem::take(&mut *down);
+        let others = ring.topology().members.iter().filter(|m| m.node != self.me);
+        *down = others
+            .filter(|m| self.directory.liveness(m.node) == Liveness::Down)
+            .map(|m| (m.instance, before.get(&m.instance).copied().unwrap_or(now)))
+            .collect();
+    }
+
+    /// Somebody tells of a higher epoch than this node's.
+    async fn fetch_newer(&self) {
+        let ours = self.routing.epoch();
+        let ahead = |info: &crate::ports::NodeInfo| info.epoch > ours;
+        let ahead = self.directory.all().into_iter().find(|(_, e)| e.info.as_deref().is_some_and(ahead));
+        if let Some((node, _)) = ahead {
+            self.fetch_from(node).await;
+        }
+    }
+
+    /// Takes over the topology of a member that is ahead.
+    pub(super) async fn fetch_from(&self, node: NodeNum) {
+        if let Ok(PeerReply::Topology { topology: Some(topology) }) = self.ask(node, PeerRequest::Topology).await {
+            self.adopt(topology).await;
+        }
+    }
+
+    /// A decided topology: on disk and in force when this ends. One that cannot be stored is fetched again later.
+    pub(super) async fn adopt(&self, topology: Arc<Topology>) {
+        if let Err(error) = self.routing.adopt(&*self.ports.store, topology).await {
+            tracing::warn!(%error, "a newer topology could not be adopted");
+        }
+    }
+
+    /// Tells members of the topology in force here.
+    pub(super) async fn tell(&self, to: impl Iterator<Item = NodeNum>) {
+        let Some(ring) = self.routing.ring() else { return };
+        let told = to.filter(|node| *node != self.me).map(|node| {
+            let topology = Arc::clone(ring.topology());
+            // Whoever does not hear it sees the epoch later, and asks.
+            async move { drop(self.ask(node, PeerRequest::Founded { topology }).await) }
+        });
+        join_all(told).await;
+    }
+
+    // ------------------------------------------------------------------------------------------------------- voting
+
+    /// Votes on the epoch after the one in force.
+    ///
+    /// # Errors
+    /// `Refused` where it is not the next one here, or the vote could not be stored. Nothing was promised.
+    pub async fn answer_vote(
+        &self,
+        epoch: Epoch,
+        ballot: Ballot,
+        proposal: Option<Arc<Topology>>,
+    ) -> Result<PeerReply, PeerError> {
+        let refused = |why: String| PeerError::Refused(why);
+        let _voting = self.voting.lock().await;
+        let held = self.ports.store.vote().await.map_err(|e| refused(e.to_string()))?;
+        let ring = self.routing.ring().ok_or_else(|| refused("it has no topology".into()))?;
+        match succession::vote(ring.topology(), held, epoch, ballot, proposal.as_deref()) {
+            Ok(vote) => {
+                self.ports.store.save_vote(vote.clone()).await.map_err(|e| refused(e.to_string()))?;
+                Ok(PeerReply::Voted(Box::new(vote)))
+            }
+            Err(Some(stands)) => Ok(PeerReply::Voted(Box::new(stands))),
+            Err(None) => Err(refused(format!("epoch {epoch} does not follow from epoch {}", ring.epoch()))),
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------------- proposing
+
+    /// A newcomer asks for the place of the member of its number; it held the directory of those instances.
+    ///
+    /// # Errors
+    /// `Refused` where the number is nobody's, or its member lives. Nothing was changed.
+    pub async fn answer_replace(
+        &self,
+        newcomer: Announcement,
+        succeeds: Vec<InstanceId>,
+    ) -> Result<PeerReply, PeerError> {
+        let ring = self.routing.ring().ok_or_else(|| PeerError::Refused("it has no topology".into()))?;
+        let Some(listed) = ring.topology().member(newcomer.node) else {
+            return Err(PeerError::Refused(format!("{} is not a member", newcomer.node)));
+        };
+        if listed.instance == newcomer.instance {
+            return Ok(PeerReply::Replaced { topology: Some(Arc::clone(ring.topology())) });
+        }
+        if listed.node == self.me || !(succeeds.contains(&listed.instance) || self.is_gone(listed).await?) {
+            return Ok(PeerReply::Replaced { topology: None });
+        }
+        Ok(PeerReply::Replaced { topology: self.decide(&newcomer).await })
+    }
+
+    /// Whether a member may be taken for dead; not yet, where it is not known for long enough.
+    ///
+    /// # Errors
+    /// `Refused` where it lives.
+    async fn is_gone(&self, listed: &Member) -> Result<bool, PeerError> {
+        let lives = || {
+            let (node, instance, there) = (listed.node, listed.instance, &listed.mesh_address);
+            Err(PeerError::Refused(format!("{node} lives as instance {instance} at {there}")))
+        };
+        if self.ask(listed.node, PeerRequest::Topology).await.is_ok() {
+            return lives();
+        }
+        let since = self.down.lock().get(&listed.instance).copied();
+        Ok(since.is_some_and(|since| since.elapsed() >= DOWN_FOR))
+    }
+
+    /// The topology that lists the newcomer, once it is decided and in force here.
+    async fn decide(&self, newcomer: &Announcement) -> Option<Arc<Topology>> {
+        let _one = self.proposing.lock().await;
+        let mut above = Hlc::ZERO;
+        for _ in 0..BALLOTS_MAX {
+            let ring = self.routing.ring()?;
+            let topology = ring.topology();
+            if topology.member(newcomer.node).is_some_and(|m| m.instance == newcomer.instance) {
+                self.tell(topology.members.iter().map(|m| m.node)).await;
+                return Some(Arc::clone(topology));
+            }
+            let own = succession::replaced(topology, newcomer)?;
+            let writer = topology.member(self.me)?.writer;
+            let ballot = Ballot { hlc: self.clock.stamp_reserved(above).await?, writer };
+            let promised = self.round(topology, ballot, None).await;
+            above = promised.outbid().map_or(above, |outbid| outbid.hlc);
+            if promised.is_met() {
+                let proposal = Arc::new(promised.proposal(own));
+                let accepted = self.round(topology, ballot, Some(&proposal)).await;
+                above = accepted.outbid().map_or(above, |outbid| outbid.hlc);
+                if accepted.is_met() {
+                    self.adopt(proposal).await;
+                    continue;
+                }
+            }
+            sleep(Duration::from_millis(self.ports.entropy.below(PAUSE_MS))).await;
+        }
+        None
+    }
+
+    /// Asks all members for their votes, this one too.
+    async fn round(&self, topology: &Topology, ballot: Ballot, proposal: Option<&Arc<Topology>>) -> Round {
+        let epoch = Epoch(topology.epoch.0 + 1);
+        let votes = topology.members.iter().map(|m| async move {
+            let answer = if m.node == self.me {
+                self.answer_vote(epoch, ballot, proposal.cloned()).await
+            } else {
+                self.ask(m.node, PeerRequest::Vote { epoch, ballot, proposal: proposal.cloned() }).await
+            };
+            (m.node, answer)
+        });
+        let mut round = Round::new(topology, ballot);
+        for (node, answer) in join_all(votes).await {
+            if let Ok(PeerReply::Voted(vote)) = answer
+                && vote.epoch == epoch
+            {
+                round.on_vote(node, *vote);
+            }
+        }
+        round
+    }
+
+    async fn ask(&self, node: NodeNum, request: PeerRequest) -> Result<PeerReply, PeerError> {
+        self.ports.peers.ask(Destination::Member(node), request, Instant::now() + WITHIN).await
+    }
+}
+
+impl fmt::Debug for Succession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Succession").field("me", &self.me).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,252 @@
+//! What comes after a topology: epoch e+1 is decided once, by the members of epoch e, and never gossiped.
+//!
+//! The members are the acceptors of one single-decree Paxos an epoch, and any member proposes: it prepares with a ballot of
+//! its own clock and writer number, takes over what a majority shows to be accepted already, and has it accepted. What a
+//! majority *of all members* accepted under one ballot is decided; whoever hears of it stores it. The member that is replaced
+//! counts among those all, though it cannot answer: two replacements of different members must not both be decided.
+//!
+//! Invariants:
+//! - A vote is on disk before it is told, and belongs to one instance: a new instance has voted for nothing.
+//! - Only what follows from the topology in force is accepted: so far that is one member under a new instance and the next
+//!   writer number, with the ring as it was.
+//!
+//! Source: Lamport, "Paxos Made Simple" (2001). Caveat: of one or two members no majority survives the loss of one; such a
+//! cluster's damaged member stays out until a person decides (docs/decisions/0007-damage-makes-a-new-instance.md).
+
+use std::collections::BTreeSet;
+
+use crate::types::{Announcement, Ballot, Epoch, NodeNum, Topology, Vote, Writer, majority};
+
+/// The topology in which that newcomer is the member of its number. `None` where the number is not a member's, or is the
+/// newcomer's already.
+pub fn replaced(topology: &Topology, newcomer: &Announcement) -> Option<Topology> {
+    let mut next = topology.clone();
+    let member = next.members.iter_mut().find(|m| m.node == newcomer.node && m.instance != newcomer.instance)?;
+    member.instance = newcomer.instance;
+    member.writer = next.next_writer;
+    member.mesh_address.clone_from(&newcomer.mesh_address);
+    member.http_address.clone_from(&newcomer.http_address);
+    next.next_writer = Writer(next.next_writer.0.checked_add(1)?);
+    next.epoch = Epoch(topology.epoch.0 + 1);
+    Some(next)
+}
+
+/// Members whose instance is another one in the newer topology, or who are gone.
+pub fn gone(older: &Topology, newer: &Topology) -> Vec<NodeNum> {
+    let stays = |node| newer.member(node).map(|m| m.instance);
+    older.members.iter().filter(|m| stays(m.node) != Some(m.instance)).map(|m| m.node).collect()
+}
+
+/// Whether a proposal is one step from the topology in force.
+fn follows(topology: &Topology, proposal: &Topology) -> bool {
+    let changed = gone(topology, proposal);
+    let [node] = changed[..] else { return false };
+    let Some(member) = proposal.member(node) else { return false };
+    let newcomer = Announcement {
+        node,
+        instance: member.instance,
+        zone: member.zone.clone(),
+        weight: member.weight,
+        mesh_address: member.mesh_address.clone(),
+        http_address: member.http_address.clone(),
+        cluster_size: 0,
+        rf: topology.rf,
+    };
+    replaced(topology, &newcomer).as_ref() == Some(proposal) && proposal.check().is_ok()
+}
+
+/// The rule of a member that has that topology in force and that vote on its disk: what it votes next, to be put on disk
+/// before it is told. Without a proposal it is asked to promise.
+///
+/// # Errors
+/// The vote that stands, where it is for a ballot as high or higher; or none, where the question does not belong to the
+/// epoch in force or the proposal does not follow from it.
+pub fn vote(
+    topology: &Topology,
+    held: Option<Vote>,
+    epoch: Epoch,
+    ballot: Ballot,
+    proposal: Option<&Topology>,
+) -> Result<Vote, Option<Vote>> {
+    if epoch.0 != topology.epoch.0 + 1 || proposal.is_some_and(|proposal| !follows(topology, proposal)) {
+        return Err(None);
+    }
+    let blank = Vote { epoch, promised: Ballot::default(), accepted: None };
+    let mut vote = held.filter(|held| held.epoch == epoch).unwrap_or(blank);
+    let outbid = if proposal.is_some() { ballot < vote.promised } else { ballot <= vote.promised };
+    if outbid {
+        return Err(Some(vote));
+    }
+    vote.promised = ballot;
+    if let Some(proposal) = proposal {
+        vote.accepted = Some((ballot, proposal.clone()));
+    }
+    Ok(vote)
+}
+
+/// One round of one ballot: the fold over the votes.
+#[derive(Debug)]
+pub struct Round {
+    ballot: Ballot,
+    needed: usize,
+    with: BTreeSet<NodeNum>,
+    accepted: Option<(Ballot, Topology)>,
+    outbid: Option<Ballot>,
+}
+
+impl Round {
+    pub fn new(topology: &Topology, ballot: Ballot) -> Self {
+        let needed = majority(topology.members.len());
+        Self { ballot, needed, with: BTreeSet::new(), accepted: None, outbid: None }
+    }
+
+    pub fn on_vote(&mut self, from: NodeNum, vote: Vote) {
+        if vote.promised == self.ballot {
+            self.with.insert(from);
+        } else {
+            self.outbid = self.outbid.max(Some(vote.promised));
+        }
+        if let Some(accepted) = vote.accepted
+            && self.accepted.as_ref().is_none_or(|(ballot, _)| *ballot < accepted.0)
+        {
+            self.accepted = Some(accepted);
+        }
+    }
+
+    /// A majority voted as it was asked to.
+    pub fn is_met(&self) -> bool {
+        self.with.len() >= self.needed
+    }
+
+    /// What has to be proposed after this round, if a majority promised: what may be decided already goes before one's own.
+    pub fn proposal(self, own: Topology) -> Topology {
+        self.accepted.map_or(own, |(_, topology)| topology)
+    }
+
+    /// The highest other ballot that was met.
+    pub fn outbid(&self) -> Option<Ballot> {
+        self.outbid
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::founding::first_topology;
+    use crate::types::{ClusterId, Hlc, InstanceId};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    fn newcomer(node: u16, instance: u128) -> Announcement {
+        Announcement {
+            node: NodeNum(node),
+            instance: InstanceId(Uuid::from_u128(instance)),
+            zone: None,
+            weight: 1,
+            mesh_address: format!("10.0.0.{node}:{instance}"),
+            http_address: "h:1".into(),
+            cluster_size: 3,
+            rf: 2,
+        }
+    }
+
+    fn topology(members: u16) -> Topology {
+        let founders: Vec<_> = (1..=members).map(|n| newcomer(n, n.into())).collect();
+        first_topology(&founders, ClusterId(Uuid::from_u128(9)))
+    }
+
+    fn ballot(hlc: u64, writer: u32) -> Ballot {
+        Ballot { hlc: Hlc(hlc), writer: Writer(writer) }
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_place_with_a_number_of_its_own() {
+        let old = topology(3);
+        let next = replaced(&old, &newcomer(2, 20)).unwrap();
+        next.check().unwrap();
+        let member = next.member(NodeNum(2)).unwrap();
+        assert_eq!((member.writer, next.next_writer, next.epoch), (Writer(4), Writer(5), Epoch(2)));
+        assert_eq!((&next.ring, gone(&old, &next)), (&old.ring, vec![NodeNum(2)]));
+        assert_eq!(replaced(&old, &newcomer(2, 2)), None, "it is there already");
+        assert_eq!(replaced(&old, &newcomer(9, 20)), None, "nobody's number");
+    }
+
+    #[test]
+    fn only_one_step_from_the_topology_in_force_is_voted_for() {
+        let old = topology(3);
+        let next = replaced(&old, &newcomer(2, 20)).unwrap();
+        let ask = |epoch, proposal: Option<&Topology>| vote(&old, None, Epoch(epoch), ballot(1, 1), proposal);
+        assert!(ask(2, Some(&next)).is_ok() && ask(2, None).is_ok());
+        assert_eq!(ask(3, None), Err(None));
+        let mut two = replaced(&next, &newcomer(3, 30)).unwrap();
+        two.epoch = Epoch(2);
+        let mut same_writer = next.clone();
+        same_writer.members[1].writer = Writer(2);
+        let mut moved = next.clone();
+        moved.ring[0].reverse();
+        for wrong in [two, same_writer, moved, Topology { cluster_id: ClusterId(Uuid::nil()), ..next }] {
+            assert_eq!(ask(2, Some(&wrong)), Err(None));
+        }
+    }
+
+    #[test]
+    fn a_vote_never_goes_back() {
+        let old = topology(3);
+        let next = replaced(&old, &newcomer(2, 20)).unwrap();
+        let promised = vote(&old, None, Epoch(2), ballot(5, 1), None).unwrap();
+        let ask = |ballot, proposal| vote(&old, Some(promised.clone()), Epoch(2), ballot, proposal);
+        assert_eq!(ask(ballot(5, 1), None), Err(Some(promised.clone())), "a ballot is prepared once");
+        assert_eq!(ask(ballot(4, 9), Some(&next)), Err(Some(promised.clone())));
+        let accepted = ask(ballot(5, 1), Some(&next)).unwrap();
+        let later = vote(&old, Some(accepted.clone()), Epoch(2), ballot(6, 1), None).unwrap();
+        assert_eq!((later.promised, later.accepted), (ballot(6, 1), accepted.accepted.clone()));
+        let stale = vote(&next, Some(accepted), Epoch(3), ballot(1, 1), None).unwrap();
+        assert_eq!(stale.accepted, None, "a vote is for one epoch");
+    }
+
+    /// Proposers that stop anywhere, over messages that arrive or do not: at most one topology gets a majority.
+    fn decided(members: u16, steps: &[(u8, u8, bool)]) -> Vec<Topology> {
+        let old = topology(members);
+        let mut votes: Vec<Option<Vote>> = vec![None; members.into()];
+        let mut decided = Vec::new();
+        for (at, (proposer, reached, accepts)) in steps.iter().enumerate() {
+            let ballot = ballot(u64::from(*proposer) + at as u64 % 3, u32::from(*proposer) + 1 + 100 * at as u32);
+            let own =
+                replaced(&old, &newcomer(1 + u16::from(*proposer) % members, 100 + u128::from(*proposer))).unwrap();
+            let ask = |votes: &mut Vec<Option<Vote>>, mask: u8, proposal: Option<&Topology>| {
+                let mut round = Round::new(&old, ballot);
+                for (n, held) in votes.iter_mut().enumerate().filter(|(n, _)| mask >> n & 1 == 1) {
+                    match vote(&old, held.clone(), Epoch(2), ballot, proposal) {
+                        Ok(vote) => {
+                            *held = Some(vote.clone());
+                            round.on_vote(NodeNum(n as u16 + 1), vote);
+                        }
+                        Err(stands) => stands.into_iter().for_each(|vote| round.on_vote(NodeNum(n as u16 + 1), vote)),
+                    }
+                }
+                round
+            };
+            let prepared = ask(&mut votes, *reached, None);
+            if !prepared.is_met() {
+                continue;
+            }
+            let proposal = prepared.proposal(own);
+            let mask = if *accepts { *reached } else { reached.rotate_left(3) };
+            if ask(&mut votes, mask, Some(&proposal)).is_met() {
+                decided.push(proposal);
+            }
+        }
+        decided
+    }
+
+    proptest! {
+        #[test]
+        fn one_epoch_has_one_topology(
+            members in 3u16..6,
+            steps in prop::collection::vec((0u8..4, any::<u8>(), any::<bool>()), 1..12),
+        ) {
+            let decided = decided(members, &steps);
+            prop_assert!(decided.windows(2).all(|pair| pair[0] == pair[1]));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Looking at a database before it is believed.
+//!
+//! SQLite believes what it reads: a flipped bit in the header or the schema shows as an error of its own kind, or not at
+//! all. So the header's constants are compared, the schema with what this program writes, the single values with their
+//! checksums, and where it is worth its time SQLite walks all pages itself (`quick_check`).
+//!
+//! Caveats: rows are not read here, they are verified whenever they leave the disk. A row whose *key* was damaged is not at
+//! its place any more and reads as absent until the copies are compared row by row. And a log is believed up to its first
+//! frame that does not fit, as after a power cut.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::engine::is_damage;
+use super::{facts, migrations};
+
+/// Files up to this many bytes are walked at every start: it takes a blink.
+const ALWAYS_BYTES: u64 = 64 * 1024 * 1024;
+/// And up to this many after a stop that was not in order: a second or a few.
+const UNCLEAN_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Where every database of this program has the same bytes: where they begin, and what they are.
+const HEADER: [(usize, &[u8]); 5] = [
+    (0, b"SQLite format 3\0"),
+    // Pages of 4,096 bytes, without a reserve; what is behind the two versions is fixed by the format.
+    (16, &[0x10, 0]),
+    (20, &[0, 64, 32, 32]),
+    // No vacuum; no reserved byte is in use.
+    (52, &[0; 4]),
+    (64, &[0; 28]),
+];
+
+/// And where they are zero until the first page of a new file was carried over from the log: schema format 4, UTF-8.
+const HEADER_LATER: [(usize, &[u8]); 2] = [(44, &[0, 0, 0, 4]), (56, &[0, 0, 0, 1])];
+
+/// What is wrong with the header of the file, if there is one and it is a database's first page.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(super) fn header(path: &Path) -> io::Result<Option<&'static str>> {
+    let mut bytes = Vec::with_capacity(100);
+    File::open(path)?.take(100).read_to_end(&mut bytes)?;
+    let part = |at: usize, len: usize| bytes.get(at..at + len);
+    let versions = part(18, 2).is_some_and(|versions| versions.iter().all(|v| matches!(v, 1 | 2)));
+    let fixed = HEADER.iter().all(|(at, known)| part(*at, known.len()) == Some(*known));
+    let later = |(at, known): &(usize, &[u8])| {
+        part(*at, known.len()).is_some_and(|found| found == *known || found.iter().all(|byte| *byte == 0))
+    };
+    let sound = bytes.is_empty() || (versions && fixed && HEADER_LATER.iter().all(later));
+    Ok((!sound).then_some("its header is not one"))
+}
+
+/// Whether SQLite is to walk all pages.
+pub(super) fn is_worth_walking(bytes: u64, unclean: bool) -> bool {
+    bytes <= if unclean { UNCLEAN_BYTES } else { ALWAYS_BYTES }
+}
+
+/// What is wrong with an open database of the known schema. Blocks for as long as a walk takes.
+///
+/// # Errors
+/// When it cannot be read for another reason than damage.
+pub(super) fn contents(conn: &Connection, walk: bool) -> rusqlite::Result<Option<String>> {
+    match examine(conn, walk) {
+        Err(error) if is_unsound(&error) => Ok(Some(error.to_string())),
+        other => other,
+    }
+}
+
+fn examine(conn: &Connection, walk: bool) -> rusqlite::Result<Option<String>> {
+    if !migrations::is_as_known(conn)? {
+        return Ok(Some("its schema is not the one it was given".into()));
+    }
+    let facts = [
+        facts::topology(conn).map(drop).err(),
+        facts::proposal(conn).map(drop).err(),
+        facts::vote(conn).map(drop).err(),
+        facts::clock_reservation(conn).map(drop).err(),
+    ];
+    if let Some(error) = facts.into_iter().flatten().next() {
+        return Ok(Some(error.to_string()));
+    }
+    if walk {
+        let found: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if found != "ok" {
+            return Ok(Some(found.replace('\n', " ")));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the error of a statement of this program's own means that the database is not as it was written.
+pub(super) fn is_unsound(error: &rusqlite::Error) -> bool {
+    // The general error: a name the statement uses is not in the schema.
+    is_damage(error) || error.sqlite_error_code() == Some(ErrorCode::Unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Durability, Engine};
+    use crate::types::NodeNum;
+
+    #[test]
+    fn a_file_of_this_program_has_the_known_header() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a3.db");
+        let engine = Engine::open(&path, NodeNum(1), Durability::Full, 1).unwrap();
+        assert_eq!(contents(&engine.conn, true), Ok(None));
+        assert_eq!(header(&path).unwrap(), None, "as a crash leaves it");
+        drop(engine);
+        assert_eq!(header(&path).unwrap(), None);
+        let clean = std::fs::read(&path).unwrap();
+        for at in (0..24).chain(44..48).chain(52..60).chain(64..92) {
+            let mut bytes = clean.clone();
+            bytes[at] ^= 0x40;
+            std::fs::write(&path, bytes).unwrap();
+            assert!(header(&path).unwrap().is_some(), "byte {at}");
+        }
+        std::fs::write(&path, &clean[..50]).unwrap();
+        assert!(header(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_schema_that_was_tampered_with_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(&dir.path().join("a3.db"), NodeNum(1), Durability::Full, 1).unwrap();
+        engine.conn.execute_batch("ALTER TABLE hints RENAME COLUMN counted TO xounted").unwrap();
+        assert!(contents(&engine.conn, false).unwrap().is_some());
+    }
+
+    #[test]
+    fn small_files_are_walked_always_and_larger_ones_after_a_crash() {
+        assert!(is_worth_walking(ALWAYS_BYTES, false) && is_worth_walking(UNCLEAN_BYTES, true));
+        assert!(!is_worth_walking(ALWAYS_BYTES + 1, false) && !is_worth_walking(UNCLEAN_BYTES + 1, true));
+    }
+}
