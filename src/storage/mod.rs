@@ -49,4 +49,5 @@ mod tree;
 
 pub use connection::Durability;
 pub use engine::{BatchError, Change, Engine, Now, Outcome};
-pub use store::{OpenError, Options, SqliteStore};
+pub use opening::OpenError;
+pub use store::{Options, SqliteStore};

@@ -1,7 +1,7 @@
 //! Opening and closing a store, and the port over its threads.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -19,16 +19,17 @@ use super::data_dir::{DataDir, has_peers};
 use super::engine::{Change, Engine, Outcome, change_of};
 use super::holdings::{self, Gathered, Wanted};
 use super::meters::Meters;
-use super::migrations::{self, MigrationError};
+use super::migrations::MigrationError;
+use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
-use super::{count, examine, facts, opening, transfer};
+use super::{count, facts, opening, transfer};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
     StoreTotals, Submission, Submissions,
 };
 use crate::types::{
-    ClusterId, Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+    Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
 };
 
 /// Most reader threads.
@@ -51,48 +52,6 @@ pub struct Options {
     /// Cap of the write-ahead log, in bytes. The log passes it only while somebody holds a snapshot (a person with
     /// `sqlite3`), and by the length of one batch.
     pub wal_bytes_max: u64,
-}
-
-/// Why a store could not be opened. Nothing in the directory was changed, except as `Io` and `Sqlite` may say.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("{}: another process ({holder}) has this data directory; stop it, or choose another DATA_DIR", path.display())]
-    Locked {
-        path: PathBuf,
-        /// Its process id, as it wrote it.
-        holder: String,
-    },
-    #[error("{}: this data directory belongs to {found}, and this node is {wanted}; check NODE_NUM and DATA_DIR", path.display())]
-    OtherNode { path: PathBuf, found: NodeNum, wanted: NodeNum },
-    #[error("{}: written by a newer program (schema {found}, this one knows {known}); use that one", path.display(), known = migrations::KNOWN)]
-    NewerSchema { path: PathBuf, found: u32 },
-    #[error("{}: the identity of this data directory cannot be used: {reason}", path.display())]
-    Identity { path: PathBuf, reason: String },
-    #[error(
-        "{}: the database is gone, this data directory belongs to cluster {cluster}, and no other member has its records; \
-         put the database back, or leave the node down", path.display()
-    )]
-    DatabaseLost { path: PathBuf, cluster: ClusterId },
-    #[error(
-        "{}: the database is damaged ({reason}), and no other member has its records: put a sound copy in its place, or \
-         move the whole directory aside to start anew", path.display()
-    )]
-    Damaged { path: PathBuf, reason: String },
-    #[error("{}: {reason}", path.display())]
-    Sqlite { path: PathBuf, reason: String },
-    #[error("{} cannot be used: {source}", path.display())]
-    Io { path: PathBuf, source: io::Error },
-}
-
-impl OpenError {
-    pub(super) fn sqlite(path: &Path, error: &rusqlite::Error) -> Self {
-        let (path, reason) = (path.to_owned(), error.to_string());
-        if examine::is_unsound(error) {
-            OpenError::Damaged { path, reason }
-        } else {
-            OpenError::Sqlite { path, reason }
-        }
-    }
 }
 
 /// A reader for two processors: one serves more than its node's other threads can ask of it, and each more must be woken

@@ -75,6 +75,19 @@ fn at_one_a_single_copy_answers_and_the_other_home_keeps_the_hint() {
 }
 
 #[test]
+fn what_a_replaced_instance_acknowledged_counts_no_more() {
+    let mut fold = fold(&[1, 2, 3], &[], Level::Quorum);
+    fold.start(&all_up);
+    fold.on_write(n(1), &stored(None), &all_up);
+    fold.on_write(n(2), &Err(PeerError::Lost), &all_up);
+    assert_eq!(fold.move_to(placement(&[&[1, 2, 3]], &[]), &nodes(&[1]), &all_up).as_slice(), [1, 2, 3].map(write));
+    fold.on_write(n(2), &stored(None), &all_up);
+    assert_eq!(fold.state(), WriteState::Waiting);
+    fold.on_write(n(3), &stored(None), &all_up);
+    assert_eq!(fold.state(), WriteState::Met);
+}
+
+#[test]
 fn a_lagging_clock_stamps_again_once_a_majority_was_heard() {
     let mut fold = fold(&[1, 2, 3], &[4], Level::Quorum);
     fold.start(&all_up);
