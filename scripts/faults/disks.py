@@ -280,7 +280,7 @@ def converged(cluster, seconds, restart=None):
         if restart is not None and restart.process.poll() is not None:
             restart.start().wait_ready(60)
         told = cluster.nodes[0].ask("GET", "/cluster/convergence?deep=true", timeout=60)
-        return told.ok and told.json().get("converged") is True
+        return told.ok and told.json()["status"] == "equal"
 
     try:
         wait_until("the copies are equal", equal, seconds, every=0.5)

@@ -19,6 +19,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
+use super::Ports;
 use super::answers::Answers;
 use super::clock::NodeClock;
 use super::reach::{Ask, Reach};
@@ -57,6 +58,19 @@ pub struct Parts {
     pub reach: Arc<Reach>,
     pub routing: Arc<Routing>,
     pub clock: Arc<NodeClock>,
+}
+
+impl Parts {
+    pub fn of(ports: &Ports, reach: &Arc<Reach>, routing: &Arc<Routing>, clock: &Arc<NodeClock>) -> Self {
+        Self {
+            store: Arc::clone(&ports.store),
+            peers: Arc::clone(&ports.peers),
+            entropy: Arc::clone(&ports.entropy),
+            reach: Arc::clone(reach),
+            routing: Arc::clone(routing),
+            clock: Arc::clone(clock),
+        }
+    }
 }
 
 /// The driver.

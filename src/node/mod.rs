@@ -172,7 +172,7 @@ impl Node {
     /// # Errors
     /// When the store cannot say up to where the clock was reserved. Nothing was written.
     pub async fn start(options: Options, ports: Ports) -> Result<Arc<Self>, StoreError> {
-        let Ports { peers, store, spawn, .. } = ports.clone();
+        let Ports { peers, store, .. } = ports.clone();
         let identity = store.identity();
         let me = identity.node;
         let routing = Arc::new(Routing::default());
@@ -193,27 +193,11 @@ impl Node {
         let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
         let handoff = Handoff::new(
             handoff::Options { hint_window: options.hint_window },
-            handoff::Parts {
-                store: Arc::clone(&store),
-                peers: Arc::clone(&peers),
-                entropy: Arc::clone(&ports.entropy),
-                reach: Arc::clone(&reach),
-                routing: Arc::clone(&routing),
-                clock: Arc::clone(&clock),
-            },
+            handoff::Parts::of(&ports, &reach, &routing, &clock),
         );
         let anti_entropy = AntiEntropy::new(
             anti_entropy::Options { interval: options.anti_entropy_interval },
-            anti_entropy::Parts {
-                me,
-                store: Arc::clone(&store),
-                peers: Arc::clone(&peers),
-                entropy: Arc::clone(&ports.entropy),
-                reach: Arc::clone(&reach),
-                routing: Arc::clone(&routing),
-                clock: Arc::clone(&clock),
-                coordinator: Arc::clone(&coordinator),
-            },
+            anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator),
         );
         let founding = Founding::new(
             options.founding(),
@@ -236,13 +220,7 @@ impl Node {
             Box::new(move |node, liveness| heard.gossip(node, liveness)),
             Box::new(move |stamp| told.info(stamp)),
         );
-        spawn.spawn(Box::pin(Arc::clone(&clock).keep_reserved(Arc::clone(&store))));
-        spawn.spawn(Box::pin(handoff.run()));
-        anti_entropy.start(&*spawn);
-        spawn.spawn(Box::pin(Arc::clone(&succession).run()));
-        spawn.spawn(Box::pin(take_rates(Arc::clone(&own))));
-        coordinator.start(&*spawn);
-        Ok(Arc::new(Self {
+        let node = Arc::new(Self {
             identity,
             store,
             routing,
@@ -261,7 +239,19 @@ impl Node {
             operations: Arc::default(),
             ports,
             cluster: OnceLock::new(),
-        }))
+        });
+        node.start_tasks(handoff);
+        Ok(node)
+    }
+
+    fn start_tasks(&self, handoff: Arc<Handoff>) {
+        let spawn = &*self.ports.spawn;
+        spawn.spawn(Box::pin(Arc::clone(&self.clock).keep_reserved(Arc::clone(&self.store))));
+        spawn.spawn(Box::pin(handoff.run()));
+        self.anti_entropy.start(spawn);
+        spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
+        spawn.spawn(Box::pin(take_rates(Arc::clone(&self.own))));
+        self.coordinator.start(spawn);
     }
 
     /// Finds the node's cluster, or founds it, and from then on serves clients.

@@ -129,13 +129,12 @@ pub fn differences(theirs: &[Entry], ours: &[(Entry, Key)], now_ms: u64) -> Diff
     }
 }
 
+/// Some leaves, and what is held in them.
+pub type Lot<'a> = (&'a [Leaf], &'a [(Entry, Key)]);
+
 /// Cuts the leaves of a slot into lots whose lists have at most that many entries; a lot has at least one leaf. Each with
 /// its part of what is held, which is in order of tokens, and so of leaves.
-pub fn lots<'a>(
-    leaves: &'a [Leaf],
-    held: &'a [(Entry, Key)],
-    entries_max: usize,
-) -> Vec<(&'a [Leaf], &'a [(Entry, Key)])> {
+pub fn lots<'a>(leaves: &'a [Leaf], held: &'a [(Entry, Key)], entries_max: usize) -> Vec<Lot<'a>> {
     let mut lots = Vec::new();
     let (mut leaf_from, mut held_from, mut held_to) = (0, 0, 0);
     for (at, leaf) in leaves.iter().enumerate() {

@@ -50,7 +50,7 @@ const FAULTS: [(Fault, u64); 11] = [
     (Fault::Step, 2),
     (Fault::Drift, 1),
     (Fault::Full, 2),
-    (Fault::Wipe, 3),
+    (Fault::Wipe, 1),
 ];
 
 fn draw(random: &Seeded) -> Fault {

@@ -25,6 +25,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::{Mutex as TurnLock, Semaphore};
 use tokio::time::{Instant, sleep};
 
+use super::Ports;
 use super::clock::NodeClock;
 use super::coordinator::Coordinator;
 use super::operations::Progress;
@@ -69,6 +70,27 @@ pub struct Parts {
     pub routing: Arc<Routing>,
     pub clock: Arc<NodeClock>,
     pub coordinator: Arc<Coordinator>,
+}
+
+impl Parts {
+    pub fn of(
+        ports: &Ports,
+        reach: &Arc<Reach>,
+        routing: &Arc<Routing>,
+        clock: &Arc<NodeClock>,
+        coordinator: &Arc<Coordinator>,
+    ) -> Self {
+        Self {
+            me: ports.store.identity().node,
+            store: Arc::clone(&ports.store),
+            peers: Arc::clone(&ports.peers),
+            entropy: Arc::clone(&ports.entropy),
+            reach: Arc::clone(reach),
+            routing: Arc::clone(routing),
+            clock: Arc::clone(clock),
+            coordinator: Arc::clone(coordinator),
+        }
+    }
 }
 
 /// Why a round, or a comparison, ended early. What it did stays done.
