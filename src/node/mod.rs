@@ -191,14 +191,11 @@ impl Node {
             Conditional::new(me, &ports, Arc::clone(&clock), Arc::clone(&reach), Arc::clone(&coordinator));
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
         let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
-        let handoff = Handoff::new(
-            handoff::Options { hint_window: options.hint_window },
-            handoff::Parts::of(&ports, &reach, &routing, &clock),
-        );
-        let anti_entropy = AntiEntropy::new(
-            anti_entropy::Options { interval: options.anti_entropy_interval },
-            anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator),
-        );
+        let window = handoff::Options { hint_window: options.hint_window };
+        let handoff = Handoff::new(window, handoff::Parts::of(&ports, &reach, &routing, &clock));
+        let parts = anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator);
+        let interval = anti_entropy::Options { interval: options.anti_entropy_interval };
+        let anti_entropy = AntiEntropy::new(interval, parts);
         let founding = Founding::new(
             options.founding(),
             Arc::clone(&peers),
