@@ -9,7 +9,9 @@ use tokio::time::{Instant, sleep};
 use super::{AntiEntropy, Stop};
 use crate::node::answers::Answers;
 use crate::node::operations::Progress;
-use crate::ports::{Answer, Destination, PeerReply, PeerRequest, ReplicaCall, ReplicaReply, ReplicaRequest, Store};
+use crate::ports::{
+    Answer, Destination, PeerError, PeerReply, PeerRequest, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Store,
+};
 use crate::protocol::hashtree::{self, IN_FLIGHT_MS, Sums};
 use crate::protocol::ring::Ring;
 use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
@@ -188,10 +190,10 @@ impl Round<'_> {
         let differing = (wanted.len() + records.len()) as u64;
         self.differing += differing;
         self.task.progress.found(differing);
-        let had_some = !records.is_empty();
-        let taken = self.take(slot, records).await?;
+        let taken = self.take(slot, leaves, records).await?;
         self.give(slot, wanted).await?;
-        Ok(more && had_some && taken > 0)
+        // Where nothing could be stored the same would only come again.
+        Ok(more && taken > 0)
     }
 
     /// Names keys that differ, each once: two contents of one version are named by both sides.
@@ -210,8 +212,12 @@ impl Round<'_> {
         }
     }
 
-    /// Stores here what the peer holds newer.
-    async fn take(&mut self, slot: Slot, records: Vec<(Key, Record)>) -> Result<u64, Stop> {
+    /// Stores here what the peer holds newer. A replica believes its own node, so it is verified before.
+    async fn take(&mut self, slot: Slot, leaves: &[Leaf], records: Vec<(Key, Record)>) -> Result<u64, Stop> {
+        let asked_for = |key: &Key| leaves.binary_search(&Leaf::of(self.ring.token(key))).is_ok();
+        if !records.iter().all(|(key, record)| asked_for(key) && record.is_intact(key)) {
+            return Err(PeerError::Protocol("a record that is damaged, or was not asked for".into()).into());
+        }
         let taken = self.write(self.this.parts.me, slot, records).await?;
         self.task.progress.received(taken);
         Ok(taken)
@@ -231,8 +237,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Writes records at one replica, window by window; says how many it has on disk now. Those that were refused, each for
-    /// a reason of its own, leave their chunk unsettled.
+    /// Writes records at one replica, window by window; says how many it stored. Those that were refused, each for a reason of
+    /// its own, leave their chunk unsettled.
     async fn write(&mut self, to: NodeNum, slot: Slot, records: Vec<(Key, Record)>) -> Result<u64, Stop> {
         let mut stored = 0;
         let mut records = records.into_iter().peekable();
@@ -247,18 +253,12 @@ impl Round<'_> {
                 self.this.parts.peers.send(to, call, answers.reply_to(sent));
                 sent += 1;
             }
-            let before = stored;
-            let mut refused = None;
             for _ in 0..sent {
                 match fate(answers.next().await.1)? {
-                    Ok(()) => stored += 1,
-                    Err(why) => refused = Some(why),
-                }
-            }
-            if let Some(why) = refused {
-                self.unsettled[usize::from(slot.0 >> 4)] = true;
-                if stored == before {
-                    return Err(Stop::Refused(why));
+                    Fate::Stored => stored += 1,
+                    Fate::There => {}
+                    // The others go on: one that is refused must not keep those behind it from being repaired.
+                    Fate::Refused => self.unsettled[usize::from(slot.0 >> 4)] = true,
                 }
             }
         }
@@ -308,20 +308,25 @@ fn keys_of(held: &[(Entry, Key)], wanted: &[Token]) -> Vec<Key> {
     keys
 }
 
-/// What an answer to a write says: it is there (or something newer is, or it was purged), or this one is refused.
-///
+/// What an answer means for the record that was written.
+enum Fate {
+    Stored,
+    /// Something at least as new stood there, or it was purged.
+    There,
+    /// This one, for a reason of its own.
+    Refused,
+}
+
 /// # Errors
 /// When the replica takes nothing at the moment.
-fn fate(answer: Answer) -> Result<Result<(), String>, Stop> {
-    use crate::ports::Refusal;
+fn fate(answer: Answer) -> Result<Fate, Stop> {
     match answer {
-        Ok(ReplicaReply::Stored { .. } | ReplicaReply::Dominated { .. } | ReplicaReply::BelowFloor { .. }) => {
-            Ok(Ok(()))
-        }
+        Ok(ReplicaReply::Stored { .. }) => Ok(Fate::Stored),
+        Ok(ReplicaReply::Dominated { .. } | ReplicaReply::BelowFloor { .. }) => Ok(Fate::There),
         Ok(ReplicaReply::WrongEpoch { .. }) => Err(Stop::Refused("its topology is newer".into())),
         Ok(ReplicaReply::Refused(
-            refusal @ (Refusal::ClockSkew { .. } | Refusal::Damaged | Refusal::TooLarge { .. } | Refusal::Corrupt),
-        )) => Ok(Err(refusal.to_string())),
+            Refusal::ClockSkew { .. } | Refusal::Damaged | Refusal::TooLarge { .. } | Refusal::Corrupt,
+        )) => Ok(Fate::Refused),
         Ok(ReplicaReply::Refused(refusal)) => Err(Stop::Refused(refusal.to_string())),
         Ok(_) => Err(wrong_kind()),
         Err(error) => Err(error.into()),

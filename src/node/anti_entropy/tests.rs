@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -9,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::node::fakes::{FakeClock, FakeEntropy, FakeStore, topology};
-use crate::ports::{ReplicaCall, ReplyTo};
+use crate::ports::{Refusal, ReplicaCall, ReplicaReply, ReplyTo};
 use crate::protocol::ring::Ring;
 use crate::types::{Agreement, Content, Hlc, Key, Record, Version, Writer};
 
@@ -23,6 +24,10 @@ struct Wire {
     ring: OnceLock<Arc<Ring>>,
     asked: Mutex<Vec<&'static str>>,
     written: Mutex<u64>,
+    /// Refused wherever it is written, for a reason of its own.
+    refused: Mutex<Option<Key>>,
+    /// What a peer sends is damaged on the way.
+    damaging: AtomicBool,
 }
 
 /// One side's end of it.
@@ -32,6 +37,9 @@ impl Peers for End {
     fn send(&self, to: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
         if to != self.0 {
             *self.1.written.lock() += 1;
+        }
+        if self.1.refused.lock().as_ref() == Some(call.request.key()) {
+            return reply_to.send(Ok(ReplicaReply::Refused(Refusal::TooLarge { bytes: 1 })));
         }
         let token = self.1.ring.get().unwrap().token(call.request.key());
         reply_to.send(Ok(self.1.stores[&to].apply(token, call.request)));
@@ -54,7 +62,13 @@ impl Peers for End {
                 }
                 PeerRequest::FetchRange(exchange) => {
                     wire.asked.lock().push("range");
-                    driver.answer_fetch_range(exchange).await
+                    let mut answer = driver.answer_fetch_range(exchange).await;
+                    if wire.damaging.load(Ordering::Relaxed)
+                        && let Ok(PeerReply::Differences(found)) = &mut answer
+                    {
+                        found.records.iter_mut().for_each(|(_, record)| record.content = Content::Tombstone);
+                    }
+                    answer
                 }
                 PeerRequest::Converge { with, look } => driver.answer_converge(with, look).await,
                 _ => Err(PeerError::Unreachable),
@@ -225,4 +239,36 @@ async fn a_peer_under_another_epoch_is_not_compared_with() {
     let two = two();
     let reply = two.drivers[&OTHER].answer_chunk_hash(ONE, Epoch(7), crate::types::SlotSet::NONE, &[]);
     assert_eq!(reply, Ok(PeerReply::WrongEpoch { epoch: Epoch(1) }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_record_that_is_refused_keeps_no_other_from_being_repaired() {
+    let two = two();
+    for n in 0..300 {
+        two.put(if n % 2 == 0 { ONE } else { OTHER }, &format!("k{n}"), 1, "x");
+    }
+    let ring = two.wire.ring.get().unwrap();
+    let name = |n: &u64| Key::new(format!("k{n}")).unwrap();
+    let first = (0..300).map(|n| name(&n)).min_by_key(|key| ring.token(key)).unwrap();
+    *two.wire.refused.lock() = Some(first.clone());
+    assert_eq!(
+        {
+            let (sent, received) = two.round().await;
+            sent + received
+        },
+        299
+    );
+    let left = two.look(Look::Keys).await;
+    assert_eq!((left.keys, left.differing), (vec![first], 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_damaged_is_not_stored() {
+    let two = two();
+    two.put(ONE, "k", 1, "good");
+    two.put(OTHER, "k", 2, "better");
+    two.wire.damaging.store(true, Ordering::Relaxed);
+    let ended = two.drivers[&ONE].repair(OTHER, &[], &Progress::default()).await;
+    assert!(matches!(ended, Err(Stop::Peer(PeerError::Protocol(_)))), "{ended:?}");
+    assert_eq!(two.record(ONE, "k").map(|r| r.content), Some(Content::value("good")));
 }
