@@ -27,8 +27,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 /// Whether the copies agree
 ///
 /// For each pair of members and each chunk of the keyspace that they share, whether their copies are equal, since when,
-/// and up to when everything written is known to be equal. Every pair is asked anew. What was written in the last seconds
-/// is under way and left out.
+/// and up to when everything written is known to be equal. Every pair is asked anew. Without `keys` or `deep` only sums are
+/// compared, so that writes under way show as `differs`; with them, what was written in the last five seconds is left out.
 #[utoipa::path(get, path = "/cluster/convergence", operation_id = "getConvergence", tag = "cluster",
     params(
         ("keys" = inline(Option<Flag>), Query, description = "Name the keys that differ, at most 100000 for each pair; on as a bare `?keys`. It takes longer the more they are."),

@@ -19,6 +19,8 @@ use crate::types::{Key, Leaf, Look, NodeNum, Slot, Span, Sum};
 const FIRST: Duration = Duration::from_secs(10);
 /// From the end of one scrub to the beginning of the next.
 const EVERY: Duration = Duration::from_secs(24 * 3600);
+/// The same after one that found damage: the copies that could mend it may have been out of reach.
+const AGAIN: Duration = Duration::from_secs(300);
 /// A slot's scrub is followed by a rest of so many times what it took, and at least of [`REST_MIN`].
 const REST_FACTOR: u32 = 4;
 const REST_MIN: Duration = Duration::from_millis(20);
@@ -26,14 +28,19 @@ const REST_MIN: Duration = Duration::from_millis(20);
 impl AntiEntropy {
     /// Runs for the node's life.
     pub(super) async fn keep_scrubbing(&self) {
-        sleep(FIRST).await;
         loop {
+            sleep(FIRST).await;
+            if self.parts.routing.ring().is_none() {
+                continue;
+            }
             let found = self.scrub().await;
+            self.meters.scrubbed.set(self.parts.clock.wall_ms() as f64 / 1000.0);
             if found > 0 {
                 tracing::warn!(damaged = found, "the scrub found damage; other copies mend it");
+                sleep(AGAIN).await;
+            } else {
+                sleep(EVERY).await;
             }
-            self.meters.scrubbed.set(self.parts.clock.wall_ms() as f64 / 1000.0);
-            sleep(EVERY).await;
         }
     }
 
@@ -60,6 +67,10 @@ impl AntiEntropy {
     async fn suspects(&self, ring: &Ring, slot: Slot) -> Vec<Leaf> {
         let leaves: Vec<Leaf> = Span::of_slot(slot).leaves().collect();
         let before = self.parts.store.leaf_sums(slot);
+        if before.is_none() {
+            // It is being counted, or could not be: then this is when it is tried again.
+            self.parts.store.count_anew(slot);
+        }
         let held = match self.parts.store.holdings(slot, leaves.clone()).await {
             Ok(held) => held,
             Err(error) => {
