@@ -153,8 +153,24 @@ pub(super) struct RepairBody {
     #[schema(required = false, default = false)]
     dry_run: bool,
     /// Only these of the 16 chunks, by their numbers from 0 to 15; all of them unless said.
-    #[schema(required = false, default = json!([]))]
+    #[schema(required = false, default = json!([]), value_type = Vec<ChunkNumber>)]
     chunks: Vec<u8>,
+}
+
+/// The number of a chunk: the first hexadecimal digit of the tokens in it.
+#[derive(Debug, ToSchema)]
+#[schema(minimum = 0, maximum = 15)]
+#[expect(dead_code, reason = "it only describes a member")]
+pub(super) struct ChunkNumber(u8);
+
+/// One Server-Sent Event of an operation.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "it only describes an event")]
+pub(super) struct OperationEvent {
+    /// `progress`, or `end` for the last one.
+    event: String,
+    /// The operation, as JSON.
+    data: String,
 }
 
 /// The asked node's operations.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Api;
 use super::bodies::NodeName;
-use super::convergence_views::{OperationBody, OperationsBody};
+use super::convergence_views::{OperationBody, OperationEvent, OperationsBody};
 use super::docs::OperationId;
 use super::problem::{Code, Problem};
 use super::query::Query;
@@ -77,7 +77,7 @@ async fn abort(State(api): State<Arc<Api>>, Path(id): Path<String>, uri: Uri) ->
 /// which there is nothing more. A comment now and then shows that the connection lives.
 #[utoipa::path(get, path = "/operations/{id}/events", operation_id = "getOperationEvents", tag = "operations",
     params(("id" = inline(OperationId), Path, description = "The operation's `id`.")),
-    responses((status = 200, description = "The events.", body = String, content_type = "text/event-stream")))]
+    responses((status = 200, description = "The events.", body = OperationEvent, content_type = "text/event-stream")))]
 async fn events(
     State(api): State<Arc<Api>>,
     Path(id): Path<String>,
