@@ -145,8 +145,9 @@ fn overall(parts: impl Iterator<Item = &'static str> + Clone) -> &'static str {
 }
 
 /// What a repair is to do.
-#[derive(Debug, ToSchema)]
+#[derive(Debug, serde::Deserialize, ToSchema)]
 #[schema(as = Repair)]
+#[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "it only describes a body: every fault in one is listed, which serde cannot")]
 pub(super) struct RepairBody {
     /// Count what differs and change nothing; false unless said.
