@@ -95,8 +95,8 @@ fn wanted(body: &[u8]) -> Result<RepairRequest, Problem> {
 
 /// In order, each once.
 fn chunks(value: &Value) -> Option<Vec<u8>> {
-    let number = |value: &Value| value.as_u64().and_then(|n| u8::try_from(n).ok());
-    let chunk = |value: &Value| number(value).filter(|chunk| usize::from(*chunk) < Span::PARTS);
+    // To JSON `1.0` is the integer 1.
+    let chunk = |value: &Value| (0..Span::PARTS as u8).find(|chunk| value.as_f64() == Some(f64::from(*chunk)));
     let mut chunks = value.as_array()?.iter().map(chunk).collect::<Option<Vec<u8>>>()?;
     chunks.sort_unstable();
     chunks.dedup();
