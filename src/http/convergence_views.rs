@@ -218,7 +218,7 @@ pub(super) struct OperationBody {
     received: u64,
     /// Bytes of those records, and of the lists that were compared.
     bytes: u64,
-    /// Records moved or compared a second, lately.
+    /// Leaves compared a second since it began.
     per_second: f64,
     /// Milliseconds that are left at that rate; null when unknown.
     eta_ms: Option<u64>,

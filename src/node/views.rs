@@ -164,7 +164,7 @@ pub struct OperationView {
     pub received: u64,
     /// Of those records' contents and of the lists that were compared, both ways.
     pub bytes: u64,
-    /// Records moved or compared a second, lately.
+    /// Leaves compared a second since it began.
     pub per_second: f64,
     /// Milliseconds that are left at that rate; `None` when unknown.
     pub eta_ms: Option<u64>,

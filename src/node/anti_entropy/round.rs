@@ -147,7 +147,7 @@ impl Round<'_> {
             self.task.progress.settled(leaves.len() as u64);
             let now = self.this.parts.coordinator.requests();
             if now - requests >= SERVING {
-                // Half of the time is the clients'.
+                // Half of the time is the clients', as far as they come to this node.
                 sleep(began.elapsed().min(REST_MAX)).await;
             }
             requests = now;

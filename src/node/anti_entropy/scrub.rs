@@ -1,8 +1,8 @@
 //! The scrub: reads every row now and then, slowly, so that damage is found while other copies can still mend it.
 //!
 //! A row whose bytes changed on the disk leaves the sums as they were, as these are moved by writes alone; so a slot's rows
-//! are summed up anew and held against its sums, too. Leaves with damaged rows, or where the two disagree, are exchanged with
-//! the slot's other home replicas, and the slot is counted anew.
+//! are counted and held against its sums, too. Leaves with damaged rows, or where the two disagree, are exchanged with the slot's
+//! other home replicas, and the slot is counted anew. Caveat: sums that are off with the right count are not noticed.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
