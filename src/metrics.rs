@@ -118,6 +118,11 @@ metrics_table! {
     SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;
     STORE_KEYS = "a3_store_keys", Kind::Gauge, "Live keys on this node.", PLAIN;
     STORE_TOMBSTONES = "a3_store_tombstones", Kind::Gauge, "Tombstones on this node.", PLAIN;
+    TOMBSTONES_OLDEST = "a3_tombstones_oldest_age_seconds", Kind::Gauge, "Age of the oldest tombstone in the slots whose floors this node raises, when it last raised one, in seconds.", PLAIN;
+    TOMBSTONES_WAITING = "a3_tombstones_waiting_members", Kind::Gauge, "Members that keep this node from purging tombstones: they are down, hold hints, or are being rebuilt.", PLAIN;
+    PURGED = "a3_tombstones_purged_total", Kind::Counter, "Tombstones dropped from this node's disk.", PLAIN;
+    PURGED_REGISTERS = "a3_registers_purged_total", Kind::Counter, "Registers dropped from this node's disk, with their tombstone or without one.", PLAIN;
+    FLOOR_LAST = "a3_floor_last_raised_timestamp_seconds", Kind::Gauge, "When this node last raised the floor of a slot, in seconds since 1970; 0 before the first time since the start.", PLAIN;
     STORE_BYTES = "a3_store_bytes", Kind::Gauge, "Bytes of keys and values on this node.", PLAIN;
     STORE_FILE = "a3_store_file_bytes", Kind::Gauge, "Size of the database file, in bytes.", PLAIN;
     STORE_WAL = "a3_store_wal_bytes", Kind::Gauge, "Size of the write-ahead log, in bytes.", PLAIN;

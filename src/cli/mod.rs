@@ -25,6 +25,7 @@ mod serve;
 mod settings;
 mod smoke;
 mod status;
+mod tombstones;
 mod views;
 
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ enum Command {
     Ring(ring::Ring),
     Convergence(convergence::Convergence),
     Repair(repair::Repair),
+    Tombstones(tombstones::Tombstones),
     Health(health::Health),
     Smoke(smoke::Smoke),
     Bench(bench::Bench),
@@ -80,6 +82,7 @@ impl Cli {
             Command::Ring(command) => command.run(),
             Command::Convergence(command) => command.run(),
             Command::Repair(command) => command.run(),
+            Command::Tombstones(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Smoke(command) => command.run(),
             Command::Bench(command) => command.run(),

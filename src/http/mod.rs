@@ -32,6 +32,7 @@ mod observe;
 mod operations;
 mod problem;
 mod query;
+mod tombstones;
 mod views;
 
 use std::fmt;
@@ -142,6 +143,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .merge(cluster::routes())
         .merge(convergence::routes())
         .merge(operations::routes())
+        .merge(tombstones::routes())
         .merge(observe::routes())
         .merge(docs::routes())
         .layer(CompressionLayer::new());

@@ -15,7 +15,7 @@ use super::channels::Channels;
 use super::client::Shared;
 use super::endpoint;
 use super::weight;
-use super::wire::{self, Malformed, propose, proto, rare, status, tree};
+use super::wire::{self, Malformed, propose, proto, purge, rare, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::types::InstanceId;
 
@@ -99,6 +99,10 @@ impl Asks {
                 let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
                 (reply.header.take(), tree::read_slot_reply(reply, after.as_ref()))
             }
+            PeerRequest::Purge { epoch, step } => {
+                let mut reply = answer(client.purge(purge::request(header, epoch, step)).await)?;
+                (reply.header.take(), purge::read_reply(reply))
+            }
             PeerRequest::Converge { with, look } => {
                 let request = self.told(tree::converge_request(header, with, look));
                 let mut reply = self.heard(answer(client.converge(request).await)?);
@@ -116,6 +120,7 @@ impl Asks {
             PeerRequest::GetChunkHash { .. }
             | PeerRequest::FetchRange(_)
             | PeerRequest::FetchSlot { .. }
+            | PeerRequest::Purge { .. }
             | PeerRequest::Converge { .. } => (&self.healing, weight::of_healing(request)),
             _ => (&self.talk, 0),
         }

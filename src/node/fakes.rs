@@ -137,7 +137,7 @@ impl FakeStore {
             ReplicaRequest::Prepare { key, ballot } => {
                 let mut registers = self.registers.lock();
                 let held = registers.entry(key.clone()).or_default();
-                match register::prepare(held.promised, &floor, ballot) {
+                match register::prepare(held.promised, floor.ballot, ballot) {
                     Ok(()) => held.promised = ballot,
                     Err(promised) => return ReplicaReply::Outbid { promised },
                 }
@@ -147,7 +147,7 @@ impl FakeStore {
             ReplicaRequest::Accept { key, accepted } => {
                 let mut registers = self.registers.lock();
                 let held = registers.entry(key).or_default();
-                match register::accept(held.promised, &floor, accepted.ballot) {
+                match register::accept(held.promised, floor.ballot, accepted.ballot) {
                     Ok(()) => *held = Register { promised: accepted.ballot, accepted: Some(*accepted) },
                     Err(promised) => return ReplicaReply::Outbid { promised },
                 }
@@ -163,6 +163,34 @@ impl FakeStore {
             answer
         }
         .boxed()
+    }
+}
+
+impl Purging for FakeStore {
+    fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
+        let of = |slot| Survey { slot, floor: Floor::default(), tombstones: 0, orphans: 0, promised: Hlc::ZERO };
+        let surveys = slots.iter().map(of).collect();
+        Box::pin(async move { Ok(surveys) })
+    }
+
+    fn tombstones(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
+        Box::pin(async { Ok(Tombstones::default()) })
+    }
+
+    fn hinted(&self, _: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {
+        Box::pin(async { Ok(SlotSet::NONE) })
+    }
+
+    fn seal(&self, _: SlotSet, _: Hlc) -> BoxFuture<'static, Result<Vec<Sealed>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn raise(&self, _: Vec<(Slot, Floor)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn purge(&self, _: Vec<SlotDrop>) -> BoxFuture<'static, Result<Dropped, StoreError>> {
+        Box::pin(async { Ok(Dropped::default()) })
     }
 }
 

@@ -21,6 +21,7 @@ pub mod handoff;
 pub mod healing;
 pub mod operations;
 pub mod own;
+pub mod purge;
 pub mod reach;
 pub mod rebuild;
 pub mod replica;
@@ -55,6 +56,7 @@ use gossip::{Gossip, GossipOptions};
 use handoff::Handoff;
 use operations::Operations;
 use own::Own;
+use purge::Purge;
 use reach::Reach;
 use rebuild::Rebuild;
 use replica::Replica;
@@ -88,6 +90,8 @@ pub struct Options {
     pub hint_window: Duration,
     /// How often copies are compared with each peer.
     pub anti_entropy_interval: Duration,
+    /// Tombstones are kept at least so long.
+    pub gc_grace: Duration,
 }
 
 impl Options {
@@ -154,6 +158,7 @@ pub struct Node {
     gossip: Arc<Gossip>,
     own: Arc<Own>,
     anti_entropy: Arc<AntiEntropy>,
+    purge: Arc<Purge>,
     operations: Arc<Operations>,
     ports: Ports,
     /// Once there is one it stays, and every message asks for it.
@@ -208,6 +213,20 @@ impl Node {
             Succession::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&directory));
         let rebuild =
             Rebuild::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&replica), Arc::clone(&succession));
+        let purging = purge::Options { grace: options.gc_grace, clock_skew_max: options.clock_skew_max };
+        let purge = Purge::new(
+            purging,
+            purge::Parts {
+                me,
+                ports: ports.clone(),
+                routing: Arc::clone(&routing),
+                clock: Arc::clone(&clock),
+                reach: Arc::clone(&reach),
+                replica: Arc::clone(&replica),
+                conditional: Arc::clone(&conditional),
+                anti_entropy: Arc::clone(&anti_entropy),
+            },
+        );
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),
@@ -233,6 +252,7 @@ impl Node {
             gossip,
             own,
             anti_entropy,
+            purge,
             operations: Arc::default(),
             ports,
             cluster: OnceLock::new(),
@@ -246,6 +266,7 @@ impl Node {
         spawn.spawn(Box::pin(Arc::clone(&self.clock).keep_reserved(Arc::clone(&self.store))));
         spawn.spawn(Box::pin(handoff.run()));
         self.anti_entropy.start(spawn);
+        spawn.spawn(Box::pin(Arc::clone(&self.purge).run()));
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
         spawn.spawn(Box::pin(take_rates(Arc::clone(&self.own))));
         self.coordinator.start(spawn);
@@ -399,6 +420,7 @@ impl PeerHandler for Node {
                 PeerRequest::FetchRange(exchange) => self.anti_entropy.answer_fetch_range(exchange).await,
                 PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
                 PeerRequest::FetchSlot { epoch, slot, after } => self.rebuild.answer(epoch, slot, after).await,
+                PeerRequest::Purge { epoch, step } => self.purge.answer(epoch, step).await,
                 PeerRequest::Vote { epoch, ballot, proposal } => {
                     self.succession.answer_vote(epoch, ballot, proposal).await
                 }
@@ -444,6 +466,7 @@ mod tests {
             value_bytes_max: 1024,
             hint_window: Duration::from_secs(3600),
             anti_entropy_interval: Duration::from_secs(30),
+            gc_grace: Duration::from_secs(86_400),
         };
         let ports = Ports {
             peers: FakePeers::new(),

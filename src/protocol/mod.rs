@@ -7,6 +7,7 @@ pub mod hashtree;
 pub mod hints;
 pub mod membership;
 pub mod planner;
+pub mod purge;
 pub mod quorum;
 pub mod reach;
 pub mod register;

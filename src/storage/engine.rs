@@ -9,7 +9,7 @@
 //! - After [`BatchError::Failed`] nothing is known of that batch, and the engine must not be used again: an operating
 //!   system forgets what it could not write, so a second sync that succeeds proves nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, ffi};
 use super::book::{Book, Count, Entries};
 use super::connection::{self, Durability, Role};
 use super::facts;
+use super::floors::Floors;
 use super::hints;
 use super::meters::Meters;
 use super::migrations::MigrationError;
@@ -26,7 +27,9 @@ use super::saved;
 use super::tree::Moved;
 use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
-use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, Topology, Version, Vote};
+use crate::types::{
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, NodeNum, Record, Slot, SlotDrop, SlotFloor, Token, Topology, Version, Vote,
+};
 
 /// What a batch consists of.
 #[derive(Clone, Debug)]
@@ -67,6 +70,13 @@ pub enum Change {
     ReserveClock(Hlc),
     /// Merges what another replica holds of these keys.
     Absorb(Vec<(Token, SlotEntry)>),
+    /// Merges floors and seals into those of these slots.
+    Raise(Vec<(Slot, SlotFloor)>),
+    /// Drops those of these keys that may be forgotten.
+    Purge {
+        drop: SlotDrop,
+        keys: Vec<(Token, Key)>,
+    },
 }
 
 impl Change {
@@ -88,7 +98,8 @@ impl Change {
         match self {
             Change::Prepare { .. } | Change::Accept { .. } => true,
             Change::Topology(_) | Change::Proposal(_) | Change::Vote(_) | Change::ReserveClock(_) => true,
-            Change::Absorb(_) => true,
+            Change::Absorb(_) | Change::Raise(_) => true,
+            Change::Purge { .. } => false,
             Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
         }
     }
@@ -101,6 +112,8 @@ pub enum Outcome {
     Reply(ReplicaReply),
     /// To `DropHints`: how many.
     Dropped(u64),
+    /// To `Purge`.
+    Purged(Dropped),
     Done,
     /// The database is damaged where the change belongs. That change did nothing.
     Damaged,
@@ -133,7 +146,7 @@ pub struct Now {
 pub struct Engine {
     pub(super) conn: Connection,
     pub(super) book: Arc<Book>,
-    pub(super) floors: Arc<[Floor]>,
+    pub(super) floors: Arc<Floors>,
     node: NodeNum,
     durability: Durability,
     hint_bytes_max: u64,
@@ -156,14 +169,14 @@ impl Engine {
             MigrationError::Sqlite(e) => super::OpenError::sqlite(path, &e),
         };
         let conn = connection::open(path, Role::Writer(durability)).map_err(failed)?;
-        let load = || Ok((hints::count(&conn)?, facts::floors(&conn)?));
-        let (hints, floors) = load().map_err(|e: rusqlite::Error| super::OpenError::sqlite(path, &e))?;
+        let hints = hints::count(&conn).map_err(|e| super::OpenError::sqlite(path, &e))?;
+        let floors = Floors::load(&conn).map_err(|e| super::OpenError::damaged(path, &e))?;
         let book = Arc::new(Book::new(hints));
         saved::restore(&conn, &book, durability).map_err(|e| super::OpenError::sqlite(path, &e))?;
         Ok(Self { conn, book, floors, node, durability, hint_bytes_max, meters: Meters::new() })
     }
 
-    pub(super) fn floors(&self) -> Arc<[Floor]> {
+    pub(super) fn floors(&self) -> Arc<Floors> {
         self.floors.clone()
     }
 
@@ -297,6 +310,8 @@ pub(super) struct Batch<'e> {
     pub(super) select: CachedStatement<'e>,
     put: CachedStatement<'e>,
     pub(super) hints_stored: u64,
+    /// Floors that this batch raised.
+    pub(super) raised: BTreeMap<Slot, SlotFloor>,
     /// Targets that lost a hint: their oldest may be another one now.
     pub(super) bereft: BTreeSet<NodeNum>,
 }
@@ -313,6 +328,7 @@ impl<'e> Batch<'e> {
             select: conn.prepare_cached(row::SELECT_RECORD)?,
             put: conn.prepare_cached(row::PUT_RECORD)?,
             hints_stored: 0,
+            raised: BTreeMap::new(),
             bereft: BTreeSet::new(),
         })
     }
@@ -335,15 +351,28 @@ impl<'e> Batch<'e> {
             Change::Proposal(topology) => facts::save_proposal(conn, topology).map(|()| Outcome::Done),
             Change::Vote(vote) => facts::save_vote(conn, vote).map(|()| Outcome::Done),
             Change::Absorb(entries) => self.absorb(entries),
+            Change::Raise(floors) => self.raise(floors).map(|()| Outcome::Done),
+            Change::Purge { drop, keys } => self.purge(drop, keys).map(Outcome::Purged),
             Change::ReserveClock(until) => facts::reserve_clock(conn, *until).map(|()| Outcome::Done),
         }
     }
 
     pub(super) fn write(&mut self, token: Token, key: &Key, record: &Record) -> rusqlite::Result<ReplicaReply> {
+        let floor = self.kept(token.slot()).floor;
+        self.write_over(token, key, record, &floor)
+    }
+
+    /// The same under another floor than the slot's.
+    pub(super) fn write_over(
+        &mut self,
+        token: Token,
+        key: &Key,
+        record: &Record,
+        floor: &Floor,
+    ) -> rusqlite::Result<ReplicaReply> {
         let slot = token.slot();
         let found = row::load(&mut self.select, slot, key)?;
         let stored = found.as_ref().and_then(|loaded| loaded.stored.as_ref());
-        let floor = &self.engine.floors[slot.index()];
         let rule = match (&found, stored) {
             // Missing and suspect: whatever comes from a peer is better than this row.
             (Some(_), None) => {
@@ -385,6 +414,7 @@ impl<'e> Batch<'e> {
         self.settle_oldest()?;
         self.engine.conn.prepare_cached("COMMIT")?.execute([])?;
         self.engine.book.enter(self.entries);
+        self.engine.floors.set(self.raised.into_iter());
         self.meters.hints_stored.increment(self.hints_stored);
         Ok(())
     }

@@ -17,6 +17,7 @@ use super::commit::{AnswerTo, Job, WriteQueue, Writer};
 use super::connection::{self, Durability, Role};
 use super::data_dir::{DataDir, has_peers};
 use super::engine::{Change, Engine, Outcome, change_of};
+use super::floors::Floors;
 use super::holdings::{self, Gathered, Wanted};
 use super::meters::Meters;
 use super::migrations::MigrationError;
@@ -29,7 +30,7 @@ use crate::ports::{
     StoreTotals, Submission, Submissions,
 };
 use crate::types::{
-    Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+    Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
 };
 
 /// Most reader threads.
@@ -62,11 +63,11 @@ fn readers() -> usize {
 
 /// The store of a node, with its threads.
 pub struct SqliteStore {
-    writes: Arc<WriteQueue>,
-    reads: Arc<ReadQueue>,
+    pub(super) writes: Arc<WriteQueue>,
+    pub(super) reads: Arc<ReadQueue>,
     status: Arc<Status>,
-    book: Arc<Book>,
-    floors: Arc<[Floor]>,
+    pub(super) book: Arc<Book>,
+    pub(super) floors: Arc<Floors>,
     identity: Arc<Mutex<Identity>>,
     checkpointer: Arc<Checkpointer>,
     threads: Mutex<Option<Threads>>,
@@ -175,11 +176,11 @@ impl SqliteStore {
         drop(threads.dir);
     }
 
-    fn change(&self, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
+    pub(super) fn change(&self, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
         change_through(&self.writes, change)
     }
 
-    fn read<T: Send + 'static>(
+    pub(super) fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection, &Meters) -> Result<T, StoreError> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
@@ -193,14 +194,14 @@ struct Connections {
     checkpointer: Connection,
 }
 
-fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
+pub(super) fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
     let (caller, answer) = oneshot::channel();
     let job = Job { change, answer: AnswerTo::Caller(caller) };
     writes.push([job].into_iter(), usize::MAX);
     answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
 }
 
-fn read_through<T: Send + 'static>(
+pub(super) fn read_through<T: Send + 'static>(
     reads: &ReadQueue,
     read: impl FnOnce(&Connection, &Meters) -> Result<T, StoreError> + Send + 'static,
 ) -> BoxFuture<'static, Result<T, StoreError>> {
@@ -213,7 +214,7 @@ fn read_through<T: Send + 'static>(
 }
 
 /// What the tokens of its rows are seeded with.
-fn seed_of(identity: &Identity) -> Option<TokenSeed> {
+pub(super) fn seed_of(identity: &Identity) -> Option<TokenSeed> {
     identity.cluster.map(TokenSeed::of)
 }
 
@@ -425,8 +426,8 @@ impl Store for SqliteStore {
     }
 
     fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
-        let floor = self.floors[slot.index()];
-        self.read(move |conn, meters| transfer::page(conn, meters, floor, slot, after.as_ref()))
+        let floors = self.floors.clone();
+        self.read(move |conn, meters| transfer::page(conn, meters, &floors, slot, after.as_ref()))
     }
 
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
@@ -457,7 +458,7 @@ impl Store for SqliteStore {
 
 type Submitted<T> = smallvec::SmallVec<[T; 1]>;
 
-fn done(outcome: BoxFuture<'static, Result<Outcome, StoreError>>) -> BoxFuture<'static, Result<(), StoreError>> {
+pub(super) fn done(outcome: BoxFuture<'static, Result<Outcome, StoreError>>) -> BoxFuture<'static, Result<(), StoreError>> {
     outcome.map(|outcome| outcome.map(|_| ())).boxed()
 }
 

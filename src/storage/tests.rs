@@ -3,6 +3,7 @@
 mod damage;
 mod failures;
 mod model;
+mod purge;
 mod rare;
 mod register;
 mod tree;

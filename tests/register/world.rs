@@ -49,7 +49,7 @@ impl Cell {
                     ReplicaReply::Stored { replaced }
                 }
             },
-            ReplicaRequest::Prepare { ballot, .. } => match prepare(self.register.promised, &floor, *ballot) {
+            ReplicaRequest::Prepare { ballot, .. } => match prepare(self.register.promised, floor.ballot, *ballot) {
                 Err(promised) => ReplicaReply::Outbid { promised },
                 Ok(()) => {
                     self.register.promised = *ballot;
@@ -57,7 +57,7 @@ impl Cell {
                     ReplicaReply::Promised(Box::new(Promise { accepted, record, floor }))
                 }
             },
-            ReplicaRequest::Accept { accepted, .. } => match accept(self.register.promised, &floor, accepted.ballot) {
+            ReplicaRequest::Accept { accepted, .. } => match accept(self.register.promised, floor.ballot, accepted.ballot) {
                 Err(promised) => ReplicaReply::Outbid { promised },
                 Ok(()) => {
                     self.register = Register { promised: accepted.ballot, accepted: Some((**accepted).clone()) };
@@ -79,10 +79,10 @@ impl Cell {
     fn outbids(&self, request: &ReplicaRequest) -> bool {
         match request {
             ReplicaRequest::Prepare { ballot, .. } => {
-                prepare(self.register.promised, &Floor::default(), *ballot).is_err()
+                prepare(self.register.promised, Ballot::default(), *ballot).is_err()
             }
             ReplicaRequest::Accept { accepted, .. } => {
-                accept(self.register.promised, &Floor::default(), accepted.ballot).is_err()
+                accept(self.register.promised, Ballot::default(), accepted.ballot).is_err()
             }
             _ => false,
         }

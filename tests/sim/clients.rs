@@ -48,6 +48,10 @@ pub(crate) async fn client(world: Arc<World>, number: usize, until: Instant) {
     let mut client = Client { world, number, random, count: 0, last: BTreeMap::new() };
     while Instant::now() < until {
         client.act().await;
+        if client.world.grace.is_some() && client.random.per_mille(40) {
+            // Deleted keys come of age.
+            sleep(Duration::from_millis(client.random.between(1_000, 15_000))).await;
+        }
         sleep(Duration::from_millis(client.random.between(1, pause_ms))).await;
     }
 }
@@ -89,6 +93,7 @@ impl Client {
         if !random.per_mille(self.world.exact) {
             let level = *random.pick(&[Level::One, Level::All, Level::Quorum, Level::Quorum, Level::Quorum]);
             let ask = match random.below(10) {
+                0..5 if self.world.grace.is_some() && random.below(2) == 0 => Ask::Delete,
                 0..5 => self.put(),
                 5..9 => Ask::Get,
                 _ => Ask::Delete,
@@ -105,7 +110,7 @@ impl Client {
             },
             _ => (Level::Linearizable, self.terms(&key)),
         };
-        let ask = if random.below(5) == 0 { Ask::Delete } else { self.put() };
+        let ask = if random.below(if self.world.grace.is_some() { 2 } else { 5 }) == 0 { Ask::Delete } else { self.put() };
         let request = Request { key: key.clone(), level, ask, terms: Some(terms) };
         if request.idempotency().is_some() {
             self.world.shared.idempotent.lock().entry(key).or_default().push(request.clone());
@@ -156,7 +161,7 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
     let place = &world.places[at];
     let number = place.number;
     let Some((node, life)) = place.node() else { return Told::Died };
-    let began = world.history.tick();
+    let began = world.tick();
     world.trace.note(format_args!("client {client} asks {number}: {request}"));
     let (tell, told) = oneshot::channel();
     let work = perform(node, request.clone());
@@ -168,14 +173,18 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
     };
     // An answer that a dying node sent is not seen.
     let told = if life.is_alive() { told } else { Told::Died };
-    let ended = world.history.tick();
+    let ended = world.tick();
     let settled = world.settled(&request.key);
     let mut disks = 0;
     if let Told::Wrote(receipt) = &told {
         disks = world.disks_with(&request.key, receipt.version);
         world.promise(&receipt.acked, &request.key, receipt.version);
     }
-    let operation = Operation { client, node: number, request, began, ended, told: told.clone(), settled, disks };
+    let buried = world.witness.buried(&request.key).map(|(version, _)| version);
+    let floor = world.floor(&request.key);
+    let told_of = told.clone();
+    let operation =
+        Operation { client, node: number, request, began, ended, told: told_of, settled, disks, buried, floor };
     world.trace.note(&operation);
     world.history.ended(operation);
     told

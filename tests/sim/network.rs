@@ -15,7 +15,7 @@ use a3::ports::{
     Answer, Deliveries, Delivery, Destination, Entropy, Header, Inbox, PeerError, PeerHandler, PeerReply, PeerRequest,
     Peers, ReplicaCall, ReplyTo, Spawn,
 };
-use a3::types::{InstanceId, NodeNum};
+use a3::types::{InstanceId, NodeNum, PurgeStep};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -364,6 +364,7 @@ impl fmt::Display for Named<'_> {
             }
             PeerRequest::GetChunkHash { .. } => "get-chunk-hash",
             PeerRequest::FetchRange(_) => "fetch-range",
+            PeerRequest::Purge { step, .. } => return write!(f, "a step of purging: {}", step_name(step)),
             PeerRequest::Converge { .. } => "converge",
             PeerRequest::FetchSlot { .. } => "fetch-slot",
             PeerRequest::Propose { proposal, .. } => {
@@ -371,5 +372,16 @@ impl fmt::Display for Named<'_> {
             }
         };
         f.write_str(name)
+    }
+}
+
+fn step_name(step: &PurgeStep) -> &'static str {
+    match step {
+        PurgeStep::Survey { .. } => "survey",
+        PurgeStep::Seal { .. } => "seal",
+        PurgeStep::Hints { .. } => "hints",
+        PurgeStep::Raise { .. } => "raise",
+        PurgeStep::Drop { .. } => "drop",
+        PurgeStep::Status => "status",
     }
 }

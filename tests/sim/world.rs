@@ -1,6 +1,6 @@
 //! One seed's world: its nodes with their machines, disks and network, how it comes to be, and how it is healed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) exact: u64,
     /// In some worlds clocks are off by more than is allowed.
     clock_skew_max: Duration,
+    /// How long tombstones are kept; in most worlds for longer than they last.
+    pub(crate) grace: Option<Duration>,
     /// Between two rounds of anti-entropy.
     interval: Duration,
     pub(crate) places: Vec<Place>,
@@ -79,7 +81,11 @@ impl World {
         let rf = *random.pick(&[1, 2, 2, 3, 3, 3, 5]);
         let nodes = random.between(u64::from(rf.max(2)), 5) as u16;
         let exact = *random.pick(&[0, 1000, 1000, 200, 500, 800]);
+        // Drawn apart, so that the other worlds are as they would be without.
+        let purging = Seeded::new(seed, 3);
+        let grace = (purging.below(4) == 0).then(|| Duration::from_secs(*purging.pick(&[4, 8, 15])));
         let skew_ms = *random.pick(&[0, 50, 500, 4_000]);
+        let skew_ms = if grace.is_some() { skew_ms.min(500) } else { skew_ms };
         let clock_skew_max = Duration::from_secs(*random.pick(&[300, 300, 300, 2]));
         let sync_ms = *random.pick(&[1, 4, 40]);
         let sql = random.below(10) == 0;
@@ -112,7 +118,7 @@ impl World {
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
             "{nodes} nodes, rf {rf}, {exact} of 1000 exact, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
-             sql {sql}, {weather:?}"
+             sql {sql}, tombstones kept for {grace:?}, {weather:?}"
         ));
         let (history, life) = (History::default(), Life::new());
         Arc::new(Self {
@@ -120,6 +126,7 @@ impl World {
             rf,
             exact,
             clock_skew_max,
+            grace,
             interval,
             places,
             network,
@@ -160,6 +167,7 @@ impl World {
             value_bytes_max: 1024,
             hint_window: Duration::from_secs(3600),
             anti_entropy_interval: self.interval,
+            gc_grace: self.grace.unwrap_or(Duration::from_secs(86_400)),
         };
         let ports = Ports {
             peers: SimPeers::new(&self.network, place.number, &life),
@@ -238,6 +246,9 @@ impl World {
             slots: all.iter().map(|key| (key.clone(), slot(key))).collect(),
             all,
         };
+        for place in &self.places {
+            *place.disk.watched.lock() = keys.slots.values().copied().collect();
+        }
         self.keys.set(keys).map_err(|_| "founded twice".to_owned())
     }
 
@@ -316,6 +327,20 @@ impl World {
         copies.get(majority(self.replicas(key)) - 1).copied().flatten()
     }
 
+    /// The greatest version that a floor of the key's slot names, on any disk.
+    pub(crate) fn floor(&self, key: &Key) -> Version {
+        let slot = self.keys.get().and_then(|keys| keys.slots.get(key));
+        let floors = slot.into_iter().flat_map(|slot| self.places.iter().map(|place| place.disk.floor(*slot)));
+        floors.max().unwrap_or_default()
+    }
+
+    /// The next place in the order of events.
+    pub(crate) fn tick(&self) -> u64 {
+        let now = self.history.tick();
+        *self.witness.now.lock() = now;
+        now
+    }
+
     /// How many disks hold that version of a key or something newer, as a copy or a hint.
     pub(crate) fn disks_with(&self, key: &Key, version: Version) -> usize {
         self.places.iter().filter(|place| self.held(place, key, true) >= Some(version)).count()
@@ -341,7 +366,16 @@ impl World {
         self.until("all copies are equal, though nobody reads", || self.keys().iter().all(|k| self.are_equal(k)))
             .await?;
         sleep(Duration::from_secs(1)).await;
+        if self.grace.is_some() {
+            self.until("tombstones are purged, and registers without a record", || self.to_be_purged() == 0).await?;
+            self.until("all copies are still equal", || self.keys().iter().all(|k| self.are_equal(k))).await?;
+        }
         Ok(())
+    }
+
+    fn to_be_purged(&self) -> u64 {
+        let slots: BTreeSet<Slot> = self.keys.get().into_iter().flat_map(|keys| keys.slots.values().copied()).collect();
+        self.places.iter().flat_map(|place| slots.iter().map(|slot| place.disk.to_be_purged(*slot))).sum()
     }
 
     /// A node whose disk was wiped is another instance under an old number. While the members hold the old one to be alive

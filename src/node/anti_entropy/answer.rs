@@ -39,14 +39,17 @@ impl AntiEntropy {
     /// # Errors
     /// `Refused` before there is a cluster, or where the rows cannot be read.
     pub(in crate::node) async fn answer_fetch_range(&self, exchange: Exchange) -> Result<PeerReply, PeerError> {
-        let Exchange { epoch, slot, leaves, held, names_only } = exchange;
+        let Exchange { epoch, slot, leaves, held, names_only, up_to } = exchange;
         let ours = self.parts.routing.ring().ok_or_else(no_cluster)?.epoch();
         if ours != epoch {
             return Ok(PeerReply::WrongEpoch { epoch: ours });
         }
         let refused = |error: crate::ports::StoreError| PeerError::Refused(error.to_string());
         let holdings = self.parts.store.holdings(slot, leaves).await.map_err(refused)?;
-        let found = hashtree::differences(&held, &holdings.intact, self.parts.clock.now().ms());
+        let found = match up_to {
+            Some(up_to) => hashtree::differences_up_to(&held, &holdings.intact, up_to),
+            None => hashtree::differences(&held, &holdings.intact, self.parts.clock.now().ms()),
+        };
         if names_only {
             let (asked, names) = (found.ours.len(), few(found.ours));
             let more = names.len() < asked;

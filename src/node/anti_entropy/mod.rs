@@ -12,6 +12,7 @@
 //! - A round begun under one epoch ends with it: the other side refuses what comes under another.
 
 mod answer;
+mod exchange;
 mod memory;
 mod round;
 mod scrub;
@@ -184,7 +185,7 @@ impl AntiEntropy {
     pub(super) async fn repair(&self, peer: NodeNum, chunks: &[u8], progress: &Progress) -> Result<(), Stop> {
         let _turn = self.turn.lock().await;
         let (sent, received) = progress.moved();
-        let ended = self.round(&Task { peer, look: Look::Keys, repair: true, chunks, progress }).await;
+        let ended = self.round(&Task { peer, look: Look::Keys, repair: true, chunks, up_to: None, progress }).await;
         let (sent, received) = (progress.moved().0 - sent, progress.moved().1 - received);
         self.meters.ended(&ended, sent, received, self.parts.clock.wall_ms());
         match ended {
@@ -216,7 +217,7 @@ impl AntiEntropy {
     ) -> Result<Convergence, Stop> {
         // Never closed, and the permit is given back at the end.
         let _permit = self.looks.acquire().await;
-        self.round(&Task { peer, look, repair: false, chunks, progress }).await
+        self.round(&Task { peer, look, repair: false, chunks, up_to: None, progress }).await
     }
 
     /// How the copies on each pair of members agree, asked of one of the two, anew. `None` before there is a cluster.

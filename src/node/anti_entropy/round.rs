@@ -16,7 +16,7 @@ use crate::protocol::hashtree::{self, IN_FLIGHT_MS, Sums};
 use crate::protocol::ring::Ring;
 use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
 use crate::types::{
-    Agreement, ChunkState, Convergence, Difference, Entry, Exchange, Key, Leaf, Look, NodeNum, Record, Slot, SlotSet,
+    Agreement, ChunkState, Convergence, Difference, Entry, Exchange, Hlc, Key, Leaf, Look, NodeNum, Record, Slot, SlotSet,
     Span, Sum, Token,
 };
 
@@ -39,6 +39,8 @@ pub(super) struct Task<'a> {
     pub(super) repair: bool,
     /// Only these; none: all.
     pub(super) chunks: &'a [u8],
+    /// Of all that was written up to a time, and of these slots only: see `exchange`.
+    pub(super) up_to: Option<(Hlc, SlotSet)>,
     pub(super) progress: &'a Progress,
 }
 
@@ -51,6 +53,8 @@ struct Round<'a> {
     slots: SlotSet,
     /// Of these, those that one of the two cannot sum up now.
     unknown: SlotSet,
+    /// Slots in which something differed that was to be compared up to a time.
+    due: SlotSet,
     /// Chunks in which something differs and stays so.
     unsettled: [bool; Span::PARTS],
     names: Vec<Key>,
@@ -63,6 +67,15 @@ impl AntiEntropy {
         self.begin(task)?.run().await
     }
 
+    /// Moves what differs; says in which slots nothing did that was written up to the task's time.
+    pub(super) async fn exchange_round(&self, task: &Task<'_>) -> Result<SlotSet, Stop> {
+        let mut round = self.begin(task)?;
+        let leaves = round.descend().await?;
+        round.settle_all(&hashtree::by_slot(&leaves)).await?;
+        let clean = |slot: &Slot| !round.due.contains(*slot) && !round.unknown.contains(*slot);
+        Ok(round.slots.iter().filter(clean).collect())
+    }
+
     /// Moves what differs in these leaves of a slot, whatever the sums say.
     pub(super) async fn exchange_these(&self, task: &Task<'_>, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
         self.begin(task)?.settle(slot, leaves).await
@@ -72,13 +85,15 @@ impl AntiEntropy {
         let ring = self.parts.routing.ring().ok_or(Stop::NoCluster)?;
         let shared = hashtree::shared(&ring, self.parts.me, task.peer);
         let asked = |slot: &Slot| task.chunks.is_empty() || task.chunks.contains(&(slot.0 >> 4));
-        let slots = shared.iter().filter(asked).collect();
+        let wanted = |slot: &Slot| task.up_to.as_ref().is_none_or(|(_, slots)| slots.contains(*slot));
+        let slots = shared.iter().filter(asked).filter(wanted).collect();
         Ok(Round {
             this: self,
             task,
             ring,
             slots,
             unknown: SlotSet::NONE,
+            due: SlotSet::NONE,
             unsettled: [false; Span::PARTS],
             names: Vec::new(),
             names_bytes: 0,
@@ -133,9 +148,9 @@ impl Round<'_> {
         Ok(differing)
     }
 
-    /// Shared, but in a chunk that was not asked for.
+    /// Shared, but not asked for.
     fn is_elsewhere(&self, slot: Slot) -> bool {
-        !self.slots.contains(slot) && !self.task.chunks.is_empty()
+        !self.slots.contains(slot) && (!self.task.chunks.is_empty() || self.task.up_to.is_some())
     }
 
     async fn settle_all(&mut self, slots: &[(Slot, Vec<Leaf>)]) -> Result<(), Stop> {
@@ -178,6 +193,7 @@ impl Round<'_> {
             leaves: leaves.to_vec(),
             held: held.iter().map(|(entry, _)| *entry).collect(),
             names_only: !self.task.repair,
+            up_to: self.task.up_to.as_ref().map(|(up_to, _)| *up_to),
         });
         let PeerReply::Differences(found) = self.ask(request).await? else { return Err(wrong_kind()) };
         let Difference { wanted, records, names, more } = found;
@@ -246,15 +262,23 @@ impl Round<'_> {
             let answers = Answers::new();
             let deadline = Some(Instant::now() + WRITE_DEADLINE);
             let mut sent = 0;
+            let mut written = Vec::with_capacity(WINDOW);
             for (key, record) in records.by_ref().take(WINDOW) {
                 self.task.progress.carried((key.as_bytes().len() + record.content_bytes()) as u64);
+                written.push(record.written);
                 let call =
                     ReplicaCall { epoch: self.ring.epoch(), request: ReplicaRequest::Write { key, record }, deadline };
                 self.this.parts.peers.send(to, call, answers.reply_to(sent));
                 sent += 1;
             }
             for _ in 0..sent {
-                match fate(answers.next().await.1)? {
+                let (tag, answer) = answers.next().await;
+                let fate = fate(answer)?;
+                let written = usize::try_from(tag).ok().and_then(|tag| written.get(tag)).copied().unwrap_or_default();
+                if fate != Fate::There && self.task.up_to.as_ref().is_some_and(|(up_to, _)| written <= *up_to) {
+                    self.due.insert(slot);
+                }
+                match fate {
                     Fate::Stored => stored += 1,
                     Fate::There => {}
                     // The others go on: one that is refused must not keep those behind it from being repaired.
@@ -309,6 +333,7 @@ fn keys_of(held: &[(Entry, Key)], wanted: &[Token]) -> Vec<Key> {
 }
 
 /// What an answer means for the record that was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Stored,
     /// Something at least as new stood there, or it was purged.

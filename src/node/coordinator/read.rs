@@ -113,7 +113,7 @@ impl Coordinator {
         {
             self.meters.read_repairs.increment(1);
             let level = if reading.fold.level() == Level::Quorum { Level::Quorum } else { Level::Linearizable };
-            let fold = WriteFold::write_back(Arc::clone(placement), level, record.version, &reading.fold.have());
+            let fold = WriteFold::write_back(Arc::clone(placement), level, record, &reading.fold.have());
             let written = self.write_back(fold, reading.key.clone(), record.clone(), reading.epoch, reading.deadline);
             let holders = written.await.map_err(|f| Failure { outcome: None, ..f })?;
             // Where a stand-in keeps it for a home replica, the next strict read may miss what this one tells.

@@ -79,6 +79,8 @@ enum Effect {
         wish: Wish,
         /// What it was told; not known of a maybe.
         created: Option<bool>,
+        /// Where the key had no record any more it goes above this, which its slot had purged up to.
+        floor: Version,
     },
 }
 
@@ -104,10 +106,12 @@ impl Step<'_> {
                 (false, None) => Some(state),
                 (false, Some(_)) => None,
             },
-            Effect::Conditional { version, live, wish, created } => {
+            Effect::Conditional { version, live, wish, created, floor } => {
                 let base = state.version().unwrap_or_default();
                 let told = created.is_none_or(|created| created == state.live().is_none());
-                let right = wish.holds(state.live()) && base.conditional() == Some(version) && told;
+                let anew = || state.live().is_none() && version > base && is_anew(version, floor);
+                let next = base.conditional() == Some(version) || anew();
+                let right = wish.holds(state.live()) && next && told;
                 match (right, self.ended) {
                     (true, _) => Some(State::Record { version, live }),
                     // It never came to be.
@@ -128,6 +132,11 @@ impl Step<'_> {
             Effect::Read { .. } | Effect::Refused { .. } => None,
         }
     }
+}
+
+/// Whether it may have been written where everything was purged: above some version that a floor named.
+fn is_anew(version: Version, floor: Version) -> bool {
+    floor != Version::default() && Some(version) <= floor.conditional()
 }
 
 struct Register<'a>(std::marker::PhantomData<&'a ()>);
@@ -207,7 +216,7 @@ fn steps<'a>(world: &World, key: &Key, events: &[Event<'a>], seen: &Contents) ->
             // Which of the deletes left a tombstone is not known.
             let terms = first.operation.request.terms.as_ref().filter(|_| live);
             let wish = terms.map_or(Wish::Nothing, |terms| terms.wish);
-            Effect::Conditional { version, live, wish, created: None }
+            Effect::Conditional { version, live, wish, created: None, floor: world.floor(key) }
         };
         steps.push(step(effect, began, None, live.then_some(first.operation)));
     }
@@ -222,7 +231,7 @@ fn effect_of(o: &Operation) -> Option<(Effect, bool)> {
         (Told::Wrote(r), None) => Some((Effect::Write { version: r.version, live }, r.strict)),
         (Told::Wrote(r), Some(terms)) => {
             let (version, created) = (r.version, Some(r.created));
-            Some((Effect::Conditional { version, live, wish: terms.wish, created }, true))
+            Some((Effect::Conditional { version, live, wish: terms.wish, created, floor: o.floor }, true))
         }
         (_, Some(terms)) => o.met().map(|met| (Effect::Refused { wish: terms.wish, met }, true)),
         _ => None,
@@ -273,7 +282,12 @@ impl Seen {
                 None
             }
             Effect::Refused { met, .. } => met,
-            Effect::Conditional { version, .. } => Some(Version { rmw: version.rmw.saturating_sub(2), ..version }),
+            Effect::Conditional { version, floor, .. } => {
+                if is_anew(version, floor) {
+                    self.nothing = Some(self.nothing.map_or(step.began, |began| began.min(step.began)));
+                }
+                Some(Version { rmw: version.rmw.saturating_sub(2), ..version })
+            }
             Effect::Write { .. } => None,
         };
         let Some(version) = version else { return };
@@ -342,7 +356,7 @@ mod tests {
     }
 
     fn matched(version: Version, base: Version) -> Effect {
-        Effect::Conditional { version, live: true, wish: Wish::Match(base), created: None }
+        Effect::Conditional { version, live: true, wish: Wish::Match(base), created: None, floor: Version::default() }
     }
 
     #[test]

@@ -6,21 +6,23 @@
 mod rows;
 mod sql;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, RecordPage, Refusal, ReplicaReply, ReplicaRequest, SlotEntry,
-    SlotPage, Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, Purging, ReadPart, RecordPage, Refusal, ReplicaReply, ReplicaRequest,
+    SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+    Dropped, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum,
+    Survey, Token, TokenSeed, Tombstones, Topology, Version, Vote,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 
 use crate::history::{Witness, text_of};
@@ -66,6 +68,8 @@ pub(crate) struct Disk {
     random: Arc<Seeded>,
     witness: Arc<Witness>,
     trace: Arc<Trace>,
+    /// Slots whose floors are told of in the trace.
+    pub(crate) watched: Mutex<BTreeSet<Slot>>,
 }
 
 impl Disk {
@@ -79,7 +83,8 @@ impl Disk {
     ) -> Arc<Self> {
         let content = Mutex::new(Content::blank(node, sql, &random));
         let (full, synced) = (AtomicBool::new(false), Notify::new());
-        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace })
+        let watched = Mutex::default();
+        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace, watched })
     }
 
     /// Everything on it is gone; who it was too, or only the database, and the identity tells whose directory it was.
@@ -109,12 +114,28 @@ impl Disk {
         self.full.load(Ordering::SeqCst)
     }
 
-    /// The version it holds of a key: its own copy, or the newest among that and its hints.
+    /// The version it holds of a key: its own copy, or the newest among that and its hints. Where there is nothing, that of
+    /// the tombstone that was purged, if its floor says that it knew it.
     pub(crate) fn version(&self, slot: Slot, key: &Key, hints: bool) -> Option<Version> {
         match self.content.lock().rows.read(slot, key, ReadPart::Version, hints) {
-            ReplicaReply::Version { seen, .. } => seen.map(|s| s.version),
+            ReplicaReply::Version { seen: Some(seen), .. } => Some(seen.version),
+            ReplicaReply::Version { seen: None, floor } => {
+                let buried = self.witness.buried(key).filter(|(version, written)| floor.covers(version, *written));
+                buried.map(|(version, _)| version)
+            }
             _ => None,
         }
+    }
+
+    /// The greatest version that was purged in that slot.
+    pub(crate) fn floor(&self, slot: Slot) -> Version {
+        self.content.lock().rows.kept(slot).floor.version
+    }
+
+    /// Tombstones and registers of absent keys in that slot.
+    pub(crate) fn to_be_purged(&self, slot: Slot) -> u64 {
+        let content = self.content.lock();
+        content.seed().map(|seed| content.rows.survey(seed, slot)).map_or(0, |s| s.tombstones + s.orphans)
     }
 
     /// Hints it keeps.
@@ -179,9 +200,19 @@ pub(crate) struct SimStore {
     queue: Arc<Queue>,
 }
 
+/// What waits for the writer.
+enum Job {
+    Request(Submission),
+    Change(Change),
+}
+
+/// Done at the end of a sync, or not where the disk is full; what it gives back tells the caller a moment later.
+type Change = Box<dyn FnOnce(Option<&mut Content>) -> Told + Send>;
+type Told = Box<dyn FnOnce() + Send>;
+
 #[derive(Default)]
 struct Queue {
-    writes: Mutex<Vec<Submission>>,
+    writes: Mutex<Vec<Job>>,
     reads: Mutex<Vec<Submission>>,
     wrote: Notify,
     read: Notify,
@@ -217,6 +248,23 @@ impl SimStore {
         .boxed()
     }
 
+    /// A change that keeps its place among the requests.
+    fn ordered<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Content) -> T + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let (tell, told) = oneshot::channel();
+        if self.life.is_alive() {
+            let change: Change = Box::new(move |content| {
+                let changed = content.map(change).ok_or(StoreError::DiskFull);
+                Box::new(move || drop(tell.send(changed)))
+            });
+            self.queue.writes.lock().push(Job::Change(change));
+            self.queue.wrote.notify_one();
+        }
+        async move { told.await.unwrap_or(Err(StoreError::Closing)) }.boxed()
+    }
+
     fn look<T: Send + 'static>(&self, look: impl FnOnce(&Content) -> T) -> BoxFuture<'static, Result<T, StoreError>> {
         let seen = look(&self.disk.content.lock());
         async move { Ok(seen) }.boxed()
@@ -232,15 +280,34 @@ async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>, q
             continue;
         }
         sleep(disk.sync_time()).await;
-        let (requests, callers): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|s| ((s.token, s.request), s.reply_to)).unzip();
-        let replies = disk.apply(clock.wall_ms(), &requests);
+        let mut told: Vec<Told> = Vec::new();
+        let mut jobs = batch.into_iter().peekable();
+        while let Some(job) = jobs.next() {
+            match job {
+                Job::Change(change) => {
+                    let full = disk.is_full();
+                    told.push(change(Some(&mut *disk.content.lock()).filter(|_| !full)));
+                }
+                Job::Request(first) => {
+                    let mut together = vec![first];
+                    while let Some(Job::Request(next)) = jobs.next_if(|job| matches!(job, Job::Request(_))) {
+                        together.push(next);
+                    }
+                    let (requests, callers): (Vec<_>, Vec<_>) =
+                        together.into_iter().map(|s| ((s.token, s.request), s.reply_to)).unzip();
+                    let replies = disk.apply(clock.wall_ms(), &requests);
+                    for (caller, reply) in callers.into_iter().zip(replies) {
+                        told.push(Box::new(move || caller.send(Ok(reply))));
+                    }
+                }
+            }
+        }
         disk.synced.notify_waiters();
         sleep(Duration::from_millis(1)).await;
         if !life.is_alive() {
             return;
         }
-        callers.into_iter().zip(replies).for_each(|(caller, reply)| caller.send(Ok(reply)));
+        told.into_iter().for_each(|tell| tell());
     }
 }
 
@@ -260,6 +327,67 @@ async fn read_batches(disk: Arc<Disk>, queue: Arc<Queue>) {
     }
 }
 
+impl Purging for SimStore {
+    fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
+        self.look(|content| {
+            let Some(seed) = content.seed() else { return Vec::new() };
+            slots.iter().map(|slot| content.rows.survey(seed, slot)).collect()
+        })
+    }
+
+    fn tombstones(&self, slot: Slot, up_to: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
+        let found = |content: &Content| content.seed().map(|seed| content.rows.tombstones(seed, slot, up_to));
+        self.look(|content| found(content).unwrap_or_default())
+    }
+
+    fn hinted(&self, up_to: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {
+        self.look(|content| content.rows.hinted(up_to))
+    }
+
+    fn seal(&self, slots: SlotSet, up_to: Hlc) -> BoxFuture<'static, Result<Vec<Sealed>, StoreError>> {
+        let disk = self.disk.clone();
+        self.ordered(move |content| {
+            let seal = |slot| (slot, SlotFloor { sealed: up_to, ..SlotFloor::default() });
+            content.rows.raise(&slots.iter().map(seal).collect::<Vec<_>>());
+            let Some(seed) = content.seed() else { return Vec::new() };
+            let sealed: Vec<Sealed> = slots.iter().map(|slot| content.rows.unsettled(seed, slot)).collect();
+            let open: Vec<&Sealed> = sealed.iter().filter(|s| !s.unsettled.is_empty()).collect();
+            disk.trace.note(format_args!("{} seals up to {up_to:?}: to be settled {open:?}", disk.node));
+            sealed
+        })
+    }
+
+    fn raise(&self, floors: Vec<(Slot, Floor)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        let (disk, slots) = (self.disk.clone(), self.disk.watched.lock().clone());
+        self.ordered(move |content| {
+            for (slot, floor) in floors.iter().filter(|(slot, _)| slots.contains(slot)) {
+                disk.trace.note(format_args!("{} raises the floor of {slot} to {floor:?}", disk.node));
+            }
+            let kept = |(slot, floor)| (slot, SlotFloor { floor, ..SlotFloor::default() });
+            content.rows.raise(&floors.into_iter().map(kept).collect::<Vec<_>>());
+        })
+    }
+
+    fn purge(&self, drops: Vec<SlotDrop>) -> BoxFuture<'static, Result<Dropped, StoreError>> {
+        let disk = self.disk.clone();
+        self.ordered(move |content| {
+            let Some(seed) = content.seed() else { return Dropped::default() };
+            let mut dropped = Dropped::default();
+            for drop in drops {
+                let before = content.rows.slot(seed, drop.slot);
+                dropped += content.rows.purge(seed, &drop);
+                let after = content.rows.slot(seed, drop.slot);
+                for (key, record, register) in before.into_iter().filter(|(k, ..)| !after.iter().any(|(key, ..)| key == k)) {
+                    let version = record.as_ref().map(|r| r.version);
+                    disk.trace.note(format_args!("{} purges {key:?} {version:?}, {register:?}", disk.node));
+                    disk.witness.purged(&key, record.as_ref(), register.is_some());
+                }
+            }
+            dropped
+        })
+    }
+}
+
 impl Store for SimStore {
     fn submit(&self, batch: Submissions) {
         if !self.life.is_alive() {
@@ -267,7 +395,7 @@ impl Store for SimStore {
         }
         let (writes, reads): (Vec<_>, Vec<_>) = batch.into_iter().partition(|s| s.request.writes());
         if !writes.is_empty() {
-            self.queue.writes.lock().extend(writes);
+            self.queue.writes.lock().extend(writes.into_iter().map(Job::Request));
             self.queue.wrote.notify_one();
         }
         if !reads.is_empty() {
@@ -346,7 +474,7 @@ impl Store for SimStore {
     }
 
     fn save_topology(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
-        self.change(move |content| {
+        self.ordered(move |content| {
             if content.topology.as_ref().is_none_or(|t| t.epoch < topology.epoch) {
                 content.topology = Some((*topology).clone());
                 content.proposal = None;
@@ -374,7 +502,7 @@ impl Store for SimStore {
         assert!(after.is_none(), "few keys are one page");
         self.look(|content| {
             let entries = content.seed().map(|seed| content.rows.slot(seed, slot)).unwrap_or_default();
-            SlotPage { entries, ..SlotPage::default() }
+            SlotPage { entries, floor: content.rows.kept(slot).floor, next: None }
         })
     }
 
