@@ -23,8 +23,8 @@ pub use crate::types::{
     ReplicaReply, ReplicaRequest, Seen,
 };
 use crate::types::{
-    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Sealed, Slot,
-    SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, TopologyError, Version, Vote,
+    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Sealed,
+    Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, TopologyError, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world

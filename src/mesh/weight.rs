@@ -80,7 +80,9 @@ pub(super) fn of_healing(request: &PeerRequest) -> usize {
         PeerRequest::FetchRange(exchange) => {
             exchange.leaves.len() * LEAF_BYTES + exchange.held.len() * ENTRY_BYTES + MESH_MESSAGE_BYTES_MAX
         }
-        PeerRequest::FetchSlot { .. } | PeerRequest::Purge { .. } | PeerRequest::Converge { .. } => MESH_MESSAGE_BYTES_MAX,
+        PeerRequest::FetchSlot { .. } | PeerRequest::Purge { .. } | PeerRequest::Converge { .. } => {
+            MESH_MESSAGE_BYTES_MAX
+        }
         _ => return 0,
     };
     HEALING_BYTES + more

@@ -9,9 +9,7 @@ use super::Node;
 use super::anti_entropy::{AntiEntropy, Stop};
 use super::operations::Progress;
 use super::reach::Reach;
-use super::views::{
-    ConvergenceView, MemberTombstones, OperationState, OperationView, RepairRequest, TombstonesView,
-};
+use super::views::{ConvergenceView, MemberTombstones, OperationState, OperationView, RepairRequest, TombstonesView};
 use crate::types::{Look, NodeNum};
 
 /// Repairs that run at a time; more are refused, as they would only wait for each other.

@@ -111,6 +111,10 @@ impl Options {
         replica::Options { node, value_bytes_max: self.value_bytes_max }
     }
 
+    fn purge(&self) -> purge::Options {
+        purge::Options { grace: self.gc_grace, clock_skew_max: self.clock_skew_max }
+    }
+
     fn gossip(&self) -> GossipOptions {
         GossipOptions {
             interval: self.gossip_interval,
@@ -213,20 +217,8 @@ impl Node {
             Succession::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&directory));
         let rebuild =
             Rebuild::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&replica), Arc::clone(&succession));
-        let purging = purge::Options { grace: options.gc_grace, clock_skew_max: options.clock_skew_max };
-        let purge = Purge::new(
-            purging,
-            purge::Parts {
-                me,
-                ports: ports.clone(),
-                routing: Arc::clone(&routing),
-                clock: Arc::clone(&clock),
-                reach: Arc::clone(&reach),
-                replica: Arc::clone(&replica),
-                conditional: Arc::clone(&conditional),
-                anti_entropy: Arc::clone(&anti_entropy),
-            },
-        );
+        let parts = purge::Parts::of(&ports, &replica, &routing, &clock, &reach, &conditional, &anti_entropy);
+        let purge = Purge::new(options.purge(), parts);
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),

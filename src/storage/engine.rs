@@ -28,7 +28,8 @@ use super::tree::Moved;
 use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    Accepted, Ballot, Dropped, Floor, Hlc, Key, NodeNum, Record, Slot, SlotDrop, SlotFloor, Token, Topology, Version, Vote,
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, NodeNum, Record, Slot, SlotDrop, SlotFloor, Token, Topology, Version,
+    Vote,
 };
 
 /// What a batch consists of.

@@ -119,9 +119,7 @@ pub(super) fn unsettled(
 /// The next keys that may be dropped.
 fn candidates(conn: &Connection, drop: &SlotDrop, after: &[u8]) -> Result<Vec<Key>, StoreError> {
     let mut select = conn.prepare_cached(CANDIDATES).map_err(damaged)?;
-    let mut rows = select
-        .query(params![drop.slot.0, drop.up_to.0 as i64, after, DROP_STEP as i64])
-        .map_err(damaged)?;
+    let mut rows = select.query(params![drop.slot.0, drop.up_to.0 as i64, after, DROP_STEP as i64]).map_err(damaged)?;
     let mut keys = Vec::new();
     while let Some(row) = rows.next().map_err(damaged)? {
         // A key that was damaged is no key any more, and stays.
@@ -161,13 +159,7 @@ impl Batch<'_> {
         Ok(dropped)
     }
 
-    fn purge_key(
-        &mut self,
-        drop: &SlotDrop,
-        floor: &Floor,
-        token: Token,
-        key: &Key,
-    ) -> rusqlite::Result<Dropped> {
+    fn purge_key(&mut self, drop: &SlotDrop, floor: &Floor, token: Token, key: &Key) -> rusqlite::Result<Dropped> {
         let (slot, conn) = (drop.slot, &self.engine.conn);
         let mut dropped = Dropped::default();
         let promised = match register::promised(conn, slot, key) {
@@ -221,10 +213,17 @@ fn with_tokens(seed: TokenSeed, keys: Vec<Key>) -> Vec<(Token, Key)> {
 
 impl Purging for SqliteStore {
     fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
-        let (floors, book) = (self.floors.clone(), self.book.clone());
-        self.read(move |conn, _| {
-            slots.iter().map(|slot| survey(conn, slot, floors.get(slot).floor, book.tombstones(slot))).collect()
-        })
+        let (reads, floors, book) = (self.reads.clone(), self.floors.clone(), self.book.clone());
+        async move {
+            let mut all = Vec::new();
+            // Slot by slot: clients' reads get in between.
+            for slot in slots.iter() {
+                let (floor, tombstones) = (floors.get(slot).floor, book.tombstones(slot));
+                all.push(read_through(&reads, move |conn, _| survey(conn, slot, floor, tombstones)).await?);
+            }
+            Ok(all)
+        }
+        .boxed()
     }
 
     fn tombstones(&self, slot: Slot, up_to: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {

@@ -233,8 +233,10 @@ pub(super) fn promised(conn: &Connection, slot: Slot, key: &Key) -> Result<Optio
 /// Takes away the register of a key, which is intact.
 pub(super) fn remove(conn: &Connection, slot: Slot, key: &Key) -> rusqlite::Result<()> {
     let at = params![slot.0, key.as_bytes()];
-    conn.prepare_cached("DELETE FROM large_values WHERE id IN (SELECT large FROM registers WHERE slot = ?1 AND key = ?2)")?
-        .execute(at)?;
+    conn.prepare_cached(
+        "DELETE FROM large_values WHERE id IN (SELECT large FROM registers WHERE slot = ?1 AND key = ?2)",
+    )?
+    .execute(at)?;
     conn.prepare_cached("DELETE FROM registers WHERE slot = ?1 AND key = ?2")?.execute(at)?;
     Ok(())
 }

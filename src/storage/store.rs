@@ -29,9 +29,7 @@ use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
     StoreTotals, Submission, Submissions,
 };
-use crate::types::{
-    Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
-};
+use crate::types::{Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote};
 
 /// Most reader threads.
 const READERS_MAX: usize = 4;
@@ -458,7 +456,9 @@ impl Store for SqliteStore {
 
 type Submitted<T> = smallvec::SmallVec<[T; 1]>;
 
-pub(super) fn done(outcome: BoxFuture<'static, Result<Outcome, StoreError>>) -> BoxFuture<'static, Result<(), StoreError>> {
+pub(super) fn done(
+    outcome: BoxFuture<'static, Result<Outcome, StoreError>>,
+) -> BoxFuture<'static, Result<(), StoreError>> {
     outcome.map(|outcome| outcome.map(|_| ())).boxed()
 }
 

@@ -139,7 +139,10 @@ pub struct PurgeStatus {
 #[derive(Clone, Debug, PartialEq)]
 pub enum PurgeReply {
     /// The clock when this was said, and what is kept.
-    Surveyed { now: Hlc, slots: Vec<Survey> },
+    Surveyed {
+        now: Hlc,
+        slots: Vec<Survey>,
+    },
     Sealed(Vec<Sealed>),
     Hinted(SlotSet),
     /// On disk.
@@ -147,7 +150,9 @@ pub enum PurgeReply {
     Dropped(Dropped),
     Status(PurgeStatus),
     /// Another topology is in force. Nothing was done.
-    WrongEpoch { epoch: Epoch },
+    WrongEpoch {
+        epoch: Epoch,
+    },
 }
 
 /// What a slot holds that purging is about, as a scan found it.

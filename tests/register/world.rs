@@ -57,13 +57,15 @@ impl Cell {
                     ReplicaReply::Promised(Box::new(Promise { accepted, record, floor }))
                 }
             },
-            ReplicaRequest::Accept { accepted, .. } => match accept(self.register.promised, floor.ballot, accepted.ballot) {
-                Err(promised) => ReplicaReply::Outbid { promised },
-                Ok(()) => {
-                    self.register = Register { promised: accepted.ballot, accepted: Some((**accepted).clone()) };
-                    ReplicaReply::Accepted
+            ReplicaRequest::Accept { accepted, .. } => {
+                match accept(self.register.promised, floor.ballot, accepted.ballot) {
+                    Err(promised) => ReplicaReply::Outbid { promised },
+                    Ok(()) => {
+                        self.register = Register { promised: accepted.ballot, accepted: Some((**accepted).clone()) };
+                        ReplicaReply::Accepted
+                    }
                 }
-            },
+            }
             ReplicaRequest::Hint { .. } => panic!("no hints here"),
         }
     }

@@ -110,7 +110,8 @@ impl Client {
             },
             _ => (Level::Linearizable, self.terms(&key)),
         };
-        let ask = if random.below(if self.world.grace.is_some() { 2 } else { 5 }) == 0 { Ask::Delete } else { self.put() };
+        let ask =
+            if random.below(if self.world.grace.is_some() { 2 } else { 5 }) == 0 { Ask::Delete } else { self.put() };
         let request = Request { key: key.clone(), level, ask, terms: Some(terms) };
         if request.idempotency().is_some() {
             self.world.shared.idempotent.lock().entry(key).or_default().push(request.clone());

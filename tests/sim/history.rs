@@ -198,7 +198,9 @@ impl Operation {
     /// there all the same.
     pub(crate) fn strict_read(&self) -> Option<Option<Version>> {
         match &self.told {
-            Told::Found { version, strict: true, .. } if self.request.level != Level::One => Some(version.or(self.buried)),
+            Told::Found { version, strict: true, .. } if self.request.level != Level::One => {
+                Some(version.or(self.buried))
+            }
             _ => None,
         }
     }

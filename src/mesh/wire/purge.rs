@@ -6,9 +6,7 @@ use super::tree::{read_slot, read_slot_set, slot_set};
 use super::{Malformed, read_node};
 use crate::ports::{PeerReply, PeerRequest};
 use crate::protocol::purge::UNSETTLED_MAX;
-use crate::types::{
-    Dropped, Epoch, Floor, Hlc, PurgeReply, PurgeStatus, PurgeStep, Sealed, Slot, SlotDrop, Survey,
-};
+use crate::types::{Dropped, Epoch, Floor, Hlc, PurgeReply, PurgeStatus, PurgeStep, Sealed, Slot, SlotDrop, Survey};
 
 /// A reason that is longer is cut short.
 const REASON_CHARS_MAX: usize = 200;

@@ -16,8 +16,8 @@ use crate::protocol::hashtree::{self, IN_FLIGHT_MS, Sums};
 use crate::protocol::ring::Ring;
 use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
 use crate::types::{
-    Agreement, ChunkState, Convergence, Difference, Entry, Exchange, Hlc, Key, Leaf, Look, NodeNum, Record, Slot, SlotSet,
-    Span, Sum, Token,
+    Agreement, ChunkState, Convergence, Difference, Entry, Exchange, Hlc, Key, Leaf, Look, NodeNum, Record, Slot,
+    SlotSet, Span, Sum, Token,
 };
 
 /// How long a peer may take for one question of a round. Listing a slot of ten million keys takes a tenth of a second.

@@ -3,9 +3,11 @@
 //! A step is let in under the epoch in force and queued at the store before a newer one can come into force: so what a
 //! replica tells of itself after a change of the topology holds all that it was asked before (see `rebuild`).
 
+use futures_util::future::BoxFuture;
+
 use super::Purge;
 use crate::ports::{PeerError, PeerReply, StoreError};
-use crate::types::{Epoch, PurgeReply, PurgeStep, Slot};
+use crate::types::{Dropped, Epoch, PurgeReply, PurgeStep, Sealed, Slot, SlotSet, Survey};
 
 impl Purge {
     /// Takes a step.
@@ -78,10 +80,6 @@ impl Purge {
         })
     }
 }
-
-use futures_util::future::BoxFuture;
-
-use crate::types::{Dropped, Sealed, SlotSet, Survey};
 
 type Answer<T> = BoxFuture<'static, Result<T, StoreError>>;
 

@@ -290,7 +290,9 @@ impl Purge {
             owed.1.clone()
         };
         let mut done: Floors = owed.iter().map(|(slot, drop)| (*slot, drop.floor)).collect();
-        let step = |slots: &[Slot]| PurgeStep::Drop { drops: slots.iter().filter_map(|slot| owed.get(slot)).copied().collect() };
+        let step = |slots: &[Slot]| PurgeStep::Drop {
+            drops: slots.iter().filter_map(|slot| owed.get(slot)).copied().collect(),
+        };
         self.ask_homes(ring, &mut done, waiting, step).await;
         let mut owed = self.owed.lock();
         owed.1.retain(|slot, drop| done.get(slot) != Some(&drop.floor));

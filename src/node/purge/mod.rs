@@ -76,6 +76,29 @@ pub struct Parts {
     pub anti_entropy: Arc<AntiEntropy>,
 }
 
+impl Parts {
+    pub fn of(
+        ports: &Ports,
+        replica: &Arc<Replica>,
+        routing: &Arc<Routing>,
+        clock: &Arc<NodeClock>,
+        reach: &Arc<Reach>,
+        conditional: &Arc<Conditional>,
+        anti_entropy: &Arc<AntiEntropy>,
+    ) -> Self {
+        Self {
+            me: ports.store.identity().node,
+            ports: ports.clone(),
+            routing: Arc::clone(routing),
+            clock: Arc::clone(clock),
+            reach: Arc::clone(reach),
+            replica: Arc::clone(replica),
+            conditional: Arc::clone(conditional),
+            anti_entropy: Arc::clone(anti_entropy),
+        }
+    }
+}
+
 /// The driver.
 pub struct Purge {
     options: Options,
@@ -133,7 +156,7 @@ impl Purge {
         let mut all = Vec::new();
         let members = ring.topology().members.iter().map(|m| m.node);
         let asked = members.map(|node| async move {
-            (node, self.ask(node, ring_epoch(&self.parts.routing), PurgeStep::Status, STATUS_DEADLINE).await)
+            (node, self.ask(node, self.parts.routing.epoch(), PurgeStep::Status, STATUS_DEADLINE).await)
         });
         for (node, said) in futures_util::future::join_all(asked).await {
             all.push((
@@ -172,10 +195,6 @@ impl Purge {
             Err(error) => Err(error.to_string()),
         }
     }
-}
-
-fn ring_epoch(routing: &Routing) -> Epoch {
-    routing.epoch()
 }
 
 impl fmt::Debug for Purge {

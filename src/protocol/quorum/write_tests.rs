@@ -295,7 +295,12 @@ fn only_somebody_elses_live_value_makes_it_a_replacement() {
 
 #[test]
 fn a_write_back_asks_only_those_without_the_record() {
-    let mut fold = WriteFold::write_back(placement(&[&[1, 2, 3]], &[]), Level::Quorum, &record(version(10, 1), Some("v")), &nodes(&[2]));
+    let mut fold = WriteFold::write_back(
+        placement(&[&[1, 2, 3]], &[]),
+        Level::Quorum,
+        &record(version(10, 1), Some("v")),
+        &nodes(&[2]),
+    );
     assert_eq!(fold.start(&all_up).as_slice(), [write(1), write(3)]);
     fold.on_write(n(1), &dominated(version(20, 2)), &all_up);
     assert_eq!(fold.state(), WriteState::Met);

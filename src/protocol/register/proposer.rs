@@ -299,7 +299,7 @@ impl ProposerFold {
     /// The answer that was given before under its `Idempotency-Key`.
     fn remembered(&self, found: &Found<'_>) -> Option<Remembered> {
         let idempotency = self.proposal.idempotency?;
-        found.recent().find(idempotency.key).copied()
+        found.recent.find(idempotency.key).copied()
     }
 
     /// What is said again. `None`: the key belongs to another request.
@@ -359,7 +359,7 @@ impl ProposerFold {
     }
 
     fn remember(&self, found: &Found<'_>, answer: RememberedAnswer, version: Version) -> Recent {
-        let recent = found.recent();
+        let recent = found.recent;
         self.proposal
             .idempotency
             .map_or_else(|| recent.clone(), |request| recent.with(Remembered { request, answer, version }))
@@ -374,7 +374,7 @@ impl ProposerFold {
     /// The state that is, once more under this ballot: what may have been decided is, then.
     fn accept_again(&mut self, found: Found<'_>, verdict: Verdict, asking: Asking<'_>) -> Step {
         let op = found.accepted.map_or(NOBODY, |a| a.op);
-        let (record, recent) = (found.base().cloned(), found.recent().clone());
+        let (record, recent) = (found.base().cloned(), found.recent.clone());
         self.accept(Accepted { ballot: self.ballot, op, record, recent }, verdict, asking)
     }
 
@@ -438,6 +438,8 @@ struct Found<'a> {
     promises: SmallVec<[(NodeNum, &'a Promise); 4]>,
     /// The state accepted under the highest ballot, none below the greatest floor's.
     accepted: Option<&'a Accepted>,
+    /// The answers that were given: they outlive a floor for as long as the key is not purged.
+    recent: &'a Recent,
     /// The greatest record.
     row: Option<&'a Record>,
     floor_version: Version,
@@ -450,9 +452,14 @@ impl<'a> Found<'a> {
         let all = || promises.iter().map(|(_, p)| *p);
         let low = all().map(|p| p.floor.ballot).max().unwrap_or_default();
         let floor_version = all().map(|p| p.floor.version).max().unwrap_or_default();
-        let accepted = all().filter_map(|p| p.accepted.as_ref()).max_by_key(|a| a.ballot).filter(|a| a.ballot >= low);
+        let latest = all().filter_map(|p| p.accepted.as_ref()).max_by_key(|a| a.ballot);
+        let accepted = latest.filter(|a| a.ballot >= low);
+        // Below the floor it was decided if it was written everywhere, or superseded: all copies were compared by then.
+        let holds = |p: &Promise, a: &Accepted| p.record.as_ref().is_some_and(|r| r.version >= a.version());
+        let stands = |a: &&Accepted| a.ballot >= low || a.record.is_none() || all().all(|p| holds(p, a));
+        let recent = latest.filter(stands).map_or(const { &Recent::NONE }, |a| &a.recent);
         let row = all().filter_map(|p| p.record.as_ref()).reduce(|a, b| if b.beats(a) { b } else { a });
-        Self { accepted, row, floor_version, low, promises }
+        Self { accepted, recent, row, floor_version, low, promises }
     }
 
     /// The accepted state, where it is newer than every row.
@@ -469,11 +476,6 @@ impl<'a> Found<'a> {
     /// What conditions are judged on.
     fn base(&self) -> Option<&'a Record> {
         self.newer().map_or(self.row, |a| a.record.as_ref())
-    }
-
-    fn recent(&self) -> &Recent {
-        const NONE: &Recent = &Recent::NONE;
-        self.accepted.map_or(NONE, |a| &a.recent)
     }
 
     fn is_unanimous(&self) -> bool {

@@ -56,7 +56,8 @@ impl Replicas {
     pub(super) fn ask(&mut self, to: u16, request: &ReplicaRequest) -> Answer {
         let cell = &mut self.cells[usize::from(to) - 1];
         Ok(match request {
-            ReplicaRequest::Prepare { ballot, .. } => match prepare(cell.register.promised, cell.floor.ballot, *ballot) {
+            ReplicaRequest::Prepare { ballot, .. } => match prepare(cell.register.promised, cell.floor.ballot, *ballot)
+            {
                 Err(promised) => ReplicaReply::Outbid { promised },
                 Ok(()) => {
                     cell.register.promised = *ballot;

@@ -8,8 +8,8 @@ use a3::protocol::purge;
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
-    Accepted, Ballot, Dropped, Entry, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Sealed, Slot, SlotDrop,
-    SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Tombstones, Version,
+    Accepted, Ballot, Dropped, Entry, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Sealed, Slot,
+    SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Tombstones, Version,
 };
 
 /// Which hint.
@@ -259,7 +259,8 @@ impl Rows for MapRows {
             slot,
             floor: self.kept(slot).floor,
             tombstones: entries.iter().filter(|(_, r, _)| r.as_ref().is_some_and(Record::is_tombstone)).count() as u64,
-            orphans: entries.iter().filter(|(_, record, register)| record.is_none() && register.is_some()).count() as u64,
+            orphans: entries.iter().filter(|(_, record, register)| record.is_none() && register.is_some()).count()
+                as u64,
             promised: promised.unwrap_or_default(),
         }
     }
