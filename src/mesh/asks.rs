@@ -47,8 +47,7 @@ impl Asks {
         let header = Some(wire::header(&handler.header(), instance));
         let (header, reply) = match request {
             PeerRequest::Gossip(packet) => {
-                let reply = answer(client.gossip(proto::GossipRequest { header, packet }).await)?;
-                (reply.header, Ok(PeerReply::Done))
+                (answer(client.gossip(proto::GossipRequest { header, packet }).await)?.header, Ok(PeerReply::Done))
             }
             PeerRequest::NodeInfo { digest } => {
                 let request = proto::NodeInfoRequest { header, digest: rare::stamps(digest) };
@@ -64,12 +63,9 @@ impl Asks {
                 let mut reply = answer(client.announce(proto::AnnounceRequest { header, announcement }).await)?;
                 (reply.header.take(), rare::read_announce_reply(reply))
             }
-            PeerRequest::Found { topology } => {
-                let request = rare::found_request(header, &topology, false);
-                (answer(client.found(request).await)?.header, Ok(PeerReply::Done))
-            }
-            PeerRequest::Founded { topology } => {
-                let request = rare::found_request(header, &topology, true);
+            PeerRequest::Found { ref topology } | PeerRequest::Founded { ref topology } => {
+                let committed = matches!(request, PeerRequest::Founded { .. });
+                let request = rare::found_request(header, topology, committed);
                 (answer(client.found(request).await)?.header, Ok(PeerReply::Done))
             }
             PeerRequest::Replace { newcomer, succeeds } => {

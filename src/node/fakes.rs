@@ -11,15 +11,15 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::ports::{
-    Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers,
+    Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, Purging,
     ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, SlotEntry, SlotPage, Store,
     StoreError, StoreTotals, Submissions,
 };
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register,
-    Slot, Sum, Token, Topology, Version, Vote, Writer,
+    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record,
+    Register, Sealed, Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, Version, Vote, Writer,
 };
 
 /// A wall clock that stands still until it is set.

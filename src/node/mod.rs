@@ -111,6 +111,14 @@ impl Options {
         replica::Options { node, value_bytes_max: self.value_bytes_max }
     }
 
+    fn handoff(&self) -> handoff::Options {
+        handoff::Options { hint_window: self.hint_window }
+    }
+
+    fn anti_entropy(&self) -> anti_entropy::Options {
+        anti_entropy::Options { interval: self.anti_entropy_interval }
+    }
+
     fn purge(&self) -> purge::Options {
         purge::Options { grace: self.gc_grace, clock_skew_max: self.clock_skew_max }
     }
@@ -200,11 +208,9 @@ impl Node {
             Conditional::new(me, &ports, Arc::clone(&clock), Arc::clone(&reach), Arc::clone(&coordinator));
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
         let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
-        let window = handoff::Options { hint_window: options.hint_window };
-        let handoff = Handoff::new(window, handoff::Parts::of(&ports, &reach, &routing, &clock));
+        let handoff = Handoff::new(options.handoff(), handoff::Parts::of(&ports, &reach, &routing, &clock));
         let parts = anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator);
-        let interval = anti_entropy::Options { interval: options.anti_entropy_interval };
-        let anti_entropy = AntiEntropy::new(interval, parts);
+        let anti_entropy = AntiEntropy::new(options.anti_entropy(), parts);
         let founding = Founding::new(
             options.founding(),
             Arc::clone(&peers),

@@ -13,10 +13,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use crate::ports::{
-    Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, RecordPage,
-    ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
+    Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, Purging,
+    RecordPage, ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
-use crate::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, Topology, Version, Vote};
+use crate::types::{
+    Dropped, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Sealed, Slot, SlotDrop, SlotSet, Sum,
+    Survey, Token, Tombstones, Topology, Version, Vote,
+};
 
 pub(crate) struct Seeded(Mutex<StdRng>);
 

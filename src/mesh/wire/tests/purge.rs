@@ -10,8 +10,8 @@ use crate::types::{Dropped, PurgeReply, PurgeStatus, PurgeStep, Sealed, SlotDrop
 
 fn step() -> impl Strategy<Value = PurgeStep> {
     let hlc = || any::<u64>().prop_map(Hlc);
-    let floors = prop::collection::btree_map(any::<u8>(), (floor(), hlc()), 0..5);
-    let drops = floors.clone();
+    let slots = || prop::collection::btree_map(any::<u8>(), (floor(), hlc()), 0..5);
+    let (floors, drops) = (slots(), slots());
     prop_oneof![
         slot_set().prop_map(|slots| PurgeStep::Survey { slots }),
         (slot_set(), hlc()).prop_map(|(slots, up_to)| PurgeStep::Seal { slots, up_to }),
