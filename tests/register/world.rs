@@ -16,7 +16,7 @@ use a3::protocol::register::{accept, prepare};
 use a3::protocol::replica::{StoredRow, WriteRule, write};
 use a3::protocol::ring::Placement;
 use a3::types::{
-    Floor, Hlc, NodeNum, Promise, ReadPart, Record, Register, ReplicaReply, ReplicaRequest, Seen, Version,
+    Ballot, Floor, Hlc, NodeNum, Promise, ReadPart, Record, Register, ReplicaReply, ReplicaRequest, Seen, Version,
 };
 use a3::types::{Writer, majority};
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester};
