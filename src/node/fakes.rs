@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::journal::Journal;
 use crate::ports::{
     Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers,
     ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, SlotEntry, SlotPage, Store,
@@ -44,6 +45,11 @@ impl Clock for FakeClock {
     fn wall_ms(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
+}
+
+/// A journal at that clock's beginning.
+pub(crate) fn journal() -> Arc<Journal> {
+    Journal::new(FakeClock::at(0))
 }
 
 /// A counter, spread over the range: repeatable "randomness".

@@ -22,8 +22,10 @@ use tokio::time::{Instant, sleep_until};
 use super::Ports;
 use super::answers::Answers;
 use super::clock::NodeClock;
+use super::journal::Journal;
 use super::reach::{Ask, Reach};
 use super::routing::Routing;
+use super::views::EventKind;
 use crate::metrics;
 use crate::ports::{
     Answer, Entropy, Hint, HintTotals, PeerError, Peers, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Store,
@@ -58,10 +60,17 @@ pub struct Parts {
     pub reach: Arc<Reach>,
     pub routing: Arc<Routing>,
     pub clock: Arc<NodeClock>,
+    pub journal: Arc<Journal>,
 }
 
 impl Parts {
-    pub fn of(ports: &Ports, reach: &Arc<Reach>, routing: &Arc<Routing>, clock: &Arc<NodeClock>) -> Self {
+    pub fn of(
+        ports: &Ports,
+        reach: &Arc<Reach>,
+        routing: &Arc<Routing>,
+        clock: &Arc<NodeClock>,
+        journal: &Arc<Journal>,
+    ) -> Self {
         Self {
             store: Arc::clone(&ports.store),
             peers: Arc::clone(&ports.peers),
@@ -69,6 +78,7 @@ impl Parts {
             reach: Arc::clone(reach),
             routing: Arc::clone(routing),
             clock: Arc::clone(clock),
+            journal: Arc::clone(journal),
         }
     }
 }
@@ -186,6 +196,7 @@ impl Handoff {
         if ended.delivered > 0 {
             self.delivered.increment(ended.delivered);
             tracing::debug!(target: "a3::events", "{} hints delivered to {target}", ended.delivered);
+            self.note(format!("delivered {} to {target}", hints(ended.delivered)));
         }
         ended
     }
@@ -254,15 +265,25 @@ impl Handoff {
         match self.parts.store.drop_hints_before(before_ms).await {
             Ok(0) => {}
             Ok(dropped) => {
-                tracing::info!(dropped, "hints dropped: older than the hint window; reads repair what they find")
+                tracing::info!(dropped, "hints dropped: older than the hint window; reads repair what they find");
+                self.note(format!("dropped {} undelivered: older than the hint window", hints(dropped)));
             }
             Err(error) => tracing::warn!(%error, "old hints could not be dropped"),
         }
     }
 
+    fn note(&self, text: String) {
+        self.parts.journal.note(self.parts.store.identity().node, EventKind::Hints, text);
+    }
+
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
+}
+
+/// So many hints, in words.
+fn hints(count: u64) -> String {
+    format!("{count} hint{}", if count == 1 { "" } else { "s" })
 }
 
 struct SentPage {

@@ -8,7 +8,7 @@ use super::Node;
 use super::anti_entropy::{AntiEntropy, Stop};
 use super::operations::Progress;
 use super::reach::Reach;
-use super::views::{ConvergenceView, OperationState, OperationView, RepairRequest};
+use super::views::{ConvergenceView, EventKind, OperationState, OperationView, RepairRequest};
 use crate::types::{Look, NodeNum};
 
 /// Repairs that run at a time; more are refused, as they would only wait for each other.
@@ -43,8 +43,12 @@ impl Node {
         let id = self.ports.entropy.uuid();
         let (view, progress) = operations.begin(id, "repair", request.dry_run, clock.wall_ms());
         let (driver, reach) = (Arc::clone(&self.anti_entropy), Arc::clone(&self.reach));
+        let (journal, me) = (Arc::clone(&self.journal), self.identity.node);
+        let what = if request.dry_run { "dry run of a repair" } else { "repair" };
+        journal.note(me, EventKind::Repair, format!("begins a {what}, as a client asked: {}", view.id));
         self.ports.spawn.spawn(Box::pin(async move {
             let state = run(&driver, &reach, &peers, &request, &progress).await;
+            journal.note(me, EventKind::Repair, format!("ended the {what} {id}: {}", how(&state)));
             operations.end(id, state, clock.wall_ms());
         }));
         Ok(view)
@@ -63,6 +67,16 @@ impl Node {
     /// as it is.
     pub fn abort(&self, id: Uuid) -> Option<OperationView> {
         self.operations.abort(id)
+    }
+}
+
+/// How it ended, for a person.
+fn how(state: &OperationState) -> &str {
+    match state {
+        OperationState::Running => "running",
+        OperationState::Done => "done",
+        OperationState::Aborted => "aborted",
+        OperationState::Failed(why) => why,
     }
 }
 

@@ -19,6 +19,7 @@ pub mod founding;
 pub mod gossip;
 pub mod handoff;
 pub mod healing;
+pub mod journal;
 pub mod operations;
 pub mod own;
 pub mod reach;
@@ -37,7 +38,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep};
 
 use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
@@ -53,6 +54,7 @@ use directory::Directory;
 use founding::{Founding, FoundingError, FoundingOptions};
 use gossip::{Gossip, GossipOptions};
 use handoff::Handoff;
+use journal::Journal;
 use operations::Operations;
 use own::Own;
 use reach::Reach;
@@ -61,6 +63,7 @@ use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
 use succession::Succession;
+use views::EventKind;
 
 /// How a node is set up.
 #[derive(Clone, Debug)]
@@ -155,6 +158,7 @@ pub struct Node {
     own: Arc<Own>,
     anti_entropy: Arc<AntiEntropy>,
     operations: Arc<Operations>,
+    journal: Arc<Journal>,
     ports: Ports,
     /// Once there is one it stays, and every message asks for it.
     cluster: OnceLock<ClusterId>,
@@ -178,7 +182,8 @@ impl Node {
         let routing = Arc::new(Routing::default());
         let reserved = store.clock_reservation().await?;
         let clock = NodeClock::new(Arc::clone(&ports.clock), options.clock_skew_max, reserved);
-        let reach = Reach::new(Arc::clone(&peers), me);
+        let journal = Journal::new(Arc::clone(&ports.clock));
+        let reach = Reach::new(Arc::clone(&peers), me, Arc::clone(&journal));
         let coordinator = Coordinator::new(
             me,
             Arc::clone(&peers),
@@ -192,8 +197,8 @@ impl Node {
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
         let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
         let window = handoff::Options { hint_window: options.hint_window };
-        let handoff = Handoff::new(window, handoff::Parts::of(&ports, &reach, &routing, &clock));
-        let parts = anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator);
+        let handoff = Handoff::new(window, handoff::Parts::of(&ports, &reach, &routing, &clock, &journal));
+        let parts = anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator, &journal);
         let interval = anti_entropy::Options { interval: options.anti_entropy_interval };
         let anti_entropy = AntiEntropy::new(interval, parts);
         let founding = Founding::new(
@@ -204,8 +209,14 @@ impl Node {
             Arc::clone(&ports.entropy),
         );
         let directory = Arc::new(Directory::default());
-        let succession =
-            Succession::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&directory));
+        let succession = Succession::new(
+            me,
+            ports.clone(),
+            Arc::clone(&routing),
+            Arc::clone(&clock),
+            Arc::clone(&directory),
+            Arc::clone(&journal),
+        );
         let rebuild =
             Rebuild::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&replica), Arc::clone(&succession));
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
@@ -216,6 +227,7 @@ impl Node {
             Arc::clone(&directory),
             Box::new(move |node, liveness| heard.gossip(node, liveness)),
             Box::new(move |stamp| told.info(stamp)),
+            Arc::clone(&journal),
         );
         let node = Arc::new(Self {
             identity,
@@ -234,6 +246,7 @@ impl Node {
             own,
             anti_entropy,
             operations: Arc::default(),
+            journal,
             ports,
             cluster: OnceLock::new(),
         });
@@ -247,7 +260,7 @@ impl Node {
         spawn.spawn(Box::pin(handoff.run()));
         self.anti_entropy.start(spawn);
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
-        spawn.spawn(Box::pin(take_rates(Arc::clone(&self.own))));
+        spawn.spawn(Box::pin(Arc::clone(&self.own).keep_rates()));
         self.coordinator.start(spawn);
     }
 
@@ -264,8 +277,12 @@ impl Node {
         while others && !self.clock.is_compared() && Instant::now() < until {
             sleep(COMPARE_EVERY).await;
         }
+        if self.routing.is_rebuilding() {
+            self.note("is a new instance: it fetches its slots from the others before it serves");
+        }
         self.rebuild.run().await?;
         self.own.set_state(NodeState::Serving);
+        self.note("serves clients");
         self.gossip.refresh();
         Ok(())
     }
@@ -273,7 +290,12 @@ impl Node {
     /// Takes leave: readiness ends, and the other members are told.
     pub async fn leave(&self) {
         self.own.set_state(NodeState::Draining);
+        self.note("is stopping: it takes no new requests");
         self.gossip.leave().await;
+    }
+
+    fn note(&self, text: &str) {
+        self.journal.note(self.identity.node, EventKind::Membership, text);
     }
 
     /// Reads a key; see [`Coordinator::get`].
@@ -340,15 +362,6 @@ impl Node {
             let cluster = self.store.identity().cluster?;
             Some(*self.cluster.get_or_init(|| cluster))
         })
-    }
-}
-
-async fn take_rates(own: Arc<Own>) {
-    let mut second = interval(Duration::from_secs(1));
-    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        second.tick().await;
-        own.take_rate();
     }
 }
 

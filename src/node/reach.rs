@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::views::Liveness;
+use super::journal::Journal;
+use super::views::{EventKind, Liveness};
 use crate::ports::Peers;
 pub use crate::protocol::reach::Ask;
 use crate::protocol::reach::PeerReach;
@@ -21,6 +22,7 @@ use crate::types::NodeNum;
 pub struct Reach {
     me: NodeNum,
     peers: Arc<dyn Peers>,
+    journal: Arc<Journal>,
     started: Instant,
     known: Mutex<BTreeMap<NodeNum, Known>>,
     returned: watch::Sender<u64>,
@@ -34,8 +36,9 @@ struct Known {
 }
 
 impl Reach {
-    pub fn new(peers: Arc<dyn Peers>, me: NodeNum) -> Arc<Self> {
-        Arc::new(Self { me, peers, started: Instant::now(), known: Mutex::default(), returned: watch::Sender::new(0) })
+    pub fn new(peers: Arc<dyn Peers>, me: NodeNum, journal: Arc<Journal>) -> Arc<Self> {
+        let (started, returned) = (Instant::now(), watch::Sender::new(0));
+        Arc::new(Self { me, peers, journal, started, known: Mutex::default(), returned })
     }
 
     /// Whether to send a request to that node now. Whoever gets [`Ask::Probe`] should send: it is given once a second.
@@ -86,6 +89,7 @@ impl Reach {
         let back = what(&mut self.known.lock().entry(node).or_default().reach);
         if back {
             tracing::info!(%node, "answers again");
+            self.journal.note(node, EventKind::Membership, "answers requests again");
             self.returned.send_modify(|n| *n += 1);
         }
     }
@@ -98,6 +102,7 @@ impl Reach {
         let now_us = self.now_us();
         if self.known.lock().entry(node).or_default().reach.hung(now_us) {
             tracing::warn!(%node, "does not answer: stand-ins take its place, one probe a second tries it");
+            self.journal.note(node, EventKind::Membership, "does not answer requests: stand-ins take its place");
         }
     }
 
@@ -140,7 +145,7 @@ impl fmt::Debug for Reach {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::fakes::FakePeers;
+    use crate::node::fakes::{FakePeers, journal};
     use crate::ports::PeerError;
 
     const ME: NodeNum = NodeNum(1);
@@ -149,7 +154,7 @@ mod tests {
     fn world() -> (Arc<FakePeers>, Arc<Reach>) {
         let peers = FakePeers::new();
         peers.set(OTHER, |_| Err(PeerError::TimedOut));
-        (Arc::clone(&peers), Reach::new(peers, ME))
+        (Arc::clone(&peers), Reach::new(peers, ME, journal()))
     }
 
     #[tokio::test(start_paused = true)]

@@ -114,6 +114,47 @@ pub struct HintsView {
     pub targets: Vec<(NodeNum, HintTotals)>,
 }
 
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EventKind {
+    /// A member came, went, moved, hung or answered again.
+    Membership,
+    /// Another topology is in force.
+    Topology,
+    /// Copies were compared and made equal, or could not be.
+    Repair,
+    /// Hints went to their home replica, or were dropped.
+    Hints,
+    /// What was on a disk is not what was written.
+    Damage,
+}
+
+impl EventKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventKind::Membership => "membership",
+            EventKind::Topology => "topology",
+            EventKind::Repair => "repair",
+            EventKind::Hints => "hints",
+            EventKind::Damage => "damage",
+        }
+    }
+}
+
+/// Something that happened to the cluster, as the node that tells of it saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Counted from 1 since that node's start.
+    pub number: u64,
+    /// Of that node's wall clock.
+    pub at_ms: u64,
+    /// Whom it is about.
+    pub node: NodeNum,
+    pub kind: EventKind,
+    /// Goes on from the name of `node`: "is down".
+    pub text: String,
+}
+
 /// The ring, slot by slot.
 pub type RingView = Arc<Topology>;
 

@@ -244,4 +244,6 @@ pub struct NodeInfo {
     pub hints: Vec<(NodeNum, u64, u64)>,
     /// Client operations begun in the last full second.
     pub requests_per_second: u64,
+    /// What 99 of 100 client operations of the last ten seconds took at most, in microseconds; `None`: there were none.
+    pub p99_us: Option<u64>,
 }

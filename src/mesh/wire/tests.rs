@@ -69,6 +69,7 @@ pub(in crate::mesh) fn node_info(n: u16) -> NodeInfo {
         bytes: 6,
         hints: vec![(NodeNum(1), 2, 3)],
         requests_per_second: 7,
+        p99_us: Some(8),
     }
 }
 

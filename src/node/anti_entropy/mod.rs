@@ -28,10 +28,11 @@ use tokio::time::{Instant, sleep};
 use super::Ports;
 use super::clock::NodeClock;
 use super::coordinator::Coordinator;
+use super::journal::Journal;
 use super::operations::Progress;
 use super::reach::Reach;
 use super::routing::Routing;
-use super::views::ConvergenceView;
+use super::views::{ConvergenceView, EventKind};
 use crate::metrics;
 use crate::ports::{Destination, Entropy, PeerError, PeerReply, PeerRequest, Peers, Spawn, Store, StoreError};
 use crate::protocol::hashtree;
@@ -70,6 +71,7 @@ pub struct Parts {
     pub routing: Arc<Routing>,
     pub clock: Arc<NodeClock>,
     pub coordinator: Arc<Coordinator>,
+    pub journal: Arc<Journal>,
 }
 
 impl Parts {
@@ -79,6 +81,7 @@ impl Parts {
         routing: &Arc<Routing>,
         clock: &Arc<NodeClock>,
         coordinator: &Arc<Coordinator>,
+        journal: &Arc<Journal>,
     ) -> Self {
         Self {
             me: ports.store.identity().node,
@@ -89,6 +92,7 @@ impl Parts {
             routing: Arc::clone(routing),
             clock: Arc::clone(clock),
             coordinator: Arc::clone(coordinator),
+            journal: Arc::clone(journal),
         }
     }
 }
@@ -194,13 +198,22 @@ impl AntiEntropy {
             }
             Ok(_) => {
                 tracing::debug!(target: "a3::events", "anti-entropy with {peer}: {sent} records sent, {received} received");
+                let (given, taken) = (records(sent), records(received));
+                self.note(format!("and {peer} were not equal: it gave {given} and took {taken}"));
                 Ok(())
             }
             Err(stop) => {
                 tracing::debug!(target: "a3::events", "anti-entropy with {peer} ended early: {stop}");
+                if stop != Stop::Aborted {
+                    self.note(format!("could not compare itself with {peer}: {stop}"));
+                }
                 Err(stop)
             }
         }
+    }
+
+    fn note(&self, text: String) {
+        self.parts.journal.note(self.parts.me, EventKind::Repair, text);
     }
 
     /// How this node and that peer agree, compared anew; nothing is changed.
@@ -251,6 +264,11 @@ impl AntiEntropy {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// So many records, in words.
+fn records(count: u64) -> String {
+    format!("{count} record{}", if count == 1 { "" } else { "s" })
 }
 
 /// The pairs of members that share slots, each once, in order.

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::round::Task;
 use super::{AntiEntropy, Stop};
 use crate::node::operations::Progress;
+use crate::node::views::EventKind;
 use crate::protocol::ring::Ring;
 use crate::types::{Key, Leaf, Look, NodeNum, Slot, Span, Sum};
 
@@ -37,6 +38,8 @@ impl AntiEntropy {
             self.meters.scrubbed.set(self.parts.clock.wall_ms() as f64 / 1000.0);
             if found > 0 {
                 tracing::warn!(damaged = found, "the scrub found damage; other copies mend it");
+                let text = format!("found damage in {found} leaves; other copies mend it");
+                self.parts.journal.note(self.parts.me, EventKind::Damage, text);
                 sleep(AGAIN).await;
             } else {
                 sleep(EVERY).await;

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::node::fakes::{FakeClock, FakeEntropy, FakeStore, topology};
+use crate::node::fakes::{FakeClock, FakeEntropy, FakeStore, journal, topology};
 use crate::ports::{Refusal, ReplicaCall, ReplicaReply, ReplyTo};
 use crate::protocol::ring::Ring;
 use crate::types::{Agreement, Content, Hlc, Key, Record, Version, Writer};
@@ -102,7 +102,7 @@ fn two() -> Two {
         let peers: Arc<dyn Peers> = Arc::new(End(me, Arc::clone(&wire)));
         let store: Arc<dyn Store> = wire.stores[&me].clone();
         let clock = NodeClock::new(FakeClock::at(NOW_MS), Duration::from_secs(300), Hlc::ZERO);
-        let reach = Reach::new(Arc::clone(&peers), me);
+        let reach = Reach::new(Arc::clone(&peers), me, journal());
         let coordinator = Coordinator::new(
             me,
             Arc::clone(&peers),
@@ -112,7 +112,7 @@ fn two() -> Two {
             Arc::clone(&reach),
         );
         let entropy = Arc::new(FakeEntropy::default());
-        let parts = Parts { me, store, peers, entropy, reach, routing: Arc::clone(&routing), clock, coordinator };
+        let parts = Parts { me, store, peers, entropy, reach, routing: Arc::clone(&routing), clock, coordinator, journal: journal() };
         (me, AntiEntropy::new(Options { interval: Duration::from_secs(30) }, parts))
     };
     let drivers: BTreeMap<NodeNum, Arc<AntiEntropy>> = [ONE, OTHER].map(driver).into();

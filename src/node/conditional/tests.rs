@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use super::*;
-use crate::node::fakes::{FakeClock, FakeStore, topology};
+use crate::node::fakes::{FakeClock, FakeStore, journal, topology};
 use crate::node::request::{Get, Put};
 use crate::node::routing::Routing;
 use crate::node::world::{Seeded, Tasks};
@@ -119,7 +119,7 @@ fn world(rf: u8) -> World {
             spawn: Arc::clone(&tasks) as Arc<dyn crate::ports::Spawn>,
         };
         let clock = NodeClock::new(Arc::clone(&ports.clock), Duration::from_secs(300), Hlc::from_ms(NOW_MS - 1));
-        let reach = Reach::new(Arc::clone(&ports.peers), me);
+        let reach = Reach::new(Arc::clone(&ports.peers), me, journal());
         ports.spawn.spawn(Box::pin(Arc::clone(&clock).keep_reserved(Arc::clone(&ports.store))));
         let coordinator = Coordinator::new(
             me,

@@ -82,6 +82,11 @@ impl Coordinator {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// Client operations that ended since the start, by the buckets of [`crate::protocol::latency`].
+    pub(in crate::node) fn took(&self) -> Vec<u64> {
+        self.meters.took()
+    }
+
     pub(in crate::node) fn ring(&self, level: Level) -> Result<Arc<Ring>, Failure> {
         self.routing.ring().ok_or_else(|| Failure::before(FailureKind::NotReady, level))
     }

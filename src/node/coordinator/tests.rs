@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::node::fakes::{FakeClock, FakeStore, topology};
+use crate::node::fakes::{FakeClock, FakeStore, journal, topology};
 use crate::node::request::{Get, NewContent, Outcome, Put};
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, ReplicaReply};
 use crate::types::{Content, Hlc, InstanceId, Key, Record, Version, Writer};
@@ -94,7 +94,7 @@ fn world(nodes: u16, rf: u8) -> World {
     let node_clock =
         NodeClock::new(Arc::clone(&clock) as Arc<dyn crate::ports::Clock>, Duration::from_secs(300), reserved);
     let peers = Arc::clone(&net) as Arc<dyn Peers>;
-    let reach = Reach::new(Arc::clone(&peers), NodeNum(1));
+    let reach = Reach::new(Arc::clone(&peers), NodeNum(1), journal());
     #[expect(clippy::disallowed_methods, reason = "the test's own runtime")]
     {
         tokio::spawn(Arc::clone(&node_clock).keep_reserved(Arc::clone(&store) as Arc<dyn Store>));
@@ -370,7 +370,7 @@ async fn a_newer_topology_is_adopted_and_the_write_goes_again_under_its_version(
     }
     let c = &w.coordinator;
     let peers = Arc::new(Once(Arc::clone(&w.net), told)) as Arc<dyn Peers>;
-    let reach = Reach::new(Arc::clone(&peers), NodeNum(1));
+    let reach = Reach::new(Arc::clone(&peers), NodeNum(1), journal());
     let coordinator =
         Coordinator::new(NodeNum(1), peers, Arc::clone(&c.store), Arc::clone(&c.routing), Arc::clone(&c.clock), reach);
     let content = NewContent::Value { bytes: Bytes::from("v"), content_type: None };

@@ -9,6 +9,8 @@ use crate::ports::PeerReply;
 
 /// Between two tellings of changed counters.
 const COUNTERS_EVERY: Duration = Duration::from_secs(5);
+/// While somebody looks at the members, each is asked about itself this often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a question waits for its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
@@ -133,6 +135,22 @@ impl Gossip {
                 self.pull(node).await;
             }
         }
+    }
+
+    /// Somebody looks: asks each member that lives about itself, unless that was done a moment ago.
+    pub fn look_around(&self) {
+        let now = Instant::now();
+        let mut looked = self.looked.lock();
+        if looked.is_some_and(|at| now.duration_since(at) < LOOK_EVERY) {
+            return;
+        }
+        *looked = Some(now);
+        let mut wanted = self.wanted.lock();
+        let others = self.directory.all().into_iter().filter(|(node, _)| *node != self.identity.node);
+        for (node, _) in others.filter(|(_, entry)| entry.liveness == Liveness::Alive) {
+            wanted.entry(node).or_insert(None);
+        }
+        self.wanting.notify_one();
     }
 
     /// Compares numbers with one random peer that lives.

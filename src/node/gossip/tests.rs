@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::sleep;
 
 use super::*;
-use crate::node::fakes::FakeClock;
+use crate::node::fakes::{FakeClock, journal};
 use crate::node::world::{Disk, DiskStore, Host, Network, NetworkPeers, Seeded, Tasks};
 use crate::ports::{Announcement, Header, NodeState, PeerReply};
 use crate::protocol::founding::first_topology;
@@ -143,10 +143,11 @@ impl World {
                     bytes: 0,
                     hints: Vec::new(),
                     requests_per_second: 0,
+                    p99_us: None,
                 }
             })
         };
-        let gossip = Gossip::new(options, ports, self.routing.clone(), directory.clone(), on_liveness, own_info);
+        let gossip = Gossip::new(options, ports, self.routing.clone(), directory.clone(), on_liveness, own_info, journal());
         self.network.plug(address, Arc::new(Plugged(gossip.clone(), disk.clone())));
         gossip.start();
         let (address, network, disk) = (address.to_owned(), self.network.clone(), disk.clone());

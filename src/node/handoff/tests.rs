@@ -1,7 +1,7 @@
 //! Handoff in virtual time, against a target that takes, refuses, hangs or is down.
 
 use super::*;
-use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, topology};
+use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, journal, topology};
 use crate::node::views::Liveness;
 use crate::types::{Content, Hlc, Key, Record, Slot, Version, Writer};
 
@@ -21,7 +21,7 @@ impl World {
     /// A node whose handoff runs, and a target that takes everything.
     fn start() -> Self {
         let (store, peers, theirs) = (FakeStore::new(), FakePeers::new(), FakeStore::new());
-        let reach = Reach::new(Arc::clone(&peers) as Arc<dyn Peers>, ME);
+        let reach = Reach::new(Arc::clone(&peers) as Arc<dyn Peers>, ME, journal());
         let routing = Arc::new(Routing::default());
         routing.install(topology(1, 3, 2));
         let parts = Parts {
@@ -31,6 +31,7 @@ impl World {
             reach: Arc::clone(&reach),
             routing,
             clock: NodeClock::new(FakeClock::at(WALL), Duration::from_secs(300), Hlc::ZERO),
+            journal: journal(),
         };
         let handoff = Handoff::new(Options { hint_window: Duration::from_secs(3 * 3600) }, parts);
         #[expect(clippy::disallowed_methods, reason = "a test is its own node")]
