@@ -8,6 +8,8 @@ import * as ring from "./ring.js";
 
 /** Seconds that the small curve of a card reaches back. */
 const CURVE_SECONDS = 60;
+/** So many cards stand below each other; more stand side by side. */
+const FEW = 4;
 
 /** @typedef {import("./api.js").Member} Member @typedef {import("./api.js").Snapshot} Snapshot */
 
@@ -70,6 +72,7 @@ export function update(snapshot) {
   hero(cluster, health);
   remember(cluster.members);
   const gone = new Set(cluster.members.filter(member => !member.reachable).map(member => member.id));
+  parts.cards.classList.toggle("few", cluster.members.length <= FEW);
   follow(parts.cards, cluster.members, member => member.id, card, (node, member) => refresh(node, member, snapshot));
   if (drawn !== cluster.epoch) redraw(cluster.epoch, gone);
   parts.ring.gone(gone);
@@ -92,7 +95,7 @@ function hero(cluster, health) {
     degraded: `Everything can be read and written. ${counted(short, "slot")} of ${health.slots_total} ${short === 1 ? "misses" : "miss"} a copy while ${names(health)} cannot be reached.`,
     unavailable: `${counted(health.slots_unavailable, "slot")} of ${health.slots_total} cannot be served at quorum while ${names(health)} cannot be reached. Bring back a node; reads and writes at one may still work.`,
   }[health.status];
-  if (parts.word.dataset.said !== health.status) replace(parts.word, state(kind, health.status));
+  if (parts.word.dataset.said !== health.status) replace(parts.word, state(kind, capital(health.status)));
   parts.word.dataset.said = health.status;
   text(parts.said, said);
   const sum = of => cluster.members.reduce((all, member) => all + (member.reachable ? member[of] ?? 0 : 0), 0);
@@ -103,6 +106,10 @@ function hero(cluster, health) {
     ["Hints waiting", count(health.hints_pending)],
     ["Epoch", count(cluster.epoch)],
   ]);
+}
+
+function capital(word) {
+  return word[0].toUpperCase() + word.slice(1);
 }
 
 function names(health) {

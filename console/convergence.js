@@ -66,14 +66,14 @@ function verdict(status) {
 
 function line(pair) {
   const of = new Map(pair.chunks.map(chunk => [chunk.chunk, chunk]));
-  const cells = Array.from({ length: CHUNKS }, (_, chunk) => cell(chunk, of.get(chunk)));
+  const cells = Array.from({ length: CHUNKS }, (_, chunk) => cell(chunk, pair.reason ? { status: "unknown" } : of.get(chunk)));
   return el("tr", {}, el("th", { scope: "row" }, chip(pair.nodes[0]), " ", chip(pair.nodes[1])), ...cells, el("td", { class: "short" }, ...inShort(pair)));
 }
 
 function cell(chunk, told) {
   if (!told) return el("td", {}, el("span", { class: "cell", title: `chunk ${chunk.toString(16)}: not shared` }, el("span", { class: "hidden" }, "not shared")));
-  const since = new Date(told.since_ms).toLocaleTimeString("en", { hourCycle: "h23" });
-  return el("td", {}, el("span", { class: `cell ${told.status}`, title: `chunk ${chunk.toString(16)}: ${told.status} since ${since}` }, SIGNS[told.status], el("span", { class: "hidden" }, ` ${told.status}`)));
+  const since = told.since_ms ? ` since ${new Date(told.since_ms).toLocaleTimeString("en", { hourCycle: "h23" })}` : "";
+  return el("td", {}, el("span", { class: `cell ${told.status}`, title: `chunk ${chunk.toString(16)}: ${told.status}${since}` }, SIGNS[told.status], el("span", { class: "hidden" }, ` ${told.status}`)));
 }
 
 /** The line in words. */

@@ -99,7 +99,7 @@ function owed(snapshot) {
   parts.hintTable.hidden = rows.length === 0;
   follow(parts.hints, rows, row => `${row.by} ${row.node}`, row => el("tr", {}, el("td", {}, chip(row.by)), el("td", {}, chip(row.node)),
     el("td", { class: "number" }), el("td", { class: "number" }), el("td", {}), el("td", { class: "number" })), (node, row) => {
-    const oldest = row.oldest_ms ? `${duration(Math.max(0, snapshot.at_ms - row.oldest_ms))} ago` : UNKNOWN;
+    const oldest = row.oldest_ms ? `${duration(Math.floor(Math.max(1000, snapshot.at_ms - row.oldest_ms) / 1000) * 1000)} ago` : UNKNOWN;
     [count(row.count), bytes(row.bytes), oldest, count(row.dropped)].forEach((value, at) => text(node.children[at + 2], value));
   });
 }

@@ -23,8 +23,7 @@ export function build(root) {
   parts.result = el("div", { "aria-live": "polite", id: "result" });
   parts.recent = el("div", {});
   root.append(el("div", { class: "split keys" },
-    el("div", {}, panel("Key", [form()]), panel("Keys of this visit", [parts.recent])),
-    panel("Answer", [parts.result])));
+    panel("Key", [form()]), panel("Answer", [parts.result]), panel("Keys of this visit", [parts.recent])));
   listRecent();
   replace(parts.result, empty("Nothing asked yet", "Type a key and press Get. To store a value, fill it in below and press Put."));
 }
@@ -48,7 +47,7 @@ function form() {
       field("Value", parts.value),
       el("datalist", { id: "types" }, ...["text/plain; charset=utf-8", "application/json", "application/octet-stream"].map(value => el("option", { value }))),
       el("div", { class: "pair" }, field("Content type", parts.type), field("Lives for", parts.ttl, "Such as 60s, 15m, 24h.")),
-      field("Write", parts.condition), parts.versionField,
+      field("Condition", parts.condition), parts.versionField,
       el("div", { class: "row" }, el("button", { class: "primary", value: "put" }, "Put"), parts.remove)));
 }
 
@@ -80,6 +79,7 @@ async function asking(key, question, shown) {
   parts.result.removeAttribute("aria-busy");
   visited(key);
   replace(parts.result, answer.ok ? shown(answer) : record.refused(answer.problem, key));
+  parts.result.scrollIntoView({ block: "nearest" });
   if (!answer.ok) noteVersion(answer);
   if (answer.status === 404) where(key, mine);
 }

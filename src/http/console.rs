@@ -149,7 +149,8 @@ mod tests {
     fn a_browser_gets_the_page_and_a_program_json() {
         assert!(accepting("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"));
         assert!(accepting("TEXT/HTML") && accepting("application/json;q=0.5, text/html"));
-        for program in ["*/*", "application/json", "text/html;q=0", "application/json, text/html", "text/*", "text/html;q=x"]
+        for program in
+            ["*/*", "application/json", "text/html;q=0", "application/json, text/html", "text/*", "text/html;q=x"]
         {
             assert!(!accepting(program), "{program}");
         }
@@ -169,7 +170,9 @@ mod tests {
             let elsewhere = asset.text.split("://").count() - 1;
             let namespaces = asset.text.matches("http://www.w3.org/2000/svg").count();
             assert_eq!(elsewhere, namespaces, "{}: an address of another host", asset.name);
-            for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=", "onclick="] {
+            for forbidden in
+                ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=", "onclick="]
+            {
                 assert!(!asset.text.contains(forbidden), "{}: {forbidden}", asset.name);
             }
         }

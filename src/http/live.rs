@@ -91,11 +91,7 @@ struct Watching {
     _permit: OwnedSemaphorePermit,
 }
 
-fn told(
-    node: Arc<Node>,
-    after: u64,
-    permit: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<Event, axum::Error>> {
+fn told(node: Arc<Node>, after: u64, permit: OwnedSemaphorePermit) -> impl Stream<Item = Result<Event, axum::Error>> {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let watching = Watching { node, ticks, after, _permit: permit };

@@ -12,11 +12,11 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Api, console};
 use super::bodies::NodeName;
 use super::docs::Flag;
 use super::problem::{CheckBody, Code, Problem};
 use super::query::Query;
+use super::{Api, console};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new().routes(routes!(index)).routes(routes!(livez)).routes(routes!(readyz)).routes(routes!(metrics))

@@ -308,7 +308,7 @@ impl Gossip {
         }
         let text = match now {
             Liveness::Alive if was == Some(Liveness::Suspect) => "answers again".to_owned(),
-            Liveness::Alive => format!("is there, at {address}"),
+            Liveness::Alive => format!("is up, at {address}"),
             Liveness::Suspect => "did not answer a probe: it is suspected".to_owned(),
             Liveness::Down if leaving => "has stopped, and said so".to_owned(),
             Liveness::Down => "is down".to_owned(),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::node::Node;
 use crate::node::views::{
-    Check, ClusterHealth, ClusterView, Event, HealthView, HintsView, Liveness, MemberView, PlacementView, Readiness, RingView,
+    Check, ClusterHealth, ClusterView, Event, HealthView, HintsView, Liveness, MemberView, PlacementView, Readiness,
+    RingView,
 };
 use crate::ports::NodeState;
 use crate::protocol::ring::{Ring, SlotHealth};

@@ -24,8 +24,7 @@ pub fn bucket(us: u64) -> usize {
 /// The longest that falls into a bucket, in microseconds.
 fn longest_us(bucket: usize) -> u64 {
     let next = bucket + 1;
-    let first_of_next =
-        if next < PARTS { next as u64 } else { ((PARTS + next % PARTS) as u64) << (next / PARTS - 1) };
+    let first_of_next = if next < PARTS { next as u64 } else { ((PARTS + next % PARTS) as u64) << (next / PARTS - 1) };
     first_of_next - 1
 }
 
@@ -95,7 +94,10 @@ mod tests {
         assert_eq!(p99_us(counts.iter().copied()), None);
         counts[bucket(1_000)] = 99;
         counts[bucket(50_000)] = 1;
-        assert!(p99_us(counts.iter().copied()).is_some_and(|us| (50_000..=57_000).contains(&us)), "the slowest of them");
+        assert!(
+            p99_us(counts.iter().copied()).is_some_and(|us| (50_000..=57_000).contains(&us)),
+            "the slowest of them"
+        );
         counts[bucket(1_000)] = 200;
         assert!(p99_us(counts.iter().copied()).is_some_and(|us| (1_000..=1_125).contains(&us)));
     }

@@ -112,7 +112,17 @@ fn two() -> Two {
             Arc::clone(&reach),
         );
         let entropy = Arc::new(FakeEntropy::default());
-        let parts = Parts { me, store, peers, entropy, reach, routing: Arc::clone(&routing), clock, coordinator, journal: journal() };
+        let parts = Parts {
+            me,
+            store,
+            peers,
+            entropy,
+            reach,
+            routing: Arc::clone(&routing),
+            clock,
+            coordinator,
+            journal: journal(),
+        };
         (me, AntiEntropy::new(Options { interval: Duration::from_secs(30) }, parts))
     };
     let drivers: BTreeMap<NodeNum, Arc<AntiEntropy>> = [ONE, OTHER].map(driver).into();

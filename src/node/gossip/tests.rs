@@ -147,7 +147,8 @@ impl World {
                 }
             })
         };
-        let gossip = Gossip::new(options, ports, self.routing.clone(), directory.clone(), on_liveness, own_info, journal());
+        let gossip =
+            Gossip::new(options, ports, self.routing.clone(), directory.clone(), on_liveness, own_info, journal());
         self.network.plug(address, Arc::new(Plugged(gossip.clone(), disk.clone())));
         gossip.start();
         let (address, network, disk) = (address.to_owned(), self.network.clone(), disk.clone());
