@@ -50,6 +50,10 @@ check-api *args:
 check-swagger *args:
     scripts/check-swagger {{args}}
 
+# The console in a headless Chromium: its views, its form, a node that dies and comes back
+check-console *args:
+    scripts/check-console {{args}}
+
 # promtool on every node, every panel of the dashboard against a Prometheus
 check-metrics *args:
     scripts/check-metrics {{args}}

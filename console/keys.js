@@ -79,9 +79,15 @@ async function asking(key, question, shown) {
   parts.result.removeAttribute("aria-busy");
   visited(key);
   replace(parts.result, answer.ok ? shown(answer) : record.refused(answer.problem, key));
-  parts.result.scrollIntoView({ block: "nearest" });
+  inSight();
   if (!answer.ok) noteVersion(answer);
   if (answer.status === 404) where(key, mine);
+}
+
+/** In a narrow window the answer stands below the form. */
+function inSight() {
+  const panel = parts.result.parentElement, { top } = panel.getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) panel.scrollIntoView({ block: "start" });
 }
 
 /** A key without a value has its place all the same. */
