@@ -3,7 +3,7 @@
  */
 import { el, replace, text } from "./dom.js";
 import { counted, state } from "./format.js";
-import { follow } from "./live.js";
+import { listen } from "./live.js";
 import * as cluster from "./cluster.js";
 import * as keys from "./keys.js";
 import * as healing from "./healing.js";
@@ -25,7 +25,7 @@ let shown = "";
 /** The view that the address names, and the rest of it. */
 function addressed() {
   const [name, ...rest] = location.hash.slice(1).split("/");
-  return { name: name in VIEWS ? name : "cluster", rest: decode(rest.join("/")) };
+  return { name: Object.hasOwn(VIEWS, name) ? name : "cluster", rest: decode(rest.join("/")) };
 }
 
 /** A person may have typed a % that begins nothing. */
@@ -38,7 +38,7 @@ function decode(part) {
 }
 
 function show() {
-  if (location.hash === "#main") return;
+  if (location.hash === "#main" && shown) return;
   const { name, rest } = addressed();
   for (const view of Object.keys(VIEWS)) {
     const tab = byId(`tab-${view}`), chosen = view === name;
@@ -117,7 +117,7 @@ function start() {
   tabs();
   addEventListener("hashchange", show);
   show();
-  follow({
+  listen({
     snapshot: told => {
       snapshot = told;
       header();

@@ -135,7 +135,7 @@ function card(member) {
   const light = on => parts.ring.light(on ? member.id : undefined);
   return el("article", { class: `card ${colour(member.id)}`, "aria-label": `Node ${member.id}`, onpointerenter: () => light(true), onpointerleave: () => light(false) },
     el("header", {}, el("h3", {}, chip(member.id)), el("span", { class: "tag" }), el("span", { class: "is" })),
-    svg("svg", { class: "curve", viewBox: `0 0 ${CURVE_SECONDS - 1} 20`, preserveAspectRatio: "none", "aria-hidden": "true" }, svg("polyline", {})),
+    svg("svg", { class: "curve", viewBox: `0 0 ${CURVE_SECONDS - 1} 20`, preserveAspectRatio: "none", "aria-hidden": "true" }, svg("title", {}, "Operations each second, in the last minute"), svg("polyline", {})),
     el("dl", { class: "figures" }),
     el("footer", {}, el("span", { class: "facts" }), el("a", {})));
 }

@@ -13,7 +13,7 @@ const SILENCE_MS = 3_500;
 const AGAIN_MS = 2_000;
 
 /** Follows the stream for as long as the page is open. @param {Listener} listener */
-export function follow(listener) {
+export function listen(listener) {
   const seen = new Set();
   let source, silence;
 
