@@ -209,16 +209,8 @@ impl Node {
             Arc::clone(&ports.entropy),
         );
         let directory = Arc::new(Directory::default());
-        let succession = Succession::new(
-            me,
-            ports.clone(),
-            Arc::clone(&routing),
-            Arc::clone(&clock),
-            Arc::clone(&directory),
-            Arc::clone(&journal),
-        );
-        let rebuild =
-            Rebuild::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&replica), Arc::clone(&succession));
+        let succession = Succession::new(me, &ports, &routing, &clock, &directory, &journal);
+        let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),

@@ -59,12 +59,19 @@ enum Unfetched {
 impl Rebuild {
     pub fn new(
         me: NodeNum,
-        ports: Ports,
-        routing: Arc<Routing>,
-        replica: Arc<Replica>,
-        succession: Arc<Succession>,
+        ports: &Ports,
+        routing: &Arc<Routing>,
+        replica: &Arc<Replica>,
+        succession: &Arc<Succession>,
     ) -> Arc<Self> {
-        Arc::new(Self { me, ports, routing, replica, succession, fetched: AtomicUsize::new(0) })
+        Arc::new(Self {
+            me,
+            ports: ports.clone(),
+            routing: Arc::clone(routing),
+            replica: Arc::clone(replica),
+            succession: Arc::clone(succession),
+            fetched: AtomicUsize::new(0),
+        })
     }
 
     /// What it waits for, for a person to read; `None` where nothing has to be fetched.

@@ -58,14 +58,23 @@ pub struct Succession {
 impl Succession {
     pub fn new(
         me: NodeNum,
-        ports: Ports,
-        routing: Arc<Routing>,
-        clock: Arc<NodeClock>,
-        directory: Arc<Directory>,
-        journal: Arc<Journal>,
+        ports: &Ports,
+        routing: &Arc<Routing>,
+        clock: &Arc<NodeClock>,
+        directory: &Arc<Directory>,
+        journal: &Arc<Journal>,
     ) -> Arc<Self> {
-        let (voting, proposing) = Default::default();
-        Arc::new(Self { me, ports, routing, clock, directory, journal, voting, proposing, down: Mutex::default() })
+        Arc::new(Self {
+            me,
+            ports: ports.clone(),
+            routing: Arc::clone(routing),
+            clock: Arc::clone(clock),
+            directory: Arc::clone(directory),
+            journal: Arc::clone(journal),
+            voting: tokio::sync::Mutex::default(),
+            proposing: tokio::sync::Mutex::default(),
+            down: Mutex::default(),
+        })
     }
 
     /// Keeps an eye on the members and their epochs, and tells the mesh of each new instance. Runs for the node's life.
