@@ -1,25 +1,7 @@
 /**
  * The node's API, as the console asks it. Whatever is not a success comes back as a problem, and is never thrown.
  *
- * @typedef {{ node: string, count: number, bytes: number }} HintsKept
- * @typedef {{ id: string, instance: string, liveness: "alive" | "suspect" | "down", reachable: boolean, slots: number,
- *   http_address: string, zone: string | null, hints_owed: number, state: string | null, program: string | null,
- *   epoch: number | null, keys: number | null, bytes: number | null, requests_per_second: number | null,
- *   latency_p99_ms: number | null, hints_kept: HintsKept[] | null }} Member
- * @typedef {{ node: string, cluster_id: string, epoch: number, rf: number, members: Member[] }} Cluster
- * @typedef {{ status: string, slots_full: number, slots_at_quorum: number, slots_unavailable: number,
- *   slots_total: number, members_down: string[], hints_pending: number }} Health
- * @typedef {{ node: string, count: number, bytes: number, oldest_ms: number | null, dropped: number }} HintTarget
- * @typedef {{ id: string, kind: string, state: string, reason?: string, started_ms: number, ended_ms: number | null,
- *   dry_run: boolean, done: number, total: number | null, differing: number, sent: number, received: number,
- *   bytes: number, per_second: number, eta_ms: number | null }} Operation
- * @typedef {{ node: string, state: string, at_ms: number, ready: boolean, checks: { name: string, ok: boolean, detail: string }[],
- *   cluster: Cluster | null, health: Health | null, hints: { pending: number, targets: HintTarget[] },
- *   operations: Operation[] }} Snapshot
- * @typedef {{ number: number, at_ms: number, node: string, kind: string, text: string }} Happening
- * @typedef {{ title: string, detail: string, code: string, status: number, outcome?: string, retryable?: boolean,
- *   parameters?: { name: string, reason: string }[], failed?: { node: string, reason: string }[], request_id?: string }} Problem
- * @typedef {{ ok: boolean, status: number, headers: Headers, body: any, problem?: Problem }} Answer
+ * @typedef {import("./types").Answer} Answer @typedef {import("./types").Problem} Problem
  */
 
 /** How long an answer is waited for, in milliseconds; comparisons of keys may take long. */
@@ -82,4 +64,7 @@ export const placement = key => ask("GET", `/cluster/placement?key=${encodeURICo
 export const convergence = keys => ask("GET", `/cluster/convergence${keys ? "?keys" : ""}`, { patience: keys ? LONG_PATIENCE_MS : PATIENCE_MS });
 
 export const repair = dryRun => ask("POST", "/repair", { body: JSON.stringify({ dry_run: dryRun }), headers: { "Content-Type": "application/json" } });
+/** Paths that this node has. */
+export const index = () => ask("GET", "/", { headers: { Accept: "application/json" } });
+export const tombstones = () => ask("GET", "/tombstones");
 export const abort = id => ask("DELETE", `/operations/${encodeURIComponent(id)}`);

@@ -2,7 +2,7 @@
  * The frame: tabs, what the header says, and passing on what the stream tells to the view that is shown.
  */
 import { el, replace, text } from "./dom.js";
-import { counted, state } from "./format.js";
+import { counted, say } from "./format.js";
 import { listen } from "./live.js";
 import * as cluster from "./cluster.js";
 import * as keys from "./keys.js";
@@ -16,9 +16,9 @@ import * as events from "./events.js";
 const VIEWS = { cluster, keys, healing, events };
 const byId = id => document.getElementById(id);
 
-/** @type {import("./api.js").Snapshot | null} */
+/** @type {import("./types").Snapshot | null} */
 let snapshot = null;
-/** @type {import("./live.js").Connection} */
+/** @type {import("./types").Connection} */
 let connection = "connecting";
 let shown = "";
 
@@ -77,8 +77,7 @@ function header() {
   const word = !snapshot ? "no news yet" : status ?? "no cluster yet";
   const pills = [[byId("health"), kind, word], [byId("connection"), ...{ live: ["ok", "live"], lost: ["bad", "not heard"], connecting: ["quiet", "connecting"] }[connection]]];
   for (const [pill, of, is] of pills) {
-    if (pill.dataset.said !== is) replace(pill, state(of, is));
-    pill.dataset.said = is;
+    say(pill, of, is);
     pill.className = `pill ${of}`;
   }
   if (!snapshot) return;

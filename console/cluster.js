@@ -3,7 +3,7 @@
  */
 import * as api from "./api.js";
 import { attribute, el, empty, field, follow, panel, replace, svg, text } from "./dom.js";
-import { UNKNOWN, bytes, chip, chips, colour, count, counted, duration, listed, state } from "./format.js";
+import { UNKNOWN, bytes, chip, chips, colour, count, counted, duration, listed, say } from "./format.js";
 import * as ring from "./ring.js";
 
 /** Seconds that the small curve of a card reaches back. */
@@ -11,7 +11,7 @@ const CURVE_SECONDS = 60;
 /** So many cards stand below each other; more stand side by side. */
 const FEW = 4;
 
-/** @typedef {import("./api.js").Member} Member @typedef {import("./api.js").Snapshot} Snapshot */
+/** @typedef {import("./types").Member} Member @typedef {import("./types").Snapshot} Snapshot */
 
 const parts = {};
 /** The operations each second of each node, the newest last. @type {Map<string, number[]>} */
@@ -95,8 +95,7 @@ function hero(cluster, health) {
     degraded: `Everything can be read and written. ${counted(short, "slot")} of ${health.slots_total} ${short === 1 ? "misses" : "miss"} a copy while ${names(health)} cannot be reached.`,
     unavailable: `${counted(health.slots_unavailable, "slot")} of ${health.slots_total} cannot be served at quorum while ${names(health)} cannot be reached. Bring back a node; reads and writes at one may still work.`,
   }[health.status];
-  if (parts.word.dataset.said !== health.status) replace(parts.word, state(kind, capital(health.status)));
-  parts.word.dataset.said = health.status;
+  say(parts.word, kind, capital(health.status));
   text(parts.said, said);
   const sum = of => cluster.members.reduce((all, member) => all + (member.reachable ? member[of] ?? 0 : 0), 0);
   figures(parts.figures, [
@@ -143,9 +142,7 @@ function card(member) {
 /** @param {Element} node @param {Member} member @param {Snapshot} snapshot */
 function refresh(node, member, snapshot) {
   const [kind, word] = condition(member);
-  const is = node.querySelector(".is");
-  if (is.dataset.said !== word) replace(is, state(kind, word));
-  is.dataset.said = word;
+  say(node.querySelector(".is"), kind, word);
   node.dataset.state = word;
   node.classList.toggle("away", !member.reachable);
   text(node.querySelector(".tag"), member.id === snapshot.node ? "this node" : "");

@@ -8,7 +8,7 @@ import { chip, counted, moment } from "./format.js";
 const EVENTS_MAX = 1000;
 const KINDS = ["membership", "topology", "repair", "hints", "damage"];
 
-/** @typedef {import("./api.js").Happening} Happening */
+/** @typedef {import("./types").Happening} Happening */
 
 const parts = {};
 const hidden = new Set();

@@ -1,12 +1,12 @@
 /**
  * Numbers, times, sizes and names as people read them, and a colour for each node.
  */
-import { el } from "./dom.js";
+import { el, replace } from "./dom.js";
 
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const SHORT = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
-const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
-const DAY = new Intl.DateTimeFormat("en", { day: "numeric", month: "short", year: "numeric" });
+const CLOCK = new Intl.DateTimeFormat("en", { timeStyle: "medium", hourCycle: "h23" });
+const DAY = new Intl.DateTimeFormat("en", { dateStyle: "medium" });
 /** What is not known. */
 export const UNKNOWN = "–";
 /** Colours that people of every colour vision tell apart; from the ninth node on they come again. */
@@ -65,6 +65,12 @@ export function chip(node) {
 /** Names beside their colours. @param {string[]} nodes */
 export function chips(nodes) {
   return el("span", { class: "chips" }, ...nodes.map(chip));
+}
+
+/** Says a state in an element, and touches the page only where it changes. */
+export function say(node, kind, word) {
+  if (node.dataset.said !== word) replace(node, state(kind, word));
+  node.dataset.said = word;
 }
 
 /** A word of state; its sign says the same without colour. @param {"ok" | "warn" | "bad" | "quiet"} kind @param {string} word */

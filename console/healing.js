@@ -1,17 +1,20 @@
 /**
- * The view "Healing": how the copies agree, repairs and how far they are, and the hints that wait.
+ * The view "Healing": how the copies agree, repairs and how far they are, hints and tombstones and whom they wait for.
  */
 import * as api from "./api.js";
 import { attribute, el, empty, follow, panel, replace, table, text } from "./dom.js";
-import { UNKNOWN, bytes, chip, count, counted, duration, moment, state } from "./format.js";
+import { UNKNOWN, bytes, chip, count, counted, duration, moment, say, state } from "./format.js";
 import * as convergence from "./convergence.js";
 
-/** @typedef {import("./api.js").Snapshot} Snapshot @typedef {import("./api.js").Operation} Operation */
+/** Tombstones are asked for anew this often while they are looked at, in milliseconds. */
+const TOMBSTONES_EVERY_MS = 10_000;
+
+/** @typedef {import("./types").Snapshot} Snapshot @typedef {import("./types").Operation} Operation */
 
 const parts = {};
 
 export function build(root) {
-  root.append(convergence.create(), el("div", { class: "halves" }, repairs(), hints()));
+  root.append(convergence.create(), el("div", { class: "halves" }, repairs(), el("div", {}, hints(), tombstones())));
 }
 
 export function show() {
@@ -24,6 +27,7 @@ export function update(snapshot) {
   parts.noRepair.hidden = snapshot.operations.length > 0;
   follow(parts.operations, snapshot.operations, operation => operation.id, line, progress);
   owed(snapshot);
+  remembered(snapshot);
 }
 
 // ---------------------------------------------------------------------------------------------------------- repairs
@@ -56,10 +60,8 @@ function line(operation) {
 
 /** @param {Element} node @param {Operation} operation */
 function progress(node, operation) {
-  const is = node.querySelector(".is");
   const kind = { running: "quiet", done: "ok", failed: "bad", aborted: "warn" }[operation.state];
-  if (is.dataset.said !== operation.state) replace(is, state(kind, operation.state));
-  is.dataset.said = operation.state;
+  say(node.querySelector(".is"), kind, operation.state);
   const runs = operation.state === "running";
   const bar = node.querySelector("progress");
   bar.hidden = !runs;
@@ -99,7 +101,39 @@ function owed(snapshot) {
   parts.hintTable.hidden = rows.length === 0;
   follow(parts.hints, rows, row => `${row.by} ${row.node}`, row => el("tr", {}, el("td", {}, chip(row.by)), el("td", {}, chip(row.node)),
     el("td", { class: "number" }), el("td", { class: "number" }), el("td", {}), el("td", { class: "number" })), (node, row) => {
-    const oldest = row.oldest_ms ? `${duration(Math.floor(Math.max(1000, snapshot.at_ms - row.oldest_ms) / 1000) * 1000)} ago` : UNKNOWN;
+    const oldest = ago(row.oldest_ms, snapshot);
     [count(row.count), bytes(row.bytes), oldest, count(row.dropped)].forEach((value, at) => text(node.children[at + 2], value));
   });
+}
+
+/** How long ago that was, in whole seconds. */
+function ago(ms, snapshot) {
+  return ms ? `${duration(Math.floor(Math.max(1000, snapshot.at_ms - ms) / 1000) * 1000)} ago` : UNKNOWN;
+}
+
+// ------------------------------------------------------------------------------------------------------- tombstones
+
+function tombstones() {
+  const { whole, body } = table("Tombstones", ["Node", "#Tombstones", "Oldest", "#Purged"]);
+  parts.graves = body;
+  parts.waiting = el("p", {});
+  parts.tombstones = panel("Tombstones", [parts.waiting, whole]);
+  parts.tombstones.hidden = true;
+  return parts.tombstones;
+}
+
+/** Deleted keys that are still remembered, where the node tells of them. @param {Snapshot} snapshot */
+async function remembered(snapshot) {
+  if (Date.now() - (parts.asked ?? 0) < TOMBSTONES_EVERY_MS) return;
+  parts.asked = Date.now();
+  parts.told ??= "tombstones" in ((await api.index()).body?.links ?? {});
+  const answer = parts.told && (await api.tombstones());
+  parts.tombstones.hidden = !answer?.ok;
+  if (!answer?.ok) return;
+  /** @type {import("./types").Tombstones} */
+  const { waiting_for: waiting, members } = answer.body;
+  const why = waiting.flatMap(({ node, reason }) => [" ", chip(node), ` (${reason})`]);
+  replace(parts.waiting, ...(why.length ? [state("warn", "waiting for"), ...why] : [state("ok", "nothing is in the way"), " Each is forgotten when it is old enough."]));
+  const cells = member => [chip(member.node), count(member.tombstones), ago(member.oldest_ms, snapshot), count(member.purged)];
+  replace(parts.graves, ...members.map(member => el("tr", {}, ...cells(member).map((cell, at) => el("td", { class: at % 2 && "number" }, cell)))));
 }

@@ -1,10 +1,7 @@
 /**
  * The one stream of what happens: snapshots of the cluster and events, and whether they still come.
  *
- * @typedef {import("./api.js").Snapshot} Snapshot
- * @typedef {import("./api.js").Happening} Happening
- * @typedef {"connecting" | "live" | "lost"} Connection
- * @typedef {{ snapshot: (told: Snapshot) => void, event: (told: Happening) => void, connection: (now: Connection) => void }} Listener
+ * @typedef {import("./types").Listener} Listener
  */
 
 /** A snapshot comes each second; after so long without one the node is not heard, in milliseconds. */

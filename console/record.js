@@ -5,7 +5,7 @@ import { el, table } from "./dom.js";
 import { bytes, chip, chips, counted, listed, moment, state } from "./format.js";
 import { bytesOf, viewer } from "./value.js";
 
-/** @typedef {import("./api.js").Problem} Problem */
+/** @typedef {import("./types").Problem} Problem */
 
 /** Names and what belongs to them; without a value a line is left out. */
 function facts(pairs) {
@@ -22,7 +22,7 @@ export function found(record, edit) {
     facts([
       ["Version", el("code", {}, record.version)],
       ["Written", moment(record.written_ms)],
-      ["Expires", record.expires_at_ms ? moment(record.expires_at_ms) : null],
+      ["Expires", record.expires_at_ms && moment(record.expires_at_ms)],
       ["Type", record.content_type],
       ["Size", bytes(record.bytes)],
     ]),
@@ -72,6 +72,7 @@ export function receipt(receipt) {
       ["On disk at", receipt.acked.length ? chips(receipt.acked) : "no home replica yet"],
       ["Home replicas", chips(receipt.replicas)],
       ["Consistency", receipt.consistency],
+      ["Expires", receipt.expires_at_ms && moment(receipt.expires_at_ms)],
     ]));
 }
 

@@ -10,7 +10,7 @@ const SIZE = 400, MIDDLE = SIZE / 2;
 const OUTER = 178, INNER = 98, GAP = 3;
 const SLOTS = 256, CHUNKS = 16;
 
-/** @typedef {{ slot: string, replicas: string[] }} Slot */
+/** @typedef {import("./types").Slot} Slot */
 
 /** A picture of the ring. `chosen` hears of the slot that a person picks. @param {(slot: Slot) => void} chosen */
 export function create(chosen) {

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     /// All files together, uncompressed, in bytes.
-    const BYTES_MAX: usize = 80 * 1024;
+    const BYTES_MAX: usize = 80_000;
 
     fn accepting(line: &'static str) -> bool {
         let mut headers = HeaderMap::new();
