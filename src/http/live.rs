@@ -24,7 +24,7 @@ use super::live_views::{EventBody, EventsBody, LiveEvent, SnapshotBody};
 use super::problem::{Code, Problem};
 use super::query::Query;
 use crate::node::Node;
-use crate::ports::NodeState;
+use crate::types::Identity;
 
 /// How often the cluster is told.
 const EVERY: Duration = Duration::from_secs(1);
@@ -59,8 +59,8 @@ async fn events(State(api): State<Arc<Api>>, headers: HeaderMap, uri: Uri) -> Re
     }
     let permit = Arc::clone(&api.streams).try_acquire_owned();
     let permit = permit.map_err(|_| Problem::new(Code::Overloaded, "too many streams of events"))?;
-    let generation = api.node.identity().generation;
-    let after = headers.get(&LAST_EVENT_ID).and_then(|id| number(id.to_str().ok()?, generation));
+    let life = life(&api.node.identity());
+    let after = headers.get(&LAST_EVENT_ID).and_then(|id| number(id.to_str().ok()?, &life));
     let told = told(Arc::clone(&api.node), after.unwrap_or(0), permit);
     Ok((vary, Sse::new(told)).into_response())
 }
@@ -72,15 +72,15 @@ fn wants_stream(headers: &HeaderMap) -> bool {
     kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
-/// An event's name on the stream: events are numbered anew at each start of the node.
-fn id(generation: u64, number: u64) -> String {
-    format!("{generation}.{number}")
+/// A name for this start of the node: events are numbered anew at each.
+fn life(identity: &Identity) -> String {
+    format!("{:08x}-{}", identity.instance.0.as_fields().0, identity.generation)
 }
 
-/// The number in an event's name; none of another start.
-fn number(id: &str, generation: u64) -> Option<u64> {
+/// The number in an event's id, which is `life.number`; none of another life.
+fn number(id: &str, life: &str) -> Option<u64> {
     let (of, number) = id.split_once('.')?;
-    (of.parse() == Ok(generation)).then(|| number.parse().ok())?
+    if of == life { number.parse().ok() } else { None }
 }
 
 struct Watching {
@@ -98,9 +98,9 @@ fn told(node: Arc<Node>, after: u64, permit: OwnedSemaphorePermit) -> impl Strea
     stream::unfold(Some(watching), async |watching| {
         let mut watching = watching?;
         watching.ticks.tick().await;
+        // Asked first, so that the last snapshot says that the node stops.
+        let ends = watching.node.is_stopping();
         let events = watching.look();
-        // The last of them says that the node stops.
-        let ends = watching.node.state() == NodeState::Draining;
         Some((stream::iter(events), (!ends).then_some(watching)))
     })
     .flatten()
@@ -110,12 +110,12 @@ impl Watching {
     /// What there is to tell now.
     fn look(&mut self) -> Vec<Result<Event, axum::Error>> {
         self.node.look_around();
-        let generation = self.node.identity().generation;
+        let life = life(&self.node.identity());
         let cluster = Event::default().event("cluster").retry(COME_AGAIN).json_data(SnapshotBody::of(&self.node));
         let mut told = vec![cluster];
         for event in self.node.events(self.after) {
             self.after = event.number;
-            let named = Event::default().event("event").id(id(generation, event.number));
+            let named = Event::default().event("event").id(format!("{life}.{}", event.number));
             told.push(named.json_data(EventBody::from(event)));
         }
         told
@@ -130,10 +130,9 @@ mod tests {
 
     #[test]
     fn an_id_counts_for_the_start_that_gave_it() {
-        assert_eq!(number(&id(3, 17), 3), Some(17));
-        assert_eq!(number(&id(3, 17), 4), None, "numbers begin anew");
-        for other in ["", "17", "3.", "3.x", "x.17", "3.17.1", "-3.17"] {
-            assert_eq!(number(other, 3), None, "{other}");
+        assert_eq!(number("00c0ffee-3.17", "00c0ffee-3"), Some(17));
+        for other in ["", "17", ".17", "00c0ffee-3.", "00c0ffee-3.x", "00c0ffee-4.17", "00c0ffee-3.17.1"] {
+            assert_eq!(number(other, "00c0ffee-3"), None, "{other}: numbers begin anew");
         }
     }
 

@@ -281,8 +281,8 @@ impl Node {
 
     /// Takes leave: readiness ends, and the other members are told.
     pub async fn leave(&self) {
-        self.own.set_state(NodeState::Draining);
         self.note("is stopping: it takes no new requests");
+        self.own.set_state(NodeState::Draining);
         self.gossip.leave().await;
     }
 

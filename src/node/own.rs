@@ -84,6 +84,11 @@ impl Own {
         self.state.load(Ordering::Relaxed) != NodeState::Starting as u8
     }
 
+    /// Whether it has begun to stop, for whatever reason.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == NodeState::Draining as u8
+    }
+
     pub(super) fn set_state(&self, state: NodeState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }

@@ -135,6 +135,11 @@ impl Node {
         self.own.state()
     }
 
+    /// Whether it has begun to stop, for whatever reason.
+    pub fn is_stopping(&self) -> bool {
+        self.own.is_stopping()
+    }
+
     /// A person looks at the members now: what they tell of themselves is asked of them more often than gossip does.
     pub fn look_around(&self) {
         self.gossip.look_around();
