@@ -18,7 +18,7 @@ use crate::ports::{
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register,
+    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register,
     Slot, Sum, Token, Topology, Version, Vote, Writer,
 };
 
@@ -255,17 +255,20 @@ impl Store for FakeStore {
 
     fn count_anew(&self, _: Slot) {}
 
+    fn discard(&self, _: Slot, _: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        self.rare(0)
+    }
+
     fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
         let records = self.records.lock();
         let wanted = |token: &Token| token.slot() == slot && leaves.contains(&Leaf::of(*token));
-        let mut intact: Vec<(Entry, Key)> = records
-            .iter()
-            .filter(|(_, (token, _))| wanted(token))
-            .map(|(key, (token, record))| (Entry::of(*token, record), key.clone()))
-            .collect();
+        let mut held = Holdings::default();
+        for (key, (token, record)) in records.iter().filter(|(_, (token, _))| wanted(token)) {
+            held.add(*token, key.clone(), record);
+        }
         drop(records);
-        intact.sort_unstable();
-        self.rare(Holdings { intact, damaged: Vec::new() })
+        held.intact.sort_unstable();
+        self.rare(held)
     }
 
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {

@@ -46,6 +46,7 @@ mod store;
 mod tests;
 mod transfer;
 mod tree;
+mod walk;
 
 pub use connection::Durability;
 pub use engine::{BatchError, Change, Engine, Now, Outcome};

@@ -129,8 +129,9 @@ impl SqliteStore {
         let mut readers = Vec::new();
         for conn in conns.readers {
             let (queue, book, floors) = (self.reads.clone(), self.book.clone(), engine.floors());
-            let reader = Reader { conn, queue, book, floors, status: status.clone() };
-            readers.push(thread("a3-reader", status, move || reader.run())?);
+            let (status, identity) = (self.status.clone(), self.identity.clone());
+            let reader = Reader { conn, queue, book, floors, status, identity };
+            readers.push(thread("a3-reader", &self.status, move || reader.run())?);
         }
         let (book, identity, counting) = (self.book.clone(), self.identity.clone(), conns.counter);
         let counted = status.clone();
@@ -360,7 +361,8 @@ impl Store for SqliteStore {
             // There are no records before there is a cluster.
             return std::future::ready(Ok(Holdings::default())).boxed();
         };
-        let (reads, book, wanted) = (self.reads.clone(), self.book.clone(), Arc::new(Wanted::new(seed, slot, &leaves)));
+        let (reads, book) = (self.reads.clone(), self.book.clone());
+        let wanted = Arc::new(Wanted::new(seed, slot, &leaves));
         async move {
             let mut gathered = Gathered::default();
             let mut after = Some(Vec::new());
@@ -368,7 +370,8 @@ impl Store for SqliteStore {
                 let wanted = wanted.clone();
                 let piece = move |conn: &Connection, meters: &Meters| holdings::piece(conn, meters, &wanted, &from);
                 let piece = read_through(&reads, piece).await?;
-                if piece.strays {
+                if !piece.held.strays.is_empty() {
+                    // The sums still count the keys they were.
                     book.doubt(slot);
                 }
                 gathered.add(piece.held);
@@ -377,6 +380,12 @@ impl Store for SqliteStore {
             Ok(gathered.finish())
         }
         .boxed()
+    }
+
+    fn discard(&self, slot: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let Some(seed) = seed_of(&self.identity.lock()) else { return std::future::ready(Ok(0)).boxed() };
+        let outcome = self.change(Change::Discard { seed, slot, rows });
+        outcome.map(|outcome| outcome.map(|outcome| if let Outcome::Dropped(rows) = outcome { rows } else { 0 })).boxed()
     }
 
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
@@ -425,8 +434,8 @@ impl Store for SqliteStore {
     }
 
     fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
-        let floor = self.floors[slot.index()];
-        self.read(move |conn, meters| transfer::page(conn, meters, floor, slot, after.as_ref()))
+        let (floor, seed) = (self.floors[slot.index()], seed_of(&self.identity.lock()));
+        self.read(move |conn, meters| transfer::page(conn, meters, seed, floor, slot, after.as_ref()))
     }
 
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {

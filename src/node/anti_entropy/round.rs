@@ -159,8 +159,12 @@ impl Round<'_> {
     async fn settle(&mut self, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
         let mut queue = VecDeque::from([leaves.to_vec()]);
         while let Some(leaves) = queue.pop_front() {
-            let held = self.this.parts.store.holdings(slot, leaves.clone()).await?.intact;
-            for (leaves, held) in hashtree::lots(&leaves, &held, EXCHANGE_ENTRIES_MAX) {
+            let held = self.this.parts.store.holdings(slot, leaves.clone()).await?;
+            if !self.task.repair {
+                // What is damaged here is no copy, on whichever side.
+                self.name(slot, held.suspects());
+            }
+            for (leaves, held) in hashtree::lots(&leaves, &held.intact, EXCHANGE_ENTRIES_MAX) {
                 self.check_aborted()?;
                 if self.exchange(slot, leaves, held).await? {
                     queue.push_back(leaves.to_vec());

@@ -1,8 +1,15 @@
 //! The scrub: reads every row now and then, slowly, so that damage is found while other copies can still mend it.
 //!
-//! A row whose bytes changed on the disk leaves the sums as they were, as these are moved by writes alone; so a slot's rows
-//! are counted and held against its sums, too. Leaves with damaged rows, or where the two disagree, are exchanged with the slot's
-//! other home replicas, and the slot is counted anew. Caveat: sums that are off with the right count are not noticed.
+//! A row whose bytes changed on the disk leaves the sums as they were, as these are moved by writes alone; so the sums of a
+//! slot's rows are held against those, too. Leaves with damaged rows, or where the two disagree, are exchanged with the slot's
+//! other home replicas, and the slot is counted anew.
+//!
+//! Invariants:
+//! - A damaged row is removed only once every other home replica of the slot has been asked and none had anything under its
+//!   key: then the key is none that was written (a damaged one), or nothing that it held was ever on two disks. What they
+//!   have takes its place before that.
+//! - A row that no key belongs to may be any row of its slot: the whole slot is exchanged before it goes, and the leaf that
+//!   its key names, as its slot may be what is damaged.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,8 +19,10 @@ use tokio::time::{Instant, sleep};
 use super::round::Task;
 use super::{AntiEntropy, Stop};
 use crate::node::operations::Progress;
+use crate::ports::{Holdings, StoreError};
+use crate::protocol::hashtree;
 use crate::protocol::ring::Ring;
-use crate::types::{Key, Leaf, Look, NodeNum, Slot, Span, Sum};
+use crate::types::{Leaf, Look, NodeNum, Slot, Span};
 
 /// How long after its start a node begins: founding and handoff go first.
 const FIRST: Duration = Duration::from_secs(10);
@@ -24,6 +33,14 @@ const AGAIN: Duration = Duration::from_secs(300);
 /// A slot's scrub is followed by a rest of so many times what it took, and at least of [`REST_MIN`].
 const REST_FACTOR: u32 = 4;
 const REST_MIN: Duration = Duration::from_millis(20);
+
+/// What does not look as it was written.
+#[derive(Debug, Default, PartialEq)]
+struct Suspects {
+    leaves: BTreeSet<Leaf>,
+    /// Rows that are damaged, by slot and key as they read.
+    rows: Vec<(i64, Vec<u8>)>,
+}
 
 impl AntiEntropy {
     /// Runs for the node's life.
@@ -45,7 +62,7 @@ impl AntiEntropy {
     }
 
     /// Every slot this node is a home replica of, once. Says how many leaves were damaged.
-    async fn scrub(&self) -> usize {
+    pub(super) async fn scrub(&self) -> usize {
         let mut found = 0;
         for slot in Slot::all() {
             let Some(ring) = self.parts.routing.ring() else { continue };
@@ -53,56 +70,74 @@ impl AntiEntropy {
                 continue;
             }
             let began = Instant::now();
-            let suspects = self.suspects(&ring, slot).await;
-            if !suspects.is_empty() {
-                found += suspects.len();
-                self.mend(&ring, slot, &suspects).await;
-            }
+            found += match self.suspects(&ring, slot).await {
+                Ok(suspects) if suspects == Suspects::default() => 0,
+                Ok(suspects) => self.mend(&ring, slot, suspects).await,
+                Err(error) => {
+                    tracing::error!(%slot, %error, "a slot cannot be read");
+                    Leaf::IN_SLOT
+                }
+            };
             sleep((began.elapsed() * REST_FACTOR).max(REST_MIN)).await;
         }
         found
     }
 
-    /// The leaves of a slot whose rows are not what was written.
-    async fn suspects(&self, ring: &Ring, slot: Slot) -> Vec<Leaf> {
+    /// What of a slot is not what was written.
+    async fn suspects(&self, ring: &Ring, slot: Slot) -> Result<Suspects, StoreError> {
         let leaves: Vec<Leaf> = Span::of_slot(slot).leaves().collect();
         let before = self.parts.store.leaf_sums(slot);
         if before.is_none() {
             // It is being counted, or could not be: then this is when it is tried again.
             self.parts.store.count_anew(slot);
         }
-        let held = match self.parts.store.holdings(slot, leaves.clone()).await {
-            Ok(held) => held,
-            Err(error) => {
-                tracing::error!(%slot, %error, "a slot cannot be read");
-                return Vec::new();
-            }
-        };
-        let damaged: BTreeSet<Leaf> = held.damaged.iter().map(|key: &Key| Leaf::of(ring.token(key))).collect();
+        let held = self.parts.store.holdings(slot, leaves.clone()).await?;
         let after = self.parts.store.leaf_sums(slot);
-        let mut counted = vec![0u64; Leaf::IN_SLOT];
-        for (entry, _) in &held.intact {
-            counted[Leaf::of(entry.token).within_slot()] += 1;
+        let mut suspects = Suspects::of(ring, slot, &held);
+        if let (Some(before), Some(after)) = (before, after) {
+            let found = |leaf: &Leaf| held.leaves.get(leaf).copied().unwrap_or_default();
+            let of = leaves.into_iter().zip(before.into_iter().zip(after));
+            // What changed meanwhile is not held against it.
+            let is_off = of.filter(|(leaf, (before, after))| before == after && *after != found(leaf));
+            suspects.leaves.extend(is_off.map(|(leaf, _)| leaf));
         }
-        // What changed meanwhile is not held against it, nor what is counted anew anyway.
-        let is_off = |leaf: &Leaf| {
-            let of = |sums: &Option<Vec<Sum>>| sums.as_ref().and_then(|sums| sums.get(leaf.within_slot()).copied());
-            let (before, after) = (of(&before), of(&after));
-            before == after && after.is_some_and(|sum| sum.records != counted[leaf.within_slot()])
-        };
-        leaves.into_iter().filter(|leaf| damaged.contains(leaf) || is_off(leaf)).collect()
+        Ok(suspects)
     }
 
-    /// Fetches what these leaves should hold from the slot's other home replicas, and gives them what they miss.
-    async fn mend(&self, ring: &Ring, slot: Slot, leaves: &[Leaf]) {
-        let homes = ring.placement(slot).home_replicas();
-        let others = homes.into_iter().filter(|node| *node != self.parts.me && self.parts.reach.is_reachable(*node));
-        for peer in others {
-            if let Err(stop) = self.exchange_leaves(peer, slot, leaves).await {
-                tracing::warn!(%slot, %peer, %stop, "damaged rows could not be fetched");
+    /// Fetches what these leaves should hold from their slots' other home replicas, gives them what they miss, and removes
+    /// the damaged rows that none of them knows. Says how many leaves it were.
+    async fn mend(&self, ring: &Ring, slot: Slot, suspects: Suspects) -> usize {
+        let leaves: Vec<Span> = suspects.leaves.iter().copied().map(Span::of_leaf).collect();
+        let mut asked_all = true;
+        for (slot, leaves) in hashtree::by_slot(&leaves) {
+            asked_all &= self.exchange_with_all(ring, slot, &leaves).await;
+        }
+        if asked_all && !suspects.rows.is_empty() {
+            match self.parts.store.discard(slot, suspects.rows).await {
+                Ok(0) => {}
+                Ok(rows) => tracing::warn!(%slot, rows, "damaged rows that no other copy knows were removed"),
+                Err(error) => tracing::warn!(%slot, %error, "damaged rows could not be removed"),
             }
         }
         self.parts.store.count_anew(slot);
+        suspects.leaves.len()
+    }
+
+    /// Whether there are other home replicas, and all of them were asked for all of it.
+    async fn exchange_with_all(&self, ring: &Ring, slot: Slot, leaves: &[Leaf]) -> bool {
+        let homes = ring.placement(slot).home_replicas();
+        if !homes.contains(&self.parts.me) {
+            return true;
+        }
+        let others: Vec<NodeNum> = homes.iter().copied().filter(|node| *node != self.parts.me).collect();
+        let mut asked = 0;
+        for peer in others.iter().filter(|node| self.parts.reach.is_reachable(**node)) {
+            match self.exchange_leaves(*peer, slot, leaves).await {
+                Ok(()) => asked += 1,
+                Err(stop) => tracing::warn!(%slot, %peer, %stop, "damaged rows could not be fetched"),
+            }
+        }
+        !others.is_empty() && asked == others.len()
     }
 
     async fn exchange_leaves(&self, peer: NodeNum, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
@@ -113,5 +148,19 @@ impl AntiEntropy {
         let (sent, received) = progress.moved();
         self.meters.moved(sent, received);
         ended
+    }
+}
+
+impl Suspects {
+    /// What is damaged by itself.
+    fn of(ring: &Ring, slot: Slot, held: &Holdings) -> Self {
+        let mut leaves: BTreeSet<Leaf> = held.damaged.iter().map(|key| Leaf::of(ring.token(key))).collect();
+        if !held.strays.is_empty() {
+            leaves.extend(Span::of_slot(slot).leaves());
+        }
+        leaves.extend(held.suspects().map(|key| Leaf::of(ring.token(&key))));
+        let damaged = held.damaged.iter().map(|key| (i64::from(slot.0), key.as_bytes().to_vec()));
+        let rows = damaged.chain(held.strays.iter().cloned()).collect();
+        Self { leaves, rows }
     }
 }
