@@ -238,6 +238,9 @@ pub struct Holdings {
     pub damaged: Vec<Key>,
     /// Rows in the slot that no key belongs to, as slot and key of them read now: whose they were cannot be said.
     pub strays: Vec<(i64, Vec<u8>)>,
+    /// Registers that are damaged, by the bytes of their keys as they read; looked for only where all leaves were asked for.
+    /// What they promised is not known to anybody.
+    pub lost: Vec<Vec<u8>>,
 }
 
 impl Holdings {
@@ -250,7 +253,8 @@ impl Holdings {
     /// The keys under which something lies that is not what was written.
     pub fn suspects(&self) -> impl Iterator<Item = Key> {
         let strays = self.strays.iter().filter_map(|(_, name)| Key::new(name.clone()).ok());
-        self.damaged.iter().cloned().chain(strays)
+        let lost = self.lost.iter().filter_map(|name| Key::new(name.clone()).ok());
+        self.damaged.iter().cloned().chain(strays).chain(lost)
     }
 }
 
@@ -354,6 +358,10 @@ pub trait Store: Send + Sync {
     /// Removes these of the slot's rows that are not what was written, by slot and key as they read: damaged ones and strays.
     /// One that is sound by now stays. Answers how many went. Only for rows of which no other replica has anything.
     fn discard(&self, slot: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>>;
+
+    /// Gives the whole database up: it stops writing for good, and a store that others can replace is moved aside at the next
+    /// start. Only for damage that nobody can mend, once the others have what is here.
+    fn condemn(&self, what: &str);
 
     /// The records of these keys, in the order asked, until about 1 MiB is full; a damaged or missing one is left out.
     /// Says how many of the keys were looked up.

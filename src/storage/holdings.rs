@@ -9,6 +9,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::meters::Meters;
 use super::read::{Page, damaged};
+use super::register;
 use super::row::{self, COLUMN_LARGE, Loaded};
 use super::walk::{self, Place, Walk};
 use crate::ports::{Holdings, RecordPage, StoreError};
@@ -27,6 +28,11 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// Registers are looked at, too.
+    pub(super) fn is_all(&self) -> bool {
+        self.leaves.iter().all(|wanted| *wanted)
+    }
+
     /// Leaves of other slots are passed over.
     pub(super) fn new(seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Self {
         let mut wanted = [false; Leaf::IN_SLOT];
@@ -47,6 +53,15 @@ pub(super) struct Piece {
 /// The piece after those bytes of a key; none of them is the beginning of the slot.
 pub(super) fn piece(conn: &Connection, meters: &Meters, wanted: &Wanted, after: &[u8]) -> Result<Piece, StoreError> {
     read_piece(conn, meters, wanted, after).map_err(|error| damaged(meters, error))
+}
+
+/// A part of a slot's registers: those that are damaged, and where to go on.
+pub(super) fn registers(conn: &Connection, meters: &Meters, slot: Slot, after: &[u8]) -> Result<Piece, StoreError> {
+    let (lost, next) = register::lost(conn, slot, after).map_err(|error| damaged(meters, error))?;
+    for name in &lost {
+        meters.damaged(slot, &name.escape_ascii(), &"a register");
+    }
+    Ok(Piece { held: Holdings { lost, ..Holdings::default() }, next })
 }
 
 fn read_piece(conn: &Connection, meters: &Meters, wanted: &Wanted, after: &[u8]) -> rusqlite::Result<Piece> {
@@ -114,6 +129,7 @@ impl Gathered {
         all.intact.extend(held.intact);
         all.damaged.extend(held.damaged);
         all.strays.extend(held.strays);
+        all.lost.extend(held.lost);
         for (leaf, sum) in held.leaves {
             all.leaves.entry(leaf).or_default().add(sum);
         }

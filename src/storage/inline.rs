@@ -62,6 +62,12 @@ impl Engine {
             gathered.add(piece.held);
             after = piece.next;
         }
+        after = wanted.is_all().then(Vec::new);
+        while let Some(from) = after {
+            let piece = holdings::registers(&self.conn, &self.meters, slot, &from)?;
+            gathered.add(piece.held);
+            after = piece.next;
+        }
         Ok(gathered.finish())
     }
 

@@ -377,6 +377,13 @@ impl Store for SqliteStore {
                 gathered.add(piece.held);
                 after = piece.next;
             }
+            after = wanted.is_all().then(Vec::new);
+            while let Some(from) = after {
+                let piece = move |conn: &Connection, meters: &Meters| holdings::registers(conn, meters, slot, &from);
+                let piece = read_through(&reads, piece).await?;
+                gathered.add(piece.held);
+                after = piece.next;
+            }
             Ok(gathered.finish())
         }
         .boxed()
@@ -386,6 +393,10 @@ impl Store for SqliteStore {
         let Some(seed) = seed_of(&self.identity.lock()) else { return std::future::ready(Ok(0)).boxed() };
         let outcome = self.change(Change::Discard { seed, slot, rows });
         outcome.map(|outcome| outcome.map(|outcome| if let Outcome::Dropped(rows) = outcome { rows } else { 0 })).boxed()
+    }
+
+    fn condemn(&self, what: &str) {
+        self.status.condemn(what);
     }
 
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {

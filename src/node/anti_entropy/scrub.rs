@@ -8,6 +8,8 @@
 //! - A damaged row is removed only once every other home replica of the slot has been asked and none had anything under its
 //!   key: then the key is none that was written (a damaged one), or nothing that it held was ever on two disks. What they
 //!   have takes its place before that.
+//! - What a damaged register promised is lost, and no other copy tells it. The whole database is given up for it, but only
+//!   while every other member is there and has taken what this one holds.
 //! - A row that no key belongs to may be any row of its slot: the whole slot is exchanged before it goes, and the leaf that
 //!   its key names, as its slot may be what is damaged.
 
@@ -40,6 +42,16 @@ struct Suspects {
     leaves: BTreeSet<Leaf>,
     /// Rows that are damaged, by slot and key as they read.
     rows: Vec<(i64, Vec<u8>)>,
+    /// There is a register of which nobody knows what it promised.
+    lost: bool,
+}
+
+/// What a scrub found.
+#[derive(Debug, Default)]
+struct Findings {
+    /// Leaves.
+    damaged: usize,
+    lost: bool,
 }
 
 impl AntiEntropy {
@@ -50,7 +62,10 @@ impl AntiEntropy {
             if self.parts.routing.ring().is_none() {
                 continue;
             }
-            let found = self.scrub().await;
+            let Findings { damaged: found, lost } = self.scrub().await;
+            if lost {
+                self.give_up().await;
+            }
             self.meters.scrubbed.set(self.parts.clock.wall_ms() as f64 / 1000.0);
             if found > 0 {
                 tracing::warn!(damaged = found, "the scrub found damage; other copies mend it");
@@ -61,18 +76,21 @@ impl AntiEntropy {
         }
     }
 
-    /// Every slot this node is a home replica of, once. Says how many leaves were damaged.
-    pub(super) async fn scrub(&self) -> usize {
-        let mut found = 0;
+    /// Every slot this node is a home replica of, once.
+    async fn scrub(&self) -> Findings {
+        let mut found = Findings::default();
         for slot in Slot::all() {
             let Some(ring) = self.parts.routing.ring() else { continue };
             if !ring.placement(slot).is_home(self.parts.me) {
                 continue;
             }
             let began = Instant::now();
-            found += match self.suspects(&ring, slot).await {
+            found.damaged += match self.suspects(&ring, slot).await {
                 Ok(suspects) if suspects == Suspects::default() => 0,
-                Ok(suspects) => self.mend(&ring, slot, suspects).await,
+                Ok(suspects) => {
+                    found.lost |= suspects.lost;
+                    self.mend(&ring, slot, suspects).await
+                }
                 Err(error) => {
                     tracing::error!(%slot, %error, "a slot cannot be read");
                     Leaf::IN_SLOT
@@ -140,6 +158,22 @@ impl AntiEntropy {
         !others.is_empty() && asked == others.len()
     }
 
+    /// A damaged register refuses for good, and keeps others from being rebuilt from here; nobody can mend it. So once every
+    /// other member has all that is here the database is given up, and the node comes back as a new instance.
+    async fn give_up(&self) {
+        let Some(ring) = self.parts.routing.ring() else { return };
+        let partners = self.partners(&ring);
+        for peer in &partners {
+            if !self.parts.reach.is_reachable(*peer) || self.repair(*peer, &[], &Progress::default()).await.is_err() {
+                tracing::warn!(%peer, "a register is damaged; it stays until every other member has what is here");
+                return;
+            }
+        }
+        if !partners.is_empty() {
+            self.parts.store.condemn("a register's promise is not known any more");
+        }
+    }
+
     async fn exchange_leaves(&self, peer: NodeNum, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
         let _turn = self.turn.lock().await;
         let progress = Progress::default();
@@ -156,11 +190,12 @@ impl Suspects {
     fn of(ring: &Ring, slot: Slot, held: &Holdings) -> Self {
         let mut leaves: BTreeSet<Leaf> = held.damaged.iter().map(|key| Leaf::of(ring.token(key))).collect();
         if !held.strays.is_empty() {
+            // It may have been any of them.
             leaves.extend(Span::of_slot(slot).leaves());
         }
         leaves.extend(held.suspects().map(|key| Leaf::of(ring.token(&key))));
         let damaged = held.damaged.iter().map(|key| (i64::from(slot.0), key.as_bytes().to_vec()));
         let rows = damaged.chain(held.strays.iter().cloned()).collect();
-        Self { leaves, rows }
+        Self { leaves, rows, lost: !held.lost.is_empty() }
     }
 }

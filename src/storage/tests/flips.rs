@@ -2,20 +2,22 @@
 //! good as the others', or the database was moved aside.
 //!
 //! The test does what a node does: it opens the directory, reads, compares sums with a peer's and writes what differs
-//! (anti-entropy), and holds each slot's rows against its sums (the scrub). `A3_FLIPS=n` tries that many bits.
+//! (anti-entropy), and holds each slot's rows against its sums (the scrub). `A3_FLIPS=n` tries that many bits, after
+//! `A3_FLIPS_AFTER`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Seek, SeekFrom, Write as _};
 
 use futures_util::FutureExt;
 
 use super::damage::{value, wait_for};
-use super::rare::{eventually, wait};
+use super::rare::{eventually, topology, wait};
 use super::*;
 use crate::ports::{Holdings, Refusal, StoreError};
 use crate::types::{Accepted, Ballot, InstanceId, Leaf, OpId, Recent, Slot, Span, Sum};
 
 const KEYS: usize = 300;
-const FLIPS: usize = 300;
+const FLIPS: usize = 60;
 
 /// What every copy holds, in order of keys.
 fn truth() -> Vec<(Key, Record)> {
@@ -47,7 +49,7 @@ fn member(dir: &Path) -> Identity {
         let accepted = Accepted { ballot, op: OpId(Uuid::from_u128(5)), record, recent: Recent::default() };
         ask(&*store, ReplicaRequest::Accept { key, accepted: Box::new(accepted) });
     }
-    wait(store.save_topology(super::rare::topology(1)));
+    wait(store.save_topology(topology(1)));
     wait(store.reserve_clock(Hlc(77)));
     let known_addresses = vec!["127.0.0.1:1".into()];
     let identity = Identity { cluster: Some(cluster()), known_addresses, ..store.identity() };
@@ -153,6 +155,10 @@ impl Node {
             let found = |leaf: Leaf| held.leaves.get(&leaf).copied().unwrap_or_default();
             let off = Span::of_slot(slot).leaves().zip(sums).any(|(leaf, sum)| sum != found(leaf));
             let damaged = held.damaged.iter().map(|key| (i64::from(slot.0), key.as_bytes().to_vec()));
+            if !held.lost.is_empty() {
+                self.store.condemn("a register");
+                return self.check();
+            }
             let rows: Vec<_> = damaged.chain(held.strays.iter().cloned()).collect();
             if off || !rows.is_empty() {
                 self.damaged += 1;
@@ -219,6 +225,33 @@ fn flip(origin: &Path, was: &Identity, truth: &[(Key, Record)], bit: usize) -> E
     }
 }
 
+/// The row is still between its neighbours in the tree, but under another slot: a scan of its own slot would end there, while
+/// a search finds the rows behind it. `quick_check` is content with that.
+#[test]
+fn a_row_out_of_order_has_the_database_moved_aside() {
+    let origin = tempfile::tempdir().unwrap();
+    let (was, truth) = (member(origin.path()), truth());
+    let clean = std::fs::read(origin.path().join("a3.db")).unwrap();
+    // Slot and key lie side by side in the row, before the version.
+    let name = [b"k42".as_slice(), &1u64.to_be_bytes()[7..]].concat();
+    let at = clean.windows(name.len()).position(|window| window == name).unwrap();
+    assert_eq!(clean[at - 1], key("k42").token(seed()).slot().0);
+    assert_eq!(flip(origin.path(), &was, &truth, (at - 1) * 8 + 6), End::MovedAside);
+    // The same where only the scrub meets it: SQLite does not walk a database at its start that is large.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(origin.path().join("identity"), dir.path().join("identity")).unwrap();
+    std::fs::write(dir.path().join("a3.db"), &clean).unwrap();
+    let mut node = Node { store: open(dir.path()), was: was.instance, damaged: 0 };
+    node.sums().ok().unwrap();
+    let mut file = std::fs::OpenOptions::new().write(true).open(dir.path().join("a3.db")).unwrap();
+    file.seek(SeekFrom::Start(at as u64 - 1)).unwrap();
+    file.write_all(&[clean[at - 1] ^ 64]).unwrap();
+    assert!(node.scrub(&truth).is_err());
+    node.store.close();
+    drop(node);
+    assert_ne!(open(dir.path()).identity().instance, was.instance);
+}
+
 #[test]
 fn a_flipped_bit_is_repaired_or_moved_aside_and_never_shows() {
     let origin = tempfile::tempdir().unwrap();
@@ -226,11 +259,15 @@ fn a_flipped_bit_is_repaired_or_moved_aside_and_never_shows() {
     let truth = truth();
     let bits = std::fs::metadata(origin.path().join("a3.db")).unwrap().len() as usize * 8;
     let flips = std::env::var("A3_FLIPS").ok().and_then(|n| n.parse().ok()).unwrap_or(FLIPS);
+    let skip = std::env::var("A3_FLIPS_AFTER").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     let mut random = 0x9e37_79b9_7f4a_7c15u64;
     let (mut ends, mut failures) = (BTreeMap::new(), Vec::new());
-    for _ in 0..flips {
+    for number in 0..skip + flips {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let bit = (random >> 20) as usize % bits;
+        if number < skip {
+            continue;
+        }
         let tried = std::panic::catch_unwind(|| flip(origin.path(), &was, &truth, bit));
         match tried {
             Ok(end) => *ends.entry(end).or_insert(0) += 1,
