@@ -5,6 +5,8 @@
 //! its columns say. A row whose key does not belong to its slot was damaged there and adds nothing; it still counts in the
 //! totals of the slot it says.
 
+use std::time::Duration;
+
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row, params};
 
@@ -12,6 +14,9 @@ use super::book::{Book, Count};
 use super::row::{self, COLUMN_LARGE, Loaded, Stored};
 use super::walk;
 use crate::types::{Key, Leaf, Slot, Sum, Token, TokenSeed};
+
+/// After how long a slot that could not be walked is tried again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// What stood in a slot.
 pub(super) struct Found {
@@ -28,9 +33,12 @@ pub(super) fn run(
     seed: impl Fn() -> Option<TokenSeed>,
     failed: impl Fn(&rusqlite::Error),
 ) {
-    while let Some(slot) = book.wait_due() {
+    while let Some(slot) = book.wait_due(AGAIN) {
         let walked = count(conn, book, slot, &seed);
-        walked.as_ref().err().into_iter().for_each(&failed);
+        if let Err(error) = &walked {
+            book.walk_failed(slot);
+            failed(error);
+        }
         report(slot, walked);
     }
 }

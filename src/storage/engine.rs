@@ -26,7 +26,9 @@ use super::saved;
 use super::tree::Moved;
 use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
-use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, TokenSeed, Topology, Version, Vote};
+use crate::types::{
+    Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, TokenSeed, Topology, Version, Vote,
+};
 
 /// What a batch consists of.
 #[derive(Clone, Debug)]

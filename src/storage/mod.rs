@@ -44,6 +44,7 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod transfer;
 mod tree;
 mod walk;

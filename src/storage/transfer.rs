@@ -37,7 +37,8 @@ pub(super) fn page(
 ) -> Result<SlotPage, StoreError> {
     let damaged = |error| damaged(meters, error);
     conn.execute_batch("BEGIN").map_err(damaged)?;
-    let page = read(conn, slot, after).and_then(|page| complete(conn, seed, slot, after, page.1.as_ref()).map(|()| page));
+    let page =
+        read(conn, slot, after).and_then(|page| complete(conn, seed, slot, after, page.1.as_ref()).map(|()| page));
     // Not a commit, which a damaged page would make fail.
     conn.execute_batch("ROLLBACK").map_err(damaged)?;
     match page {

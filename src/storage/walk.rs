@@ -111,7 +111,11 @@ impl Batch<'_> {
                 let placed = i64::from(seed.token(name).slot().0) == *lies_in;
                 let key = Key::new(name.clone()).ok().filter(|_| placed);
                 let loaded = key.map(|key| Loaded::of(row, &key)).transpose()?;
-                if loaded.is_some_and(|loaded| loaded.stored.is_some()) { Ok(None) } else { row::weight(row, name).map(Some) }
+                if loaded.is_some_and(|loaded| loaded.stored.is_some()) {
+                    Ok(None)
+                } else {
+                    row::weight(row, name).map(Some)
+                }
             });
             let Some(Some(weight)) = weight.optional()? else { continue };
             conn.prepare_cached("DELETE FROM records WHERE slot = ?1 AND key = ?2")?.execute(at)?;

@@ -14,6 +14,7 @@
 //!   its key names, as its slot may be what is damaged.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -66,7 +67,9 @@ impl AntiEntropy {
             if lost {
                 self.give_up().await;
             }
-            self.meters.scrubbed.set(self.parts.clock.wall_ms() as f64 / 1000.0);
+            let now_ms = self.parts.clock.wall_ms();
+            self.scrubbed_ms.store(now_ms, Ordering::Relaxed);
+            self.meters.scrubbed.set(now_ms as f64 / 1000.0);
             if found > 0 {
                 tracing::warn!(damaged = found, "the scrub found damage; other copies mend it");
                 sleep(AGAIN).await;
@@ -172,6 +175,12 @@ impl AntiEntropy {
         if !partners.is_empty() {
             self.parts.store.condemn("a register's promise is not known any more");
         }
+    }
+
+    /// When that member last ended a scrub.
+    pub(super) async fn scrub_of(&self, node: NodeNum) -> (NodeNum, Option<u64>) {
+        let told = self.asked(node, node, Look::Chunks).await;
+        (node, told.ok().map(|told| told.scrubbed_ms).filter(|ms| *ms > 0))
     }
 
     async fn exchange_leaves(&self, peer: NodeNum, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {

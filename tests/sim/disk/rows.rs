@@ -7,8 +7,7 @@ use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaReque
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
-    Accepted, Ballot, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Slot, Sum, Token, TokenSeed,
-    Version,
+    Accepted, Ballot, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Slot, Sum, Token, TokenSeed, Version,
 };
 
 /// Which hint.
