@@ -21,7 +21,7 @@ use super::{facts, migrations};
 /// Files up to this many bytes are walked at every start: it takes a blink.
 const ALWAYS_BYTES: u64 = 64 * 1024 * 1024;
 /// And up to this many after a stop that was not in order: a second or a few. Others are walked beside the serving.
-const UNCLEAN_BYTES: u64 = 1024 * 1024 * 1024;
+const UNCLEAN_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Where every database of this program has the same bytes: where they begin, and what they are.
 const HEADER: [(usize, &[u8]); 5] = [
