@@ -57,7 +57,8 @@ pub(super) fn piece(conn: &Connection, meters: &Meters, wanted: &Wanted, after: 
 
 /// A part of a slot's registers: those that are damaged, and where to go on.
 pub(super) fn registers(conn: &Connection, meters: &Meters, slot: Slot, after: &[u8]) -> Result<Piece, StoreError> {
-    let (lost, next) = register::lost(conn, slot, after).map_err(|error| damaged(meters, error))?;
+    let mut lost = Vec::new();
+    let next = register::lost(conn, slot, after, &mut lost).map_err(|error| damaged(meters, error))?;
     for name in &lost {
         meters.damaged(slot, &name.escape_ascii(), &"a register");
     }

@@ -237,10 +237,15 @@ pub(super) fn read(conn: &Connection, slot: Slot, key: &Key) -> Result<Option<Re
     }
 }
 
-/// A part of a slot's registers: the keys, as they read, of those that are not what was written, and after which key to go
-/// on. Nobody can mend them: what they promised is not known.
-pub(super) fn lost(conn: &Connection, slot: Slot, after: &[u8]) -> rusqlite::Result<(Vec<Vec<u8>>, Option<Vec<u8>>)> {
-    let (mut lost, mut seen, mut last) = (Vec::new(), 0, Vec::new());
+/// Adds the keys, as they read, of a part of a slot's registers that are not what was written, and says after which key to
+/// go on. Nobody can mend them: what they promised is not known.
+pub(super) fn lost(
+    conn: &Connection,
+    slot: Slot,
+    after: &[u8],
+    lost: &mut Vec<Vec<u8>>,
+) -> rusqlite::Result<Option<Vec<u8>>> {
+    let (mut seen, mut last) = (0, Vec::new());
     let mut select = conn.prepare_cached(SCAN_HEADS)?;
     let mut rows = select.query(params![slot.0, after, SCAN_ROWS as i64])?;
     while let Some(row) = rows.next()? {
@@ -258,7 +263,7 @@ pub(super) fn lost(conn: &Connection, slot: Slot, after: &[u8]) -> rusqlite::Res
             lost.push(last.clone());
         }
     }
-    Ok((lost, (seen == SCAN_ROWS).then_some(last)))
+    Ok((seen == SCAN_ROWS).then_some(last))
 }
 
 fn put_promise(
