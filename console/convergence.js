@@ -24,7 +24,7 @@ export function create() {
   parts.name = el("button", { type: "button", onclick: () => compare(true) }, "Name the keys that differ");
   return panel("Do the copies agree?", [
     el("p", { class: "quiet" }, "Each pair of nodes that keeps the same keys is asked anew. Writes under way show as ≠ for a moment."),
-    parts.map,
+    parts.map, (parts.scrubs = el("p", { class: "quiet" })),
     el("p", { class: "legend" }, ...Object.entries(SIGNS).flatMap(([status, sign]) => [el("span", { class: `cell ${status}` }, sign), ` ${status} `]), el("span", { class: "cell" }), " not shared"),
     el("div", { class: "row" }, parts.compare, parts.name), parts.keys], parts.said);
 }
@@ -51,8 +51,9 @@ async function compare(keys) {
   if (keys) named(answer.body.pairs);
 }
 
-function draw({ status, pairs }) {
+function draw({ status, pairs, scrubs }) {
   replace(parts.said, verdict(status));
+  replace(parts.scrubs, "All rows on disk were last verified: ", ...scrubs.flatMap(({ node, ended_ms: ended }) => [chip(node), " ", ended ? moment(ended) : "not since it started", "  "]));
   if (!pairs.length) return replace(parts.map, empty("There are no copies to compare", "Either there is one node, or each key is kept once: start more nodes, or found a cluster with REPLICATION_FACTOR 2 or more."));
   const { whole, body } = table("Agreement by pair and chunk", ["Pair", ...Array.from({ length: CHUNKS }, (_, chunk) => chunk.toString(16)), "In short"]);
   whole.classList.add("map");

@@ -210,3 +210,6 @@ impl fmt::Debug for Rebuild {
         f.debug_struct("Rebuild").field("me", &self.me).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
