@@ -116,6 +116,8 @@ pub struct ReplicaCall {
     pub request: ReplicaRequest,
     /// When the caller stops waiting. Absent on the receiving side, where it is not known.
     pub deadline: Option<Instant>,
+    /// It is for healing, and no client waits for it: whatever clients ask for goes first.
+    pub behind: bool,
 }
 
 /// A call and where its answer goes. One allocation-free batch of one for the local replica, a message's worth else.
@@ -183,6 +185,8 @@ pub struct Submission {
     pub token: Token,
     pub request: ReplicaRequest,
     pub reply_to: ReplyTo,
+    /// As [`ReplicaCall::behind`]. It counts for what is written; reads are quick.
+    pub behind: bool,
 }
 
 pub type Submissions = SmallVec<[Submission; 1]>;

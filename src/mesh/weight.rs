@@ -4,10 +4,9 @@
 //! stays within its limit, and what is queued within its bound.
 
 use super::wire::register::is_as_stored;
-use super::wire::tree::ENTRY_BYTES;
 use crate::ports::{Answer, PeerRequest, ReplicaReply, ReplicaRequest};
-use crate::types::limits::{KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX};
-use crate::types::{Accepted, Condition, Proposal, Record, Span, Tags};
+use crate::types::limits::{KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
+use crate::types::{Accepted, Condition, Entry, Look, Proposal, Record, Span, Tags};
 
 /// What a request weighs beside its key and content: ids, versions, checksum, framing, and its place in our tables.
 const REQUEST_BYTES: usize = 128;
@@ -27,6 +26,10 @@ const HEALING_BYTES: usize = 4 * KEY_BYTES_MAX;
 const SPAN_BYTES: usize = 3 + Span::PARTS * 8;
 /// What one leaf weighs in a list.
 const LEAF_BYTES: usize = 3;
+/// What one token weighs in an answer.
+const WANTED_BYTES: usize = 8;
+/// What an answer that names keys may weigh: each stands behind its tag and its length.
+const NAMES_BYTES: usize = NAMES_BYTES_MAX + 4 * NAMES_MAX;
 /// What a topology weighs: near enough for a batch's limit.
 const TOPOLOGY_BYTES: usize = 32 * 1024;
 
@@ -78,9 +81,12 @@ pub(super) fn of_healing(request: &PeerRequest) -> usize {
     let more = match request {
         PeerRequest::GetChunkHash { spans, .. } => spans.len() * SPAN_BYTES,
         PeerRequest::FetchRange(exchange) => {
-            exchange.leaves.len() * LEAF_BYTES + exchange.held.len() * ENTRY_BYTES + MESH_MESSAGE_BYTES_MAX
+            let told = if exchange.names_only { NAMES_BYTES } else { MESH_MESSAGE_BYTES_MAX };
+            exchange.leaves.len() * LEAF_BYTES + exchange.held.len() * (Entry::BYTES + WANTED_BYTES) + told
         }
-        PeerRequest::FetchSlot { .. } | PeerRequest::Converge { .. } => MESH_MESSAGE_BYTES_MAX,
+        PeerRequest::FetchSlot { .. } => MESH_MESSAGE_BYTES_MAX,
+        PeerRequest::Converge { look: Look::Chunks, .. } => 0,
+        PeerRequest::Converge { .. } => NAMES_BYTES,
         _ => return 0,
     };
     HEALING_BYTES + more
@@ -111,7 +117,9 @@ mod tests {
     use crate::mesh::wire::tree;
     use crate::ports::PeerReply;
     use crate::types::limits::SMALL_VALUE_BYTES_MAX;
-    use crate::types::{ChunkHashes, Digest, Epoch, Key, Slot, SlotSet};
+    use crate::types::{
+        Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Epoch, Key, NodeNum, Slot, SlotSet, Token,
+    };
 
     /// In a message each stands behind its tag and its length.
     const IN_A_LIST: usize = 6;
@@ -147,8 +155,14 @@ mod tests {
             let weight = of_healing(&PeerRequest::GetChunkHash { epoch, left_out, spans });
             prop_assert!(asked + answered <= weight);
             let asked = tree::range_request(None, &exchange).encoded_len();
+            let names = if exchange.names_only { NAMES_MAX } else { 0 };
+            let key = Key::new(vec![1; NAMES_BYTES_MAX / NAMES_MAX]).unwrap();
+            let wanted: Vec<Token> = exchange.held.iter().map(|entry| entry.token).collect();
+            let told = Difference { wanted, names: vec![key; names], more: true, serving: true, records: vec![] };
+            let told = tree::range_reply(None, PeerReply::Differences(told)).unwrap().encoded_len();
+            let records = if exchange.names_only { 0 } else { MESH_MESSAGE_BYTES_MAX };
             let weight = of_healing(&PeerRequest::FetchRange(exchange));
-            prop_assert!(asked + MESH_MESSAGE_BYTES_MAX <= weight);
+            prop_assert!(asked + told + records <= weight);
         }
     }
 
@@ -160,6 +174,19 @@ mod tests {
         let weight = of_healing(&PeerRequest::FetchSlot { epoch, slot, after });
         assert!(asked + MESH_MESSAGE_BYTES_MAX <= weight);
         assert_eq!(of_healing(&PeerRequest::Topology), 0);
+    }
+
+    #[test]
+    fn a_comparison_weighs_what_it_may_name() {
+        let max = u64::MAX;
+        let chunk = ChunkState { chunk: 15, agreement: Agreement::Unknown, since_ms: max, equal_up_to_ms: max };
+        for (look, names) in [(Look::Chunks, 0), (Look::Keys, NAMES_MAX), (Look::Deep, NAMES_MAX)] {
+            let keys = vec![Key::new(vec![1; NAMES_BYTES_MAX / NAMES_MAX]).unwrap(); names];
+            let told = Convergence { chunks: vec![chunk; Span::PARTS], keys, differing: max };
+            let told = tree::converge_reply(None, PeerReply::Convergence(Box::new(told))).unwrap().encoded_len();
+            let weight = of_healing(&PeerRequest::Converge { with: NodeNum(u16::MAX), look });
+            assert!(told <= weight && weight <= told + HEALING_BYTES + NAMES_MAX * 4, "{look:?}: {told} {weight}");
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@ use crate::types::{
     Slot, Sum, Token, Topology, Version, Vote, Writer,
 };
 
+/// A page of records, in bytes of contents.
+const PAGE_BYTES: usize = 1024 * 1024;
+
 /// A wall clock that stands still until it is set.
 #[derive(Debug)]
 pub(crate) struct FakeClock(AtomicU64);
@@ -69,6 +72,7 @@ pub(crate) struct FakeStore {
     failing: Mutex<Option<StoreError>>,
     submitted: Mutex<Vec<usize>>,
     observed: Mutex<Hlc>,
+    listed: AtomicU64,
 }
 
 impl FakeStore {
@@ -88,6 +92,11 @@ impl FakeStore {
 
     pub(crate) fn record(&self, key: &Key) -> Option<Record> {
         self.records.lock().get(key).map(|(_, record)| record.clone())
+    }
+
+    /// Rows that were read for lists.
+    pub(crate) fn listed(&self) -> u64 {
+        self.listed.load(Ordering::SeqCst)
     }
 
     pub(crate) fn hint_count(&self) -> usize {
@@ -265,13 +274,23 @@ impl Store for FakeStore {
             .collect();
         drop(records);
         intact.sort_unstable();
+        self.listed.fetch_add(intact.len() as u64, Ordering::SeqCst);
         self.rare(Holdings { intact, damaged: Vec::new() })
     }
 
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
-        let (many, found) = (keys.len(), keys.into_iter().filter_map(|(_, key)| self.record(&key).map(|r| (key, r))));
-        let found = found.collect();
-        self.rare((found, many))
+        let (mut found, mut looked_up, mut bytes) = (Vec::new(), 0, 0);
+        for (_, key) in keys {
+            if bytes >= PAGE_BYTES {
+                break;
+            }
+            looked_up += 1;
+            if let Some(record) = self.record(&key) {
+                bytes += record.content_bytes();
+                found.push((key, record));
+            }
+        }
+        self.rare((found, looked_up))
     }
 
     fn identity(&self) -> Identity {

@@ -7,7 +7,6 @@ use uuid::Uuid;
 use super::Node;
 use super::anti_entropy::{AntiEntropy, Stop};
 use super::operations::Progress;
-use super::reach::Reach;
 use super::views::{ConvergenceView, OperationState, OperationView, RepairRequest};
 use crate::types::{Look, NodeNum};
 
@@ -42,9 +41,9 @@ impl Node {
         let (clock, operations) = (Arc::clone(&self.clock), Arc::clone(&self.operations));
         let id = self.ports.entropy.uuid();
         let (view, progress) = operations.begin(id, "repair", request.dry_run, clock.wall_ms());
-        let (driver, reach) = (Arc::clone(&self.anti_entropy), Arc::clone(&self.reach));
+        let driver = Arc::clone(&self.anti_entropy);
         self.ports.spawn.spawn(Box::pin(async move {
-            let state = run(&driver, &reach, &peers, &request, &progress).await;
+            let state = run(&driver, &peers, &request, &progress).await;
             operations.end(id, state, clock.wall_ms());
         }));
         Ok(view)
@@ -68,30 +67,22 @@ impl Node {
 
 /// One peer after the other. A peer that cannot be had does not keep the others from being repaired; the repair has failed
 /// all the same, and says where.
-async fn run(
-    driver: &AntiEntropy,
-    reach: &Reach,
-    peers: &[NodeNum],
-    request: &RepairRequest,
-    progress: &Progress,
-) -> OperationState {
+async fn run(driver: &AntiEntropy, peers: &[NodeNum], request: &RepairRequest, progress: &Progress) -> OperationState {
     let mut failed = Vec::new();
-    for peer in peers {
-        let ended = if !reach.is_reachable(*peer) {
-            Err("unreachable".to_owned())
+    progress.expect_peers(peers.len() as u64);
+    for (peer, compared) in peers.iter().zip(1..) {
+        let ended = if request.dry_run {
+            driver.look(*peer, Look::Keys, &request.chunks, progress).await.map(drop)
         } else {
-            let ended = if request.dry_run {
-                driver.look(*peer, Look::Keys, &request.chunks, progress).await.map(drop)
-            } else {
-                driver.repair(*peer, &request.chunks, progress).await
-            };
-            match ended {
-                Err(Stop::Aborted) => return OperationState::Aborted,
-                ended => ended.map_err(|stop| stop.to_string()),
-            }
+            driver.repair(*peer, &request.chunks, progress).await
         };
-        if let Err(why) = ended {
-            failed.push(format!("{peer}: {why}"));
+        match ended {
+            Ok(()) => {}
+            Err(Stop::Aborted) => return OperationState::Aborted,
+            Err(stop) => failed.push(format!("{peer}: {stop}")),
+        }
+        if progress.compared() < compared {
+            progress.expect(0);
         }
     }
     if failed.is_empty() { OperationState::Done } else { OperationState::Failed(failed.join("; ")) }

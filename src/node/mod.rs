@@ -21,6 +21,7 @@ pub mod handoff;
 pub mod healing;
 pub mod operations;
 pub mod own;
+pub mod parts;
 pub mod reach;
 pub mod rebuild;
 pub mod replica;
@@ -55,6 +56,7 @@ use gossip::{Gossip, GossipOptions};
 use handoff::Handoff;
 use operations::Operations;
 use own::Own;
+use parts::{Parts, Served};
 use reach::Reach;
 use rebuild::Rebuild;
 use replica::Replica;
@@ -190,10 +192,17 @@ impl Node {
         let conditional =
             Conditional::new(me, &ports, Arc::clone(&clock), Arc::clone(&reach), Arc::clone(&coordinator));
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
-        let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
+        let served = Arc::new(Served::default());
+        let replica = Replica::new(
+            options.replica(me),
+            Arc::clone(&routing),
+            Arc::clone(&clock),
+            Arc::clone(&store),
+            Arc::clone(&served),
+        );
+        let parts = Parts::of(&ports, &reach, &routing, &clock, &served);
         let window = handoff::Options { hint_window: options.hint_window };
-        let handoff = Handoff::new(window, handoff::Parts::of(&ports, &reach, &routing, &clock));
-        let parts = anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator);
+        let handoff = Handoff::new(window, parts.clone());
         let interval = anti_entropy::Options { interval: options.anti_entropy_interval };
         let anti_entropy = AntiEntropy::new(interval, parts);
         let founding = Founding::new(

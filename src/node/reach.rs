@@ -23,7 +23,7 @@ pub struct Reach {
     peers: Arc<dyn Peers>,
     started: Instant,
     known: Mutex<BTreeMap<NodeNum, Known>>,
-    returned: watch::Sender<u64>,
+    returned: watch::Sender<BTreeMap<NodeNum, u64>>,
 }
 
 #[derive(Default)]
@@ -35,7 +35,13 @@ struct Known {
 
 impl Reach {
     pub fn new(peers: Arc<dyn Peers>, me: NodeNum) -> Arc<Self> {
-        Arc::new(Self { me, peers, started: Instant::now(), known: Mutex::default(), returned: watch::Sender::new(0) })
+        Arc::new(Self {
+            me,
+            peers,
+            started: Instant::now(),
+            known: Mutex::default(),
+            returned: watch::Sender::default(),
+        })
     }
 
     /// Whether to send a request to that node now. Whoever gets [`Ask::Probe`] should send: it is given once a second.
@@ -86,7 +92,7 @@ impl Reach {
         let back = what(&mut self.known.lock().entry(node).or_default().reach);
         if back {
             tracing::info!(%node, "answers again");
-            self.returned.send_modify(|n| *n += 1);
+            self.note_return(node);
         }
     }
 
@@ -109,7 +115,7 @@ impl Reach {
         let back = entry.reach.gossip(liveness == Liveness::Down);
         drop(known);
         if back {
-            self.returned.send_modify(|n| *n += 1);
+            self.note_return(node);
         }
     }
 
@@ -121,9 +127,13 @@ impl Reach {
         self.known.lock().get(&node).and_then(|k| k.liveness).unwrap_or(Liveness::Suspect)
     }
 
-    /// Changes whenever some node can be asked again.
-    pub fn returns(&self) -> watch::Receiver<u64> {
+    /// How often each node could be asked again after it could not. Changes whenever one can.
+    pub fn returns(&self) -> watch::Receiver<BTreeMap<NodeNum, u64>> {
         self.returned.subscribe()
+    }
+
+    fn note_return(&self, node: NodeNum) {
+        self.returned.send_modify(|returns| *returns.entry(node).or_default() += 1);
     }
 
     fn now_us(&self) -> u64 {

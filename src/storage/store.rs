@@ -195,7 +195,7 @@ struct Connections {
 
 fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
     let (caller, answer) = oneshot::channel();
-    let job = Job { change, answer: AnswerTo::Caller(caller) };
+    let job = Job { change, answer: AnswerTo::Caller(caller), behind: false };
     writes.push([job].into_iter(), usize::MAX);
     answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
 }
@@ -262,9 +262,9 @@ impl std::fmt::Debug for SqliteStore {
 impl Store for SqliteStore {
     fn submit(&self, batch: Submissions) {
         let (mut jobs, mut reads) = (Submitted::<Job>::new(), Submitted::<Read>::new());
-        for Submission { token, request, reply_to } in batch {
+        for Submission { token, request, reply_to, behind } in batch {
             match change_of(token, request) {
-                Ok(change) => jobs.push(Job { change, answer: AnswerTo::Replica(reply_to) }),
+                Ok(change) => jobs.push(Job { change, answer: AnswerTo::Replica(reply_to), behind }),
                 Err((key, part, hints)) => reads.push(Read { slot: token.slot(), key, part, hints, reply_to }),
             }
         }

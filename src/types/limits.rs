@@ -37,4 +37,4 @@ pub const CHUNK_HASH_SPANS_MAX: usize = 4096;
 pub const EXCHANGE_ENTRIES_MAX: usize = 16_384;
 /// Keys that one comparison names, and how many bytes they may have together.
 pub const NAMES_MAX: usize = 100_000;
-pub const NAMES_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const NAMES_BYTES_MAX: usize = 4 * 1024 * 1024;

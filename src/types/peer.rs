@@ -165,6 +165,8 @@ pub struct Difference {
     pub names: Vec<Key>,
     /// There is more that did not fit: ask again once these are stored. Names that did not fit are left out.
     pub more: bool,
+    /// The asked node serves clients: whoever goes on leaves it time for them.
+    pub serving: bool,
 }
 
 /// A node that has no topology yet, as it presents itself.

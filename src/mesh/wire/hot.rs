@@ -31,7 +31,8 @@ pub(in crate::mesh) fn request(id: u64, call: ReplicaCall) -> proto::Request {
         ReplicaRequest::Prepare { key, ballot: b } => (key, request::Request::Prepare(ballot(b))),
         ReplicaRequest::Accept { key, accepted: a } => (key, request::Request::Accept(Box::new(accepted(*a)))),
     };
-    proto::Request { id, epoch: call.epoch.0, key: key.bytes().clone(), request: Some(request) }
+    let (epoch, key) = (call.epoch.0, key.bytes().clone());
+    proto::Request { id, epoch, key, request: Some(request), behind: call.behind }
 }
 
 /// What the request asks. Its id is good even where the rest is not.
@@ -50,7 +51,7 @@ pub(in crate::mesh) fn read_request(request: proto::Request) -> Result<ReplicaCa
         request::Request::Prepare(b) => ReplicaRequest::Prepare { key, ballot: read_ballot(b) },
         request::Request::Accept(a) => ReplicaRequest::Accept { key, accepted: Box::new(read_accepted(*a)?) },
     };
-    Ok(ReplicaCall { epoch: Epoch(request.epoch), request: inner, deadline: None })
+    Ok(ReplicaCall { epoch: Epoch(request.epoch), request: inner, deadline: None, behind: request.behind })
 }
 
 // -------------------------------------------------------------------------------------------------------- replies

@@ -117,7 +117,12 @@ pub(in crate::mesh) fn call() -> impl Strategy<Value = ReplicaCall> {
         (key(), register::accepted())
             .prop_map(|(key, accepted)| ReplicaRequest::Accept { key, accepted: Box::new(accepted) }),
     ];
-    (any::<u64>(), request).prop_map(|(epoch, request)| ReplicaCall { epoch: Epoch(epoch), request, deadline: None })
+    (any::<u64>(), request, any::<bool>()).prop_map(|(epoch, request, behind)| ReplicaCall {
+        epoch: Epoch(epoch),
+        request,
+        deadline: None,
+        behind,
+    })
 }
 
 fn floor() -> impl Strategy<Value = Floor> {
@@ -229,6 +234,7 @@ fn malformed_requests_are_named() {
     let write = |record: Option<proto::Record>, key: &'static [u8]| proto::Request {
         id: 1,
         epoch: 1,
+        behind: false,
         key: key.into(),
         request: Some(request::Request::Write(proto::Write { record })),
     };

@@ -101,7 +101,7 @@ impl Coordinator {
     }
 
     fn send(&self, to: NodeNum, epoch: Epoch, deadline: Instant, request: ReplicaRequest, reply_to: ReplyTo) {
-        self.peers.send(to, ReplicaCall { epoch, request, deadline: Some(deadline) }, reply_to);
+        self.peers.send(to, ReplicaCall { epoch, request, deadline: Some(deadline), behind: false }, reply_to);
     }
 }
 

@@ -257,7 +257,7 @@ impl Writing {
                 (to, ReplicaRequest::Hint { target, key, record, counted }, tag)
             }
         };
-        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline };
+        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline, behind: false };
         peers.send(to, call, self.answers.reply_to(tag.pack()));
     }
 

@@ -251,7 +251,7 @@ async fn read_batches(disk: Arc<Disk>, queue: Arc<Queue>) {
             queue.read.notified().await;
             continue;
         }
-        for Submission { token, request, reply_to } in batch {
+        for Submission { token, request, reply_to, .. } in batch {
             if let ReplicaRequest::Read { key, part, hints } = request {
                 let reply = disk.content.lock().rows.read(token.slot(), &key, part, hints);
                 reply_to.send(Ok(reply));

@@ -117,6 +117,7 @@ fn a_malformed_state_is_not_accepted() {
     let accept = |state| proto::Request {
         id: 1,
         epoch: 1,
+        behind: false,
         key: "k".into(),
         request: Some(request::Request::Accept(Box::new(state))),
     };
