@@ -56,7 +56,7 @@ use gossip::{Gossip, GossipOptions};
 use handoff::Handoff;
 use operations::Operations;
 use own::Own;
-use parts::{Parts, Served};
+use parts::Parts;
 use reach::Reach;
 use rebuild::Rebuild;
 use replica::Replica;
@@ -192,15 +192,8 @@ impl Node {
         let conditional =
             Conditional::new(me, &ports, Arc::clone(&clock), Arc::clone(&reach), Arc::clone(&coordinator));
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
-        let served = Arc::new(Served::default());
-        let replica = Replica::new(
-            options.replica(me),
-            Arc::clone(&routing),
-            Arc::clone(&clock),
-            Arc::clone(&store),
-            Arc::clone(&served),
-        );
-        let parts = Parts::of(&ports, &reach, &routing, &clock, &served);
+        let parts = Parts::of(&ports, &reach, &routing, &clock);
+        let replica = Replica::new(options.replica(me), &parts);
         let window = handoff::Options { hint_window: options.hint_window };
         let handoff = Handoff::new(window, parts.clone());
         let interval = anti_entropy::Options { interval: options.anti_entropy_interval };

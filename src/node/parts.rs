@@ -1,4 +1,4 @@
-//! The ports and shared parts that healing works with: handoff, and anti-entropy.
+//! The ports and shared parts that healing works with, handoff and anti-entropy, and the replica they make way for.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,13 +25,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    pub fn of(
-        ports: &Ports,
-        reach: &Arc<Reach>,
-        routing: &Arc<Routing>,
-        clock: &Arc<NodeClock>,
-        served: &Arc<Served>,
-    ) -> Self {
+    pub fn of(ports: &Ports, reach: &Arc<Reach>, routing: &Arc<Routing>, clock: &Arc<NodeClock>) -> Self {
         Self {
             me: ports.store.identity().node,
             store: Arc::clone(&ports.store),
@@ -40,7 +34,7 @@ impl Parts {
             reach: Arc::clone(reach),
             routing: Arc::clone(routing),
             clock: Arc::clone(clock),
-            served: Arc::clone(served),
+            served: Arc::default(),
         }
     }
 }

@@ -19,7 +19,7 @@ use parking_lot::RwLock;
 
 use super::clock::NodeClock;
 use super::events;
-use super::parts::Served;
+use super::parts::{Parts, Served};
 use super::routing::Routing;
 use crate::metrics;
 use crate::ports::{Deliveries, Refusal, ReplicaReply, ReplicaRequest, Store, Submission, Submissions};
@@ -49,15 +49,16 @@ pub struct Replica {
 }
 
 impl Replica {
-    pub fn new(
-        options: Options,
-        routing: Arc<Routing>,
-        clock: Arc<NodeClock>,
-        store: Arc<dyn Store>,
-        served: Arc<Served>,
-    ) -> Arc<Self> {
-        let stamps_refused = metrics::counter(metrics::CLOCK_REFUSED, &[]);
-        Arc::new(Self { options, routing, clock, store, served, stamps_refused, under_way: RwLock::new(()) })
+    pub fn new(options: Options, parts: &Parts) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            routing: Arc::clone(&parts.routing),
+            clock: Arc::clone(&parts.clock),
+            store: Arc::clone(&parts.store),
+            served: Arc::clone(&parts.served),
+            stamps_refused: metrics::counter(metrics::CLOCK_REFUSED, &[]),
+            under_way: RwLock::new(()),
+        })
     }
 
     /// Waits until every message that was let in under a topology before the one in force is queued at the store.
@@ -193,7 +194,8 @@ mod tests {
 
     use super::*;
     use crate::node::answers::Answers;
-    use crate::node::fakes::{FakeClock, FakeStore, topology};
+    use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, topology};
+    use crate::node::reach::Reach;
     use crate::ports::{Delivery, ReadPart, ReplicaCall};
     use crate::types::{Epoch, Version, Writer};
 
@@ -219,13 +221,18 @@ mod tests {
         let clock = NodeClock::new(wall.clone(), Duration::from_secs(300), Hlc::ZERO);
         let store = FakeStore::new();
         let options = Options { node: ME, value_bytes_max: 10 };
-        let replica = Replica::new(
-            options,
-            Arc::clone(&routing),
-            Arc::clone(&clock),
-            Arc::clone(&store) as Arc<dyn Store>,
-            Arc::default(),
-        );
+        let peers = FakePeers::new();
+        let parts = Parts {
+            me: ME,
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            peers: Arc::clone(&peers) as Arc<dyn crate::ports::Peers>,
+            entropy: Arc::new(FakeEntropy::default()),
+            reach: Reach::new(peers, ME),
+            routing: Arc::clone(&routing),
+            clock: Arc::clone(&clock),
+            served: Arc::default(),
+        };
+        let replica = Replica::new(options, &parts);
         World { routing, wall, clock, store, replica }
     }
 

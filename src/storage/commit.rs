@@ -33,9 +33,9 @@ const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// that stalls must not fill the memory: whoever asked gives up after a second and would send the next.
 const WAITING_BYTES_MAX: usize = 128 * 1024 * 1024;
 
-/// Changes for healing in one transaction while others write, or did within the last [`OTHERS_WITHIN`]: they take one or two
+/// Changes for healing in one transaction while others write, or did within the last [`OTHERS_WITHIN`]: they take a few
 /// milliseconds together.
-const BEHIND_MAX: usize = 64;
+const BEHIND_MAX: usize = 128;
 /// The same in bytes of contents; one change may be larger.
 const BEHIND_BYTES_MAX: usize = 256 * 1024;
 /// Others write if they did within so long.

@@ -153,7 +153,7 @@ impl Round<'_> {
     async fn settle_all(&mut self, slots: &[(Slot, Vec<Leaf>)]) -> Result<(), Stop> {
         self.task.progress.expect(slots.iter().map(|(_, leaves)| leaves.len() as u64).sum());
         let compared = Instant::now();
-        for (slot, leaves) in self.from_own_place(slots) {
+        for (slot, leaves) in self.in_own_order(slots) {
             if self.task.repair && compared.elapsed() > STALE_AFTER {
                 let left = self.still_differing(*slot, leaves).await?;
                 self.settle(*slot, &left).await?;
@@ -166,7 +166,7 @@ impl Round<'_> {
     }
 
     /// Not all begin with the same slots: two that repair a third one meet when each has done its half.
-    fn from_own_place<'s>(
+    fn in_own_order<'s>(
         &self,
         slots: &'s [(Slot, Vec<Leaf>)],
     ) -> impl Iterator<Item = &'s (Slot, Vec<Leaf>)> + use<'s> {
@@ -232,9 +232,12 @@ impl Round<'_> {
         let last = records.last().map(|(key, _)| Leaf::of(self.ring.token(key)));
         let taken = self.take(slot, leaves, records).await?;
         self.give(slot, wanted).await?;
-        // Where nothing could be stored the same would only come again.
         let settled = match last {
-            Some(last) if more && taken > 0 => leaves.partition_point(|leaf| *leaf < last),
+            Some(last) if more => match leaves.partition_point(|leaf| *leaf < last) {
+                // Nothing of a whole answer could be stored: the same would only come again.
+                0 if taken == 0 => leaves.len(),
+                before => before,
+            },
             _ => leaves.len(),
         };
         // As many as one answer has room for are listed together: a list is read for what is moved by it.
