@@ -1,6 +1,6 @@
 //! How much of a node's time healing takes: all that is there while nobody else wants it, and a share beside clients.
 //!
-//! After each *step* (a list exchanged, a window of records written) the round rests for as long as the step took, where
+//! After each *step* (a list exchanged, a window of records written) the round rests for half as long as the step took, where
 //! either side served clients meanwhile. A step takes longer the busier the two are, and so do the rests. What is written
 //! goes behind what clients write, besides (`ReplicaCall::behind`).
 
@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::node::parts::Served;
 
-/// A rest is so many times what the step took.
-const REST_FACTOR: u32 = 1;
+/// What the step took is so many times its rest.
+const WORK_FACTOR: u32 = 2;
 /// The longest rest.
 const REST_MAX: Duration = Duration::from_millis(500);
 
@@ -38,7 +38,7 @@ impl<'a> Pace<'a> {
     pub(super) async fn rest(&mut self) {
         let served = self.served.so_far();
         if self.peer_serves || served != self.served_then {
-            sleep((self.began.elapsed() * REST_FACTOR).min(REST_MAX)).await;
+            sleep((self.began.elapsed() / WORK_FACTOR).min(REST_MAX)).await;
         }
         // What came during the rest counts for the next step: a few requests a second are clients, too.
         self.served_then = served;
@@ -58,15 +58,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_rests_for_as_long_as_it_worked_while_clients_are_served_on_either_side() {
+    async fn it_rests_for_half_as_long_as_it_worked_while_clients_are_served_on_either_side() {
         let served = Served::default();
         let mut pace = Pace::of(&served);
         assert_eq!(rest(&mut pace, 20).await, 0);
         served.add(1);
-        assert_eq!(rest(&mut pace, 20).await, 20);
+        assert_eq!(rest(&mut pace, 20).await, 10);
         assert_eq!(rest(&mut pace, 20).await, 0);
         pace.peer_serves = true;
-        assert_eq!(rest(&mut pace, 30).await, 30);
+        assert_eq!(rest(&mut pace, 30).await, 15);
         assert_eq!(rest(&mut pace, 5_000).await, REST_MAX.as_millis());
     }
 }

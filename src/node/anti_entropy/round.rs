@@ -25,8 +25,8 @@ use crate::types::{
 const ASK_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the writes of one window may take.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
-/// Records that are written together. One window becomes one message and one transaction.
-const WINDOW: usize = 256;
+/// Records that are written together: one message, and a transaction or a few.
+const WINDOW: usize = 512;
 /// A replica that is overloaded is tried again after this, then after twice as long, and so on.
 const WAIT_FIRST: Duration = Duration::from_millis(50);
 /// So often: some thirteen seconds in all.
