@@ -82,7 +82,7 @@ async fn client(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<AtomicU6
     let waiter = Arc::new(Waiter::default());
     while !stop.load(Ordering::Relaxed) {
         let request = ReplicaRequest::Write { key: key.clone(), record: record.clone() };
-        let call = ReplicaCall { epoch: Epoch(1), request, deadline: None };
+        let call = ReplicaCall { epoch: Epoch(1), request, deadline: None, trace: None };
         peers.send(NodeNum(2), call, ReplyTo::new(waiter.clone(), 0));
         waiter.came.notified().await;
         waiter.answer.lock().take().unwrap().unwrap();

@@ -79,14 +79,12 @@ const VERDICT_NAMES: Series = Series::Known(&[
     &[("verdict", "unknown")],
 ]);
 const MEMBER_STATES: Series = Series::Known(&[&[("state", "alive")], &[("state", "suspect")], &[("state", "down")]]);
-const SLOT_HEALTH: Series = Series::Known(&[
-    &[("health", "full")],
-    &[("health", "quorum")],
-    &[("health", "stood_in")],
-    &[("health", "lost")],
-]);
-const FAILURES: Series = Series::Known(&[&[("outcome", "applied")], &[("outcome", "not_applied")], &[("outcome", "unknown")]]);
-const ROUND_RESULTS: Series = Series::Known(&[&[("result", "in_step")], &[("result", "repaired")], &[("result", "failed")]]);
+const SLOT_HEALTH: Series =
+    Series::Known(&[&[("health", "full")], &[("health", "quorum")], &[("health", "stood_in")], &[("health", "lost")]]);
+const FAILURES: Series =
+    Series::Known(&[&[("outcome", "applied")], &[("outcome", "not_applied")], &[("outcome", "unknown")]]);
+const ROUND_RESULTS: Series =
+    Series::Known(&[&[("result", "in_step")], &[("result", "repaired")], &[("result", "failed")]]);
 const DIRECTIONS: Series = Series::Known(&[&[("direction", "sent")], &[("direction", "received")]]);
 
 metrics_table! {

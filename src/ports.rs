@@ -24,7 +24,7 @@ pub use crate::types::{
 };
 use crate::types::{
     ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Slot, Sum, Token,
-    Topology, TopologyError, Version, Vote,
+    Topology, TopologyError, Trace, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -116,6 +116,8 @@ pub struct ReplicaCall {
     pub request: ReplicaRequest,
     /// When the caller stops waiting. Absent on the receiving side, where it is not known.
     pub deadline: Option<Instant>,
+    /// Whose request it belongs to, for log lines.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// A call and where its answer goes. One allocation-free batch of one for the local replica, a message's worth else.

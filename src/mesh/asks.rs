@@ -80,8 +80,9 @@ impl Asks {
                 let request = rare::vote_request(header, epoch, ballot, proposal);
                 rare::split_vote_reply(answer(client.vote(request).await)?)
             }
-            PeerRequest::Propose { proposal, timeout_ms } => {
-                let reply = answer(client.propose(propose::request(header, *proposal, timeout_ms)).await)?;
+            PeerRequest::Propose { proposal, timeout_ms, trace } => {
+                let request = propose::request(header, *proposal, timeout_ms, trace.as_deref());
+                let reply = answer(client.propose(request).await)?;
                 return self.verdict(reply, instance);
             }
             PeerRequest::GetChunkHash { epoch, left_out, spans } => {
@@ -112,7 +113,9 @@ impl Asks {
     /// The connections that a request travels on, and what it weighs there.
     fn way_of(&self, request: &PeerRequest) -> (&Channels, usize) {
         match request {
-            PeerRequest::Propose { proposal, .. } => (&self.proposals, weight::of_proposal(proposal)),
+            PeerRequest::Propose { proposal, trace, .. } => {
+                (&self.proposals, weight::of_proposal(proposal, trace.as_deref()))
+            }
             PeerRequest::GetChunkHash { .. }
             | PeerRequest::FetchRange(_)
             | PeerRequest::FetchSlot { .. }

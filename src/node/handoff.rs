@@ -216,7 +216,7 @@ impl Handoff {
         let deadline = Some(Instant::now() + DEADLINE);
         for (tag, hint) in (0..).zip(&page) {
             let request = ReplicaRequest::Write { key: hint.key.clone(), record: hint.record.clone() };
-            self.parts.peers.send(target, ReplicaCall { epoch, request, deadline }, answers.reply_to(tag));
+            self.parts.peers.send(target, ReplicaCall { epoch, request, deadline, trace: None }, answers.reply_to(tag));
         }
         SentPage { page, answers }
     }

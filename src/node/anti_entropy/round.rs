@@ -248,8 +248,8 @@ impl Round<'_> {
             let mut sent = 0;
             for (key, record) in records.by_ref().take(WINDOW) {
                 self.task.progress.carried((key.as_bytes().len() + record.content_bytes()) as u64);
-                let call =
-                    ReplicaCall { epoch: self.ring.epoch(), request: ReplicaRequest::Write { key, record }, deadline };
+                let (epoch, request) = (self.ring.epoch(), ReplicaRequest::Write { key, record });
+                let call = ReplicaCall { epoch, request, deadline, trace: None };
                 self.this.parts.peers.send(to, call, answers.reply_to(sent));
                 sent += 1;
             }

@@ -119,6 +119,7 @@ fn a_malformed_state_is_not_accepted() {
         epoch: 1,
         key: "k".into(),
         request: Some(request::Request::Accept(Box::new(state))),
+        trace: None,
     };
     let eight = proto::Accepted { recent: vec![sound().recent[0].clone(); REMEMBERED_MAX], ..sound() };
     assert!(hot::read_request(accept(sound())).is_ok());
