@@ -27,14 +27,19 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, Fault> {
         let (_, config) = self.settings.load()?;
-        logging::init(&config)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?;
+        let logging = {
+            let _within = runtime.enter();
+            logging::init(&config)?
+        };
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?;
-        runtime.block_on(serve(config, self.parent_pipe))?;
-        Ok(ExitCode::SUCCESS)
+        let served = runtime.block_on(serve(config, self.parent_pipe));
+        // The runtime has to live while what is left is written.
+        drop(logging);
+        served.map(|()| ExitCode::SUCCESS)
     }
 }
 

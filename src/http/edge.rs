@@ -197,6 +197,7 @@ pub(super) async fn edge(State(edge): State<Arc<Edge>>, request: Request, next: 
     let name = name_of(&request, &id, trace.as_ref());
     // The lines of a write carry its name through this span; when they are off it costs one atomic load.
     let span = trace::span(name.as_deref());
+    let name = trace::within(&span, name);
     let mut response = match edge.admit(&request, others) {
         Ok(()) => match AssertUnwindSafe(trace::carried(name, next.run(request))).catch_unwind().instrument(span).await
         {

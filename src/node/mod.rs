@@ -394,6 +394,7 @@ impl PeerHandler for Node {
                 PeerRequest::Propose { proposal, timeout_ms, trace } => {
                     self.check_joined(Level::Linearizable).map_err(|f| PeerError::Refused(f.kind.to_string()))?;
                     let span = trace::span(trace.as_deref());
+                    let trace = trace::within(&span, trace);
                     let answer = self.conditional.answer(*proposal, Duration::from_millis(timeout_ms));
                     trace::carried(trace, answer).instrument(span).await
                 }

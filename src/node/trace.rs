@@ -2,10 +2,16 @@
 //!
 //! It travels beside the calls and not through them, as nothing is decided by it. Where nobody named the request and no
 //! events are logged there is none, and all this costs is a look at a variable of the task.
+//!
+//! With the feature `otlp` the spans are exported where the command line has set that up, and what other nodes do is part of
+//! the span that caused it.
 
 use std::sync::Arc;
 
 use tracing::Span;
+
+#[cfg(feature = "otlp")]
+mod otlp;
 
 use super::events;
 use crate::types::Trace;
@@ -31,9 +37,22 @@ pub fn wanted() -> bool {
 
 /// The span that its lines stand in, at whichever node.
 pub fn span(trace: Option<&Trace>) -> Span {
-    match trace {
-        Some(trace) => tracing::debug_span!(target: "a3::events", "request", id = trace.request_id(),
-            trace = trace.traceparent()),
-        None => Span::none(),
-    }
+    let Some(trace) = trace else { return Span::none() };
+    let span =
+        tracing::debug_span!(target: "a3::events", "request", id = trace.request_id(), trace = trace.traceparent());
+    #[cfg(feature = "otlp")]
+    otlp::join(&span, trace);
+    span
+}
+
+/// What the request is called by those whom the span's work asks: the span is then what caused theirs.
+#[cfg(feature = "otlp")]
+pub fn within(span: &Span, trace: Option<Arc<Trace>>) -> Option<Arc<Trace>> {
+    otlp::within(span, trace)
+}
+
+/// What the request is called by those whom the span's work asks.
+#[cfg(not(feature = "otlp"))]
+pub fn within(_: &Span, trace: Option<Arc<Trace>>) -> Option<Arc<Trace>> {
+    trace
 }
