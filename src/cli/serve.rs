@@ -29,17 +29,16 @@ impl Serve {
         let (_, config) = self.settings.load()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?;
-        let logging = {
+        // Let go of before the runtime, which what is left to be written needs.
+        let _logging = {
             let _within = runtime.enter();
             logging::init(&config)?
         };
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let served = runtime.block_on(serve(config, self.parent_pipe));
-        // The runtime has to live while what is left is written.
-        drop(logging);
-        served.map(|()| ExitCode::SUCCESS)
+        runtime.block_on(serve(config, self.parent_pipe))?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -82,8 +82,7 @@ impl Asks {
             }
             PeerRequest::Propose { proposal, timeout_ms, trace } => {
                 let request = propose::request(header, *proposal, timeout_ms, trace.as_deref());
-                let reply = answer(client.propose(request).await)?;
-                return self.verdict(reply, instance);
+                return self.verdict(answer(client.propose(request).await)?, instance);
             }
             PeerRequest::GetChunkHash { epoch, left_out, spans } => {
                 let request = self.told(tree::chunk_hash_request(header, epoch, left_out, &spans));
