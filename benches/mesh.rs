@@ -99,7 +99,7 @@ async fn proposer(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<Atomic
         idempotency: None,
     };
     while !stop.load(Ordering::Relaxed) {
-        let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms: 1000 };
+        let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms: 1000, trace: None };
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         peers.ask(Destination::Member(NodeNum(2)), request, deadline).await.unwrap();
         done.fetch_add(1, Ordering::Relaxed);
