@@ -224,3 +224,6 @@ impl fmt::Debug for Rebuild {
         f.debug_struct("Rebuild").field("me", &self.me).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

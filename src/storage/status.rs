@@ -68,11 +68,15 @@ impl Status {
     /// Where others have the records, ends the store once one of its threads met a damaged page: at the next start the
     /// database is moved aside. Elsewhere what can be read is all there is, and is served on.
     pub(super) fn stop_if_damaged(&self, met: &Meters) {
-        if let Some(page) = met.page()
-            && self.replaceable.load(Ordering::Relaxed)
-            && self.damage.set(page.to_owned()).is_ok()
-        {
-            self.fail(format!("the database is damaged ({page}); at the next start it is moved aside and rebuilt"));
+        if let Some(page) = met.page() {
+            self.condemn(page);
+        }
+    }
+
+    /// The same for damage that somebody else found.
+    pub(super) fn condemn(&self, what: &str) {
+        if self.replaceable.load(Ordering::Relaxed) && self.damage.set(what.to_owned()).is_ok() {
+            self.fail(format!("the database is damaged ({what}); at the next start it is moved aside and rebuilt"));
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod damage;
 mod failures;
+mod flips;
 mod model;
 mod rare;
 mod register;

@@ -89,6 +89,8 @@ pub struct Convergence {
     pub keys: Vec<Key>,
     /// How many differ, at least; 0 where only chunks were looked at.
     pub differing: u64,
+    /// When the one that answers last ended reading all its rows, wall milliseconds; 0 where it did not since it started.
+    pub scrubbed_ms: u64,
 }
 
 /// One side's list of what it holds in some leaves of one slot.

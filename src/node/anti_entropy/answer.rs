@@ -48,7 +48,9 @@ impl AntiEntropy {
         let holdings = self.parts.store.holdings(slot, leaves).await.map_err(refused)?;
         let found = hashtree::differences(&held, &holdings.intact, self.parts.clock.now().ms());
         if names_only {
-            let (asked, names) = (found.ours.len(), few(found.ours));
+            // What is damaged here is no copy, on whichever side.
+            let differing: Vec<Key> = found.ours.into_iter().chain(holdings.suspects()).collect();
+            let (asked, names) = (differing.len(), few(differing));
             let more = names.len() < asked;
             return Ok(PeerReply::Differences(Difference { wanted: found.theirs, records: vec![], names, more }));
         }

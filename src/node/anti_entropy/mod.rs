@@ -18,6 +18,7 @@ mod scrub;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
@@ -117,6 +118,8 @@ pub struct AntiEntropy {
     /// Whoever changes something holds it.
     turn: TurnLock<()>,
     looks: Semaphore,
+    /// When the last scrub ended; 0 before that.
+    scrubbed_ms: AtomicU64,
     memory: Memory,
     meters: Meters,
 }
@@ -128,6 +131,7 @@ impl AntiEntropy {
             parts,
             turn: TurnLock::new(()),
             looks: Semaphore::new(LOOKS_AT_ONCE),
+            scrubbed_ms: AtomicU64::new(0),
             memory: Memory::default(),
             meters: Meters::new(),
         })
@@ -203,7 +207,7 @@ impl AntiEntropy {
         }
     }
 
-    /// How this node and that peer agree, compared anew; nothing is changed.
+    /// How this node and that peer agree, compared anew; nothing is changed. With itself it only tells of its scrub.
     ///
     /// # Errors
     /// See [`Stop`].
@@ -214,6 +218,9 @@ impl AntiEntropy {
         chunks: &[u8],
         progress: &Progress,
     ) -> Result<Convergence, Stop> {
+        if peer == self.parts.me {
+            return Ok(Convergence { scrubbed_ms: self.scrubbed_ms.load(Ordering::Relaxed), ..Convergence::default() });
+        }
         // Never closed, and the permit is given back at the end.
         let _permit = self.looks.acquire().await;
         self.round(&Task { peer, look, repair: false, chunks, progress }).await
@@ -221,11 +228,15 @@ impl AntiEntropy {
 
     /// How the copies on each pair of members agree, asked of one of the two, anew. `None` before there is a cluster.
     pub(super) async fn convergence(&self, look: Look) -> Option<ConvergenceView> {
-        let pairs = pairs(&*self.parts.routing.ring()?);
+        let ring = self.parts.routing.ring()?;
+        let members: Vec<NodeNum> = ring.topology().members.iter().map(|m| m.node).collect();
+        let scrubs = stream::iter(members).map(|node| self.scrub_of(node));
+        let scrubs = scrubs.buffered(PAIRS_AT_ONCE).collect().await;
+        let pairs = pairs(&ring);
         let asked =
             stream::iter(pairs).map(|(one, other)| async move { (one, other, self.pair(one, other, look).await) });
         let pairs = asked.buffered(PAIRS_AT_ONCE).collect().await;
-        Some(ConvergenceView { asked: self.parts.me, pairs })
+        Some(ConvergenceView { asked: self.parts.me, pairs, scrubs })
     }
 
     /// The one with the lower number holds their rounds, and knows since when they agree.

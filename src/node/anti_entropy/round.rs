@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -101,7 +102,9 @@ impl Round<'_> {
             self.settle_all(&hashtree::by_slot(&leaves)).await?;
         }
         self.names.sort();
-        Ok(Convergence { chunks: self.chunk_states(up_to_ms), keys: self.names, differing: self.differing })
+        let scrubbed_ms = self.this.scrubbed_ms.load(Ordering::Relaxed);
+        let chunks = self.chunk_states(up_to_ms);
+        Ok(Convergence { chunks, keys: self.names, differing: self.differing, scrubbed_ms })
     }
 
     /// The leaves that differ.
@@ -159,10 +162,12 @@ impl Round<'_> {
     async fn settle(&mut self, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
         let mut queue = VecDeque::from([leaves.to_vec()]);
         while let Some(leaves) = queue.pop_front() {
-            let held = self.this.parts.store.holdings(slot, leaves.clone()).await?.intact;
-            for (leaves, held) in hashtree::lots(&leaves, &held, EXCHANGE_ENTRIES_MAX) {
+            let held = self.this.parts.store.holdings(slot, leaves.clone()).await?;
+            // What is damaged here is no copy, on whichever side. Named with the first lot, beside what the peer names.
+            let mut suspects: Vec<Key> = held.suspects().filter(|_| !self.task.repair).collect();
+            for (leaves, held) in hashtree::lots(&leaves, &held.intact, EXCHANGE_ENTRIES_MAX) {
                 self.check_aborted()?;
-                if self.exchange(slot, leaves, held).await? {
+                if self.exchange(slot, leaves, held, std::mem::take(&mut suspects)).await? {
                     queue.push_back(leaves.to_vec());
                 }
             }
@@ -171,7 +176,13 @@ impl Round<'_> {
     }
 
     /// Exchanges one lot; says whether the peer has more than fitted.
-    async fn exchange(&mut self, slot: Slot, leaves: &[Leaf], held: &[(Entry, Key)]) -> Result<bool, Stop> {
+    async fn exchange(
+        &mut self,
+        slot: Slot,
+        leaves: &[Leaf],
+        held: &[(Entry, Key)],
+        suspects: Vec<Key>,
+    ) -> Result<bool, Stop> {
         let request = PeerRequest::FetchRange(Exchange {
             epoch: self.ring.epoch(),
             slot,
@@ -184,7 +195,7 @@ impl Round<'_> {
         let wanted = keys_of(held, &wanted);
         self.task.progress.carried((held.len() * size_of::<Entry>()) as u64);
         if !self.task.repair {
-            self.name(slot, wanted.into_iter().chain(names));
+            self.name(slot, wanted.into_iter().chain(names).chain(suspects));
             return Ok(false);
         }
         let differing = (wanted.len() + records.len()) as u64;
