@@ -82,7 +82,7 @@ async fn client(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<AtomicU6
     let waiter = Arc::new(Waiter::default());
     while !stop.load(Ordering::Relaxed) {
         let request = ReplicaRequest::Write { key: key.clone(), record: record.clone() };
-        let call = ReplicaCall { epoch: Epoch(1), request, deadline: None, behind: false };
+        let call = ReplicaCall { epoch: Epoch(1), request, deadline: None, behind: false, trace: None };
         peers.send(NodeNum(2), call, ReplyTo::new(waiter.clone(), 0));
         waiter.came.notified().await;
         waiter.answer.lock().take().unwrap().unwrap();
@@ -99,7 +99,7 @@ async fn proposer(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<Atomic
         idempotency: None,
     };
     while !stop.load(Ordering::Relaxed) {
-        let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms: 1000 };
+        let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms: 1000, trace: None };
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         peers.ask(Destination::Member(NodeNum(2)), request, deadline).await.unwrap();
         done.fetch_add(1, Ordering::Relaxed);

@@ -25,6 +25,8 @@ mod serve;
 mod settings;
 mod smoke;
 mod status;
+#[cfg(feature = "otlp")]
+mod traces;
 mod views;
 
 use std::process::ExitCode;

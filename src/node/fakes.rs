@@ -1,8 +1,8 @@
 //! Small stand-ins for the node's world, for the tests of its drivers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -18,8 +18,8 @@ use crate::ports::{
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register,
-    Slot, Sum, Token, Topology, Version, Vote, Writer,
+    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register, Slot,
+    Sum, Token, Topology, Version, Vote, Writer,
 };
 
 /// A page of records, in bytes of contents.
@@ -73,6 +73,11 @@ pub(crate) struct FakeStore {
     submitted: Mutex<Vec<usize>>,
     observed: Mutex<Hlc>,
     listed: AtomicU64,
+    /// Keys whose rows are not what was written.
+    damaged: Mutex<BTreeSet<Key>>,
+    /// Keys of registers that are not.
+    lost: Mutex<BTreeSet<Key>>,
+    condemned: AtomicBool,
 }
 
 impl FakeStore {
@@ -83,6 +88,24 @@ impl FakeStore {
     /// Rare requests fail with this from now on.
     pub(crate) fn fail_with(&self, error: Option<StoreError>) {
         *self.failing.lock() = error;
+    }
+
+    /// The record of that key is damaged on disk, and its register where `register` says so.
+    pub(crate) fn damage(&self, key: &Key, register: bool) {
+        self.damaged.lock().insert(key.clone());
+        if register {
+            self.lost.lock().insert(key.clone());
+        }
+    }
+
+    /// The keys whose records are damaged.
+    pub(crate) fn damaged(&self) -> Vec<Key> {
+        self.damaged.lock().iter().cloned().collect()
+    }
+
+    /// Whether the database was given up.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::SeqCst)
     }
 
     /// How often the clock was reserved.
@@ -129,7 +152,8 @@ impl FakeStore {
             }
             ReplicaRequest::Write { key, record } => {
                 let mut records = self.records.lock();
-                let stored = records.get(&key).map(|(_, record)| record);
+                let intact = !self.damaged.lock().remove(&key);
+                let stored = records.get(&key).map(|(_, record)| record).filter(|_| intact);
                 let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
                 match (replica::write(stored.map(StoredRow::of).as_ref(), &floor, &record), seen) {
                     (WriteRule::Dominated, Some(by)) => ReplicaReply::Dominated { by },
@@ -264,18 +288,38 @@ impl Store for FakeStore {
 
     fn count_anew(&self, _: Slot) {}
 
+    fn condemn(&self, _: &str) {
+        self.condemned.store(true, Ordering::SeqCst);
+    }
+
+    fn discard(&self, _: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let keys = rows.into_iter().filter_map(|(_, name)| Key::new(name).ok());
+        let mut removed = 0;
+        for key in keys.filter(|key| self.damaged.lock().remove(key)) {
+            self.records.lock().remove(&key);
+            removed += 1;
+        }
+        self.rare(removed)
+    }
+
     fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
         let records = self.records.lock();
         let wanted = |token: &Token| token.slot() == slot && leaves.contains(&Leaf::of(*token));
-        let mut intact: Vec<(Entry, Key)> = records
-            .iter()
-            .filter(|(_, (token, _))| wanted(token))
-            .map(|(key, (token, record))| (Entry::of(*token, record), key.clone()))
-            .collect();
+        let (mut held, damaged) = (Holdings::default(), self.damaged.lock().clone());
+        for (key, (token, record)) in records.iter().filter(|(_, (token, _))| wanted(token)) {
+            if damaged.contains(key) {
+                held.damaged.push(key.clone());
+            } else {
+                held.add(*token, key.clone(), record);
+            }
+            if self.lost.lock().contains(key) {
+                held.lost.push(key.as_bytes().to_vec());
+            }
+        }
         drop(records);
-        intact.sort_unstable();
-        self.listed.fetch_add(intact.len() as u64, Ordering::SeqCst);
-        self.rare(Holdings { intact, damaged: Vec::new() })
+        held.intact.sort_unstable();
+        self.listed.fetch_add(held.intact.len() as u64, Ordering::SeqCst);
+        self.rare(held)
     }
 
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {

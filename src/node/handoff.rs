@@ -190,11 +190,8 @@ impl Handoff {
         let deadline = Some(Instant::now() + DEADLINE);
         for (tag, hint) in (0..).zip(&page) {
             let request = ReplicaRequest::Write { key: hint.key.clone(), record: hint.record.clone() };
-            self.parts.peers.send(
-                target,
-                ReplicaCall { epoch, request, deadline, behind: true },
-                answers.reply_to(tag),
-            );
+            let call = ReplicaCall { epoch, request, deadline, behind: true, trace: None };
+            self.parts.peers.send(target, call, answers.reply_to(tag));
         }
         SentPage { page, answers }
     }

@@ -29,6 +29,7 @@ pub mod request;
 pub mod routing;
 pub mod succession;
 mod survey;
+pub mod trace;
 pub mod views;
 #[cfg(test)]
 mod world;
@@ -39,6 +40,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tracing::Instrument as _;
 
 use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
@@ -391,9 +393,12 @@ impl PeerHandler for Node {
                     Ok(PeerReply::Done)
                 }
                 PeerRequest::NodeInfo { digest } => Ok(self.gossip.answer_node_info(from.node, &digest)),
-                PeerRequest::Propose { proposal, timeout_ms } => {
+                PeerRequest::Propose { proposal, timeout_ms, trace } => {
                     self.check_joined(Level::Linearizable).map_err(|f| PeerError::Refused(f.kind.to_string()))?;
-                    self.conditional.answer(*proposal, Duration::from_millis(timeout_ms)).await
+                    let span = trace::span(trace.as_deref());
+                    let trace = trace::within(&span, trace);
+                    let answer = self.conditional.answer(*proposal, Duration::from_millis(timeout_ms));
+                    trace::carried(trace, answer).instrument(span).await
                 }
                 PeerRequest::GetChunkHash { epoch, left_out, spans } => {
                     self.anti_entropy.answer_chunk_hash(from.node, epoch, left_out, &spans)

@@ -91,7 +91,7 @@ impl Replica {
                 Ok((token, stamp)) => {
                     newest = newest.max(stamp);
                     let reply_to = match log {
-                        true => events::noted(self.options.node, from, &call.request, delivery.reply_to),
+                        true => events::noted(self.options.node, from, &call, delivery.reply_to),
                         false => delivery.reply_to,
                     };
                     passed.push(Submission { token, request: call.request, reply_to, behind: call.behind });
@@ -252,7 +252,7 @@ mod tests {
         fn ask(&self, from: NodeNum, epoch: u64, requests: Vec<ReplicaRequest>) -> Vec<ReplicaReply> {
             let answers = Answers::new();
             let delivery = |(tag, request)| Delivery {
-                call: ReplicaCall { epoch: Epoch(epoch), request, deadline: None, behind: false },
+                call: ReplicaCall { epoch: Epoch(epoch), request, deadline: None, behind: false, trace: None },
                 reply_to: answers.reply_to(tag),
             };
             let count = requests.len();

@@ -275,3 +275,6 @@ impl fmt::Debug for Succession {
         f.debug_struct("Succession").field("me", &self.me).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,9 @@ use super::saved;
 use super::tree::Moved;
 use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
-use crate::types::{Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, Topology, Version, Vote};
+use crate::types::{
+    Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, TokenSeed, Topology, Version, Vote,
+};
 
 /// What a batch consists of.
 #[derive(Clone, Debug)]
@@ -67,6 +69,12 @@ pub enum Change {
     ReserveClock(Hlc),
     /// Merges what another replica holds of these keys.
     Absorb(Vec<(Token, SlotEntry)>),
+    /// Removes those of these rows (slot and key as they read) that are not what was written.
+    Discard {
+        seed: TokenSeed,
+        slot: Slot,
+        rows: Vec<(i64, Vec<u8>)>,
+    },
 }
 
 impl Change {
@@ -90,6 +98,7 @@ impl Change {
             Change::Topology(_) | Change::Proposal(_) | Change::Vote(_) | Change::ReserveClock(_) => true,
             Change::Absorb(_) => true,
             Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
+            Change::Discard { .. } => false,
         }
     }
 }
@@ -99,7 +108,7 @@ impl Change {
 pub enum Outcome {
     /// To `Write`, `Hint`, `Prepare` and `Accept`.
     Reply(ReplicaReply),
-    /// To `DropHints`: how many.
+    /// To `DropHints` and `Discard`: how many.
     Dropped(u64),
     Done,
     /// The database is damaged where the change belongs. That change did nothing.
@@ -335,6 +344,7 @@ impl<'e> Batch<'e> {
             Change::Proposal(topology) => facts::save_proposal(conn, topology).map(|()| Outcome::Done),
             Change::Vote(vote) => facts::save_vote(conn, vote).map(|()| Outcome::Done),
             Change::Absorb(entries) => self.absorb(entries),
+            Change::Discard { seed, slot, rows } => self.discard(*seed, *slot, rows).map(Outcome::Dropped),
             Change::ReserveClock(until) => facts::reserve_clock(conn, *until).map(|()| Outcome::Done),
         }
     }

@@ -76,6 +76,22 @@ pub(super) fn unmark_sums(conn: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// A value whose name was damaged would read as one that was never stored: a vote or a reservation forgotten.
+///
+/// # Errors
+/// [`StoreError::Damaged`] where there is a value under another name than these.
+pub(super) fn are_known(conn: &Connection) -> Result<(), StoreError> {
+    let damaged = |what: String| StoreError::Damaged(format!("the single values: {what}"));
+    let names = || -> rusqlite::Result<Vec<String>> {
+        conn.prepare("SELECT name FROM facts")?.query_map([], |row| row.get(0))?.collect()
+    };
+    let known = [TOPOLOGY, PROPOSAL, CLOCK, VOTE, SUMS];
+    match names().map_err(|e| damaged(e.to_string()))?.iter().find(|name| !known.contains(&&name[..])) {
+        Some(name) => Err(damaged(format!("one is called {name:?}"))),
+        None => Ok(()),
+    }
+}
+
 /// The floor of every slot.
 pub(super) fn floors(conn: &Connection) -> rusqlite::Result<Arc<[Floor]>> {
     let mut floors = vec![Floor::default(); Slot::COUNT];

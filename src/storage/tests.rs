@@ -2,6 +2,7 @@
 
 mod damage;
 mod failures;
+mod flips;
 mod model;
 pub(super) mod rare;
 mod register;

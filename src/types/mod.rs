@@ -15,6 +15,7 @@ mod record;
 mod register;
 mod replica;
 mod topology;
+pub mod trace;
 mod tree;
 mod version;
 
@@ -32,5 +33,6 @@ pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
 pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Remembered, RememberedAnswer};
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
 pub use topology::{Member, Topology, TopologyError, Vote};
+pub use trace::Trace;
 pub use tree::{Digest, Entry, Leaf, SlotSet, Span, Sum};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

@@ -10,6 +10,7 @@ use super::proposal::{Proposal, Verdict};
 use super::record::{Floor, Record};
 use super::register::{Ballot, Register};
 use super::topology::{Topology, Vote};
+use super::trace::Trace;
 use super::tree::{Digest, Entry, Leaf, SlotSet, Span};
 
 /// Rare requests between nodes, one call each.
@@ -35,7 +36,7 @@ pub enum PeerRequest {
     /// Vote on the epoch after yours: promise that ballot, or accept this proposal under it.
     Vote { epoch: Epoch, ballot: Ballot, proposal: Option<Arc<Topology>> },
     /// Propose this conditional write, and give up after so many milliseconds. Never repeated, and never passed on again.
-    Propose { proposal: Box<Proposal>, timeout_ms: u64 },
+    Propose { proposal: Box<Proposal>, timeout_ms: u64, trace: Option<Arc<Trace>> },
     /// The digests of the sixteen parts of each of these spans, summed over the slots that asker and asked share under
     /// this epoch, but for those left out. At most [`limits::CHUNK_HASH_SPANS_MAX`](super::limits::CHUNK_HASH_SPANS_MAX)
     /// spans, all with the same number of digits.
@@ -88,6 +89,8 @@ pub struct Convergence {
     pub keys: Vec<Key>,
     /// How many differ, at least; 0 where only chunks were looked at.
     pub differing: u64,
+    /// When the one that answers last ended reading all its rows, wall milliseconds; 0 where it did not since it started.
+    pub scrubbed_ms: u64,
 }
 
 /// One side's list of what it holds in some leaves of one slot.

@@ -50,7 +50,12 @@ fn difference(value: usize) -> PeerReply {
 
 fn convergence() -> PeerReply {
     let chunk = ChunkState { chunk: 15, agreement: Agreement::Differs, since_ms: 5, equal_up_to_ms: 4 };
-    PeerReply::Convergence(Box::new(Convergence { chunks: vec![chunk], keys: vec![key("k")], differing: 1 }))
+    PeerReply::Convergence(Box::new(Convergence {
+        chunks: vec![chunk],
+        keys: vec![key("k")],
+        differing: 1,
+        scrubbed_ms: 7,
+    }))
 }
 
 /// A node's view of another, which listens.

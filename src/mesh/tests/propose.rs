@@ -16,7 +16,7 @@ fn propose(value: usize) -> PeerRequest {
     let key = Key::new("the-proposed-key").unwrap();
     let content = Content::value(vec![7; value]);
     let proposal = Proposal { key, condition, content, op: OpId(Uuid::from_u128(7)), idempotency: None };
-    PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms: 900 }
+    PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms: 900, trace: None }
 }
 
 fn proposed(verdict: Verdict) -> PeerReply {
@@ -74,7 +74,7 @@ async fn nothing_was_done_where_nobody_listens_or_the_proposal_is_refused() {
     assert_eq!(ask(&peers, propose(3)).await, Err(PeerError::WrongRecipient));
     other.lax.store(true, Ordering::SeqCst);
     let PeerRequest::Propose { proposal, .. } = propose(3) else { panic!("no proposal") };
-    let late = PeerRequest::Propose { proposal, timeout_ms: PROPOSAL_TIMEOUT_MS_MAX + 1 };
+    let late = PeerRequest::Propose { proposal, timeout_ms: PROPOSAL_TIMEOUT_MS_MAX + 1, trace: None };
     assert!(matches!(ask(&peers, late).await, Err(PeerError::Protocol(_))));
     assert!(other.asked.lock().is_empty());
 }

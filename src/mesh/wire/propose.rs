@@ -1,11 +1,12 @@
 //! A conditional write on its way to its proposer, and the verdict on its way back.
 
+use super::hot;
 use super::proto::{self, condition, propose_reply};
 use super::record::{content, read_content, read_key, read_record, read_version, record, version};
 use super::{Malformed, hash_bytes, read_hash, read_node, read_uuid, uuid_bytes};
 use crate::ports::{PeerReply, PeerRequest};
 use crate::types::limits::{CONDITION_TAGS_MAX, MEMBERS_MAX, PROPOSAL_TIMEOUT_MS_MAX};
-use crate::types::{Condition, Idempotency, NodeNum, OpId, Proposal, Tags, Verdict};
+use crate::types::{Condition, Idempotency, NodeNum, OpId, Proposal, Tags, Trace, Verdict};
 
 // ------------------------------------------------------------------------------------------------------- requests
 
@@ -13,6 +14,7 @@ pub(in crate::mesh) fn request(
     header: Option<proto::Header>,
     proposal: Proposal,
     timeout_ms: u64,
+    trace: Option<&Trace>,
 ) -> proto::ProposeRequest {
     proto::ProposeRequest {
         header,
@@ -22,6 +24,7 @@ pub(in crate::mesh) fn request(
         op: uuid_bytes(proposal.op.0),
         idempotency: proposal.idempotency.map(idempotency),
         timeout_ms,
+        trace: trace.map(hot::trace),
     }
 }
 
@@ -36,7 +39,8 @@ pub(in crate::mesh) fn read_request(request: proto::ProposeRequest) -> Result<Pe
         op: OpId(read_uuid(&request.op)?),
         idempotency: request.idempotency.map(|i| read_idempotency(&i)).transpose()?,
     };
-    Ok(PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms: request.timeout_ms })
+    let (timeout_ms, trace) = (request.timeout_ms, hot::read_trace(request.trace));
+    Ok(PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms, trace })
 }
 
 fn condition(condition: Condition) -> proto::Condition {

@@ -348,9 +348,9 @@ pub(in crate::mesh) fn converge_reply(
 ) -> Result<proto::ConvergeReply, PeerReply> {
     match reply {
         PeerReply::Convergence(convergence) => {
-            let Convergence { chunks, keys: named, differing } = *convergence;
+            let Convergence { chunks, keys: named, differing, scrubbed_ms } = *convergence;
             let chunks = chunks.into_iter().map(chunk_state).collect();
-            Ok(proto::ConvergeReply { header, chunks, keys: keys(named), differing })
+            Ok(proto::ConvergeReply { header, chunks, keys: keys(named), differing, scrubbed_ms })
         }
         other => Err(other),
     }
@@ -361,8 +361,8 @@ pub(in crate::mesh) fn read_converge_reply(reply: proto::ConvergeReply) -> Resul
     if !chunks.is_sorted_by(|a, b| a.chunk < b.chunk) {
         return Err("chunks out of order".into());
     }
-    let (keys, differing) = (read_keys(reply.keys)?, reply.differing);
-    Ok(PeerReply::Convergence(Box::new(Convergence { chunks, keys, differing })))
+    let (keys, differing, scrubbed_ms) = (read_keys(reply.keys)?, reply.differing, reply.scrubbed_ms);
+    Ok(PeerReply::Convergence(Box::new(Convergence { chunks, keys, differing, scrubbed_ms })))
 }
 
 fn chunk_state(state: ChunkState) -> proto::ChunkState {

@@ -52,7 +52,9 @@ impl AntiEntropy {
         let served = self.parts.served.so_far();
         let serving = self.served_then.swap(served, Ordering::Relaxed) != served;
         if names_only {
-            let (asked, names) = (found.ours.len(), few(found.ours));
+            // What is damaged here is no copy, on whichever side.
+            let differing: Vec<Key> = found.ours.into_iter().chain(holdings.suspects()).collect();
+            let (asked, names) = (differing.len(), few(differing));
             let more = names.len() < asked;
             return Ok(PeerReply::Differences(Difference {
                 wanted: found.theirs,

@@ -19,7 +19,7 @@ mod scrub;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
@@ -85,6 +85,8 @@ pub struct AntiEntropy {
     /// Whoever changes something holds it.
     turn: TurnLock<()>,
     looks: Semaphore,
+    /// When the last scrub ended; 0 before that.
+    scrubbed_ms: AtomicU64,
     memory: Memory,
     meters: Meters,
     /// What was served when a peer's list was last answered.
@@ -98,6 +100,7 @@ impl AntiEntropy {
             parts,
             turn: TurnLock::new(()),
             looks: Semaphore::new(LOOKS_AT_ONCE),
+            scrubbed_ms: AtomicU64::new(0),
             memory: Memory::default(),
             meters: Meters::new(),
             served_then: AtomicU64::new(0),
@@ -204,7 +207,7 @@ impl AntiEntropy {
         self.round(task).await
     }
 
-    /// How this node and that peer agree, compared anew; nothing is changed.
+    /// How this node and that peer agree, compared anew; nothing is changed. With itself it only tells of its scrub.
     ///
     /// # Errors
     /// See [`Stop`].
@@ -215,6 +218,9 @@ impl AntiEntropy {
         chunks: &[u8],
         progress: &Progress,
     ) -> Result<Convergence, Stop> {
+        if peer == self.parts.me {
+            return Ok(Convergence { scrubbed_ms: self.scrubbed_ms.load(Ordering::Relaxed), ..Convergence::default() });
+        }
         let looked = async {
             // Never closed, and the permit is given back at the end.
             let _permit = self.looks.acquire().await;
@@ -233,7 +239,11 @@ impl AntiEntropy {
 
     /// How the copies on each pair of members agree, asked of one of the two, anew. `None` before there is a cluster.
     pub(super) async fn convergence(&self, look: Look) -> Option<ConvergenceView> {
-        let asked = stream::iter(pairs(&*self.parts.routing.ring()?))
+        let ring = self.parts.routing.ring()?;
+        let members: Vec<NodeNum> = ring.topology().members.iter().map(|m| m.node).collect();
+        let scrubs = stream::iter(members).map(|node| self.scrub_of(node));
+        let scrubs = scrubs.buffered(PAIRS_AT_ONCE).collect().await;
+        let asked = stream::iter(pairs(&ring))
             .map(|(one, other)| async move { (one, other, self.pair(one, other, look).await) });
         let mut asked = std::pin::pin!(asked.buffered(PAIRS_AT_ONCE));
         let (mut pairs, mut room) = (Vec::new(), Room::default());
@@ -244,7 +254,7 @@ impl AntiEntropy {
             }
             pairs.push((one, other, agreed));
         }
-        Some(ConvergenceView { asked: self.parts.me, pairs })
+        Some(ConvergenceView { asked: self.parts.me, pairs, scrubs })
     }
 
     /// The one with the lower number holds their rounds, and knows since when they agree.

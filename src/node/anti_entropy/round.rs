@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -114,7 +115,9 @@ impl Round<'_> {
             self.settle_all(&hashtree::by_slot(&leaves)).await?;
         }
         self.names.sort();
-        Ok(Convergence { chunks: self.chunk_states(up_to_ms), keys: self.names, differing: self.differing })
+        let scrubbed_ms = self.this.scrubbed_ms.load(Ordering::Relaxed);
+        let chunks = self.chunk_states(up_to_ms);
+        Ok(Convergence { chunks, keys: self.names, differing: self.differing, scrubbed_ms })
     }
 
     /// The leaves that differ.
@@ -181,6 +184,10 @@ impl Round<'_> {
     async fn still_differing(&mut self, slot: Slot, leaves: &[Leaf]) -> Result<Vec<Leaf>, Stop> {
         let spans = Span::of_slot(slot).parts().filter(|span| span.leaves().any(|l| leaves.binary_search(&l).is_ok()));
         let differing = self.differing_parts(spans.collect()).await?;
+        if self.unknown.contains(slot) {
+            // It is being summed anew: what was found before is all that is known.
+            return Ok(leaves.to_vec());
+        }
         Ok(differing.into_iter().flat_map(Span::leaves).filter(|leaf| leaves.binary_search(leaf).is_ok()).collect())
     }
 
@@ -189,10 +196,12 @@ impl Round<'_> {
         while !leaves.is_empty() {
             self.pace.begin();
             let some = &leaves[..self.width.min(leaves.len())];
-            let held = self.this.parts.store.holdings(slot, some.to_vec()).await?.intact;
+            let held = self.this.parts.store.holdings(slot, some.to_vec()).await?;
+            // What is damaged here is no copy, on whichever side. Named with the first lot, beside what the peer names.
+            let mut suspects: Vec<Key> = held.suspects().filter(|_| !self.task.repair).collect();
             let mut settled = 0;
-            for (lot, held) in hashtree::lots(some, &held, EXCHANGE_ENTRIES_MAX) {
-                let of_lot = self.exchange(slot, lot, held).await?;
+            for (lot, held) in hashtree::lots(some, &held.intact, EXCHANGE_ENTRIES_MAX) {
+                let of_lot = self.exchange(slot, lot, held, std::mem::take(&mut suspects)).await?;
                 settled += of_lot;
                 if of_lot < lot.len() {
                     break;
@@ -205,7 +214,13 @@ impl Round<'_> {
 
     /// Exchanges one lot; says how many of its leaves are settled, from the first. Where the peer had more than fitted, the
     /// others are to be listed anew.
-    async fn exchange(&mut self, slot: Slot, leaves: &[Leaf], held: &[(Entry, Key)]) -> Result<usize, Stop> {
+    async fn exchange(
+        &mut self,
+        slot: Slot,
+        leaves: &[Leaf],
+        held: &[(Entry, Key)],
+        suspects: Vec<Key>,
+    ) -> Result<usize, Stop> {
         let request = PeerRequest::FetchRange(Exchange {
             epoch: self.ring.epoch(),
             slot,
@@ -221,7 +236,7 @@ impl Round<'_> {
         self.pace.peer_serves = serving;
         self.pace.rest().await;
         if !self.task.repair {
-            self.name(slot, wanted.into_iter().chain(names));
+            self.name(slot, wanted.into_iter().chain(names).chain(suspects));
             return Ok(leaves.len());
         }
         let differing = (wanted.len() + records.len()) as u64;
@@ -314,7 +329,7 @@ impl Round<'_> {
                 let (key, record) = window[*index].clone();
                 self.task.progress.carried((key.as_bytes().len() + record.content_bytes()) as u64);
                 let (epoch, request) = (self.ring.epoch(), ReplicaRequest::Write { key, record });
-                let call = ReplicaCall { epoch, request, deadline, behind: true };
+                let call = ReplicaCall { epoch, request, deadline, behind: true, trace: None };
                 self.this.parts.peers.send(to, call, answers.reply_to(*index as u64));
             }
             let mut again = Vec::new();

@@ -402,3 +402,67 @@ async fn a_return_brings_a_round_with_whoever_came_back() {
     sleep(AFTER_RETURN[1]).await;
     assert!(two.record(ONE, "k").is_some());
 }
+
+impl Two {
+    fn hurt(&self, node: NodeNum, name: &str, register: bool) {
+        self.wire.stores[&node].damage(&Key::new(name.to_owned()).unwrap(), register);
+    }
+
+    /// Ten minutes: a scrub and, where it found something, the next.
+    async fn scrub(&self, node: NodeNum) {
+        let driver = Arc::clone(&self.drivers[&node]);
+        let _ = timeout(Duration::from_secs(600), driver.keep_scrubbing()).await;
+    }
+
+    fn cut(&self, cut: bool) {
+        let liveness = if cut { Liveness::Down } else { Liveness::Alive };
+        self.drivers[&ONE].parts.reach.gossip(OTHER, liveness);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_damaged_on_both_sides_is_not_equal() {
+    let two = two();
+    for node in [ONE, OTHER] {
+        two.put(node, "k", 1, "x");
+        two.hurt(node, "k", false);
+    }
+    let found = two.look(Look::Deep).await;
+    assert_eq!((found.differing, found.keys.len()), (1, 1));
+    assert!(found.chunks.iter().any(|chunk| chunk.agreement == Agreement::Differs));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scrub_mends_what_others_have_and_removes_what_they_all_do_not() {
+    let two = two();
+    for node in [ONE, OTHER] {
+        two.put(node, "k", 1, "x");
+    }
+    two.put(ONE, "nobody's", 1, "x");
+    two.hurt(ONE, "k", false);
+    two.hurt(ONE, "nobody's", false);
+    two.cut(true);
+    two.scrub(ONE).await;
+    assert_eq!(two.wire.stores[&ONE].damaged().len(), 2, "whoever could have it was not asked");
+    two.cut(false);
+    two.scrub(ONE).await;
+    assert_eq!(two.wire.stores[&ONE].damaged(), []);
+    assert_eq!(two.record(ONE, "k"), two.record(OTHER, "k"));
+    assert_eq!((two.record(ONE, "nobody's"), two.record(OTHER, "nobody's")), (None, None));
+    let told = two.drivers[&OTHER].convergence(Look::Deep).await.unwrap();
+    assert!(told.scrubs[0].1.is_some_and(|ms| ms >= NOW_MS) && told.scrubs[1] == (OTHER, None), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promise_that_is_lost_gives_the_database_up_once_others_have_what_is_in_it() {
+    let two = two();
+    two.put(ONE, "k", 1, "x");
+    two.put(ONE, "only here", 1, "x");
+    two.hurt(ONE, "k", true);
+    two.cut(true);
+    two.scrub(ONE).await;
+    assert!(!two.wire.stores[&ONE].is_condemned());
+    two.cut(false);
+    two.scrub(ONE).await;
+    assert!(two.wire.stores[&ONE].is_condemned() && two.record(OTHER, "only here").is_some());
+}

@@ -64,7 +64,7 @@ impl Peers for Net {
         request: PeerRequest,
         _: Instant,
     ) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
-        let (Destination::Member(to), PeerRequest::Propose { proposal, timeout_ms }) = (to, request) else {
+        let (Destination::Member(to), PeerRequest::Propose { proposal, timeout_ms, .. }) = (to, request) else {
             return async { Err(PeerError::Unreachable) }.boxed();
         };
         self.forwarded.lock().push(to);

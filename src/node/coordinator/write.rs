@@ -7,13 +7,13 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use crate::node::answers::Answers;
-use crate::node::events;
 use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
+use crate::node::{events, trace};
 use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
 use crate::protocol::ring::Ring;
 use crate::protocol::succession;
-use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Version};
+use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Trace, Version};
 
 use super::Coordinator;
 use super::before::Before;
@@ -29,6 +29,8 @@ pub(super) struct Writing {
     pub(super) deadline: Instant,
     pub(super) answers: Arc<Answers>,
     pub(super) round: u8,
+    /// Whose request it is, also for what is sent when its own task has ended.
+    pub(super) trace: Option<Arc<Trace>>,
 }
 
 /// How waiting for a write ended.
@@ -98,6 +100,7 @@ impl Coordinator {
             deadline: put.deadline,
             answers: Answers::new(),
             round: 0,
+            trace: trace::current(),
         });
         if events::shown() {
             events::write(self.me, &writing.key, version, &writing.fold.replicas());
@@ -150,7 +153,8 @@ impl Coordinator {
         epoch: Epoch,
         deadline: Instant,
     ) -> Result<Vec<NodeNum>, Failure> {
-        let writing = Writing { fold, key, record, epoch, deadline, answers: Answers::new(), round: 0 };
+        let writing =
+            Writing { fold, key, record, epoch, deadline, answers: Answers::new(), round: 0, trace: trace::current() };
         let mut writing = self.stragglers.attend(writing);
         let placement = Arc::clone(writing.fold.placement());
         let asks = writing.fold.start(&self.asking(&placement));
@@ -257,7 +261,8 @@ impl Writing {
                 (to, ReplicaRequest::Hint { target, key, record, counted }, tag)
             }
         };
-        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline, behind: false };
+        let trace = self.trace.clone();
+        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline, behind: false, trace };
         peers.send(to, call, self.answers.reply_to(tag.pack()));
     }
 

@@ -7,8 +7,7 @@ use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaReque
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
-    Accepted, Ballot, Entry, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Slot, Sum, Token, TokenSeed,
-    Version,
+    Accepted, Ballot, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Slot, Sum, Token, TokenSeed, Version,
 };
 
 /// Which hint.
@@ -185,11 +184,15 @@ impl Rows for MapRows {
     }
 
     fn holdings(&self, seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Holdings {
-        let all = self.records.iter().map(|(key, record)| (Entry::of(key.token(seed), record), key.clone()));
-        let wanted = |entry: &Entry| entry.token.slot() == slot && leaves.contains(&Leaf::of(entry.token));
-        let mut intact: Vec<(Entry, Key)> = all.filter(|(entry, _)| wanted(entry)).collect();
-        intact.sort_unstable();
-        Holdings { intact, damaged: Vec::new() }
+        let mut held = Holdings::default();
+        for (key, record) in &self.records {
+            let token = key.token(seed);
+            if token.slot() == slot && leaves.contains(&Leaf::of(token)) {
+                held.add(token, key.clone(), record);
+            }
+        }
+        held.intact.sort_unstable();
+        held
     }
 
     fn slot(&self, seed: TokenSeed, slot: Slot) -> Vec<SlotEntry> {

@@ -85,8 +85,8 @@ impl Rows for SqlRows {
         self.0.holdings(seed, slot, leaves).expect("memory is not damaged")
     }
 
-    fn slot(&self, _: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
-        let page = self.0.slot_page(slot, None).expect("memory is not damaged");
+    fn slot(&self, seed: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
+        let page = self.0.slot_page(seed, slot, None).expect("memory is not damaged");
         assert!(page.next.is_none(), "few keys are one page");
         page.entries
     }

@@ -57,10 +57,14 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 
 proptest! {
     #[test]
-    fn a_proposal_comes_out_as_it_went_in(proposal in proposal(), timeout_ms in 0..=PROPOSAL_TIMEOUT_MS_MAX) {
-        let wire = wired(&propose::request(None, proposal.clone(), timeout_ms));
+    fn a_proposal_comes_out_as_it_went_in(
+        proposal in proposal(),
+        timeout_ms in 0..=PROPOSAL_TIMEOUT_MS_MAX,
+        trace in trace(),
+    ) {
+        let wire = wired(&propose::request(None, proposal.clone(), timeout_ms, trace.as_deref()));
         let proposal = Box::new(proposal);
-        prop_assert_eq!(propose::read_request(wire), Ok(PeerRequest::Propose { proposal, timeout_ms }));
+        prop_assert_eq!(propose::read_request(wire), Ok(PeerRequest::Propose { proposal, timeout_ms, trace }));
     }
 
     #[test]
@@ -92,6 +96,7 @@ fn sound() -> proto::ProposeRequest {
         op: vec![1; 16].into(),
         idempotency: None,
         timeout_ms: PROPOSAL_TIMEOUT_MS_MAX,
+        trace: None,
     }
 }
 

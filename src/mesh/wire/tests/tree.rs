@@ -89,15 +89,17 @@ fn page() -> impl Strategy<Value = PeerReply> {
 fn convergence() -> impl Strategy<Value = Convergence> {
     let agreement = prop::sample::select(vec![Agreement::Equal, Agreement::Differs, Agreement::Unknown]);
     let chunks = prop::collection::btree_map(0u8..16, (agreement, any::<(u64, u64)>()), 0..16);
-    (chunks, prop::collection::vec(key(), 0..4), any::<u64>()).prop_map(|(chunks, keys, differing)| {
-        let state = |(chunk, (agreement, (since_ms, equal_up_to_ms)))| ChunkState {
-            chunk,
-            agreement,
-            since_ms,
-            equal_up_to_ms,
-        };
-        Convergence { chunks: chunks.into_iter().map(state).collect(), keys, differing }
-    })
+    (chunks, prop::collection::vec(key(), 0..4), any::<[u64; 2]>()).prop_map(
+        |(chunks, keys, [differing, scrubbed_ms])| {
+            let state = |(chunk, (agreement, (since_ms, equal_up_to_ms)))| ChunkState {
+                chunk,
+                agreement,
+                since_ms,
+                equal_up_to_ms,
+            };
+            Convergence { chunks: chunks.into_iter().map(state).collect(), keys, differing, scrubbed_ms }
+        },
+    )
 }
 
 proptest! {
