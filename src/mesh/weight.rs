@@ -69,7 +69,7 @@ pub(super) fn of_proposal(proposal: &Proposal) -> usize {
         Some(Tags::Any) | None => 0,
     };
     let listed = tags(if_match) + tags(if_none_match);
-    PROPOSAL_BYTES + proposal.key.as_bytes().len() + proposal.content.size() + listed
+    PROPOSAL_BYTES + proposal.key.as_bytes().len() + proposal.edit.size() + listed
 }
 
 /// What a call weighs by which copies are compared or repaired, in bytes: with its answer, which is the larger part.

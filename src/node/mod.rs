@@ -22,6 +22,7 @@ pub mod healing;
 pub mod operations;
 pub mod own;
 pub mod reach;
+mod reaper;
 pub mod rebuild;
 pub mod replica;
 pub mod request;
@@ -56,6 +57,7 @@ use handoff::Handoff;
 use operations::Operations;
 use own::Own;
 use reach::Reach;
+use reaper::Reaper;
 use rebuild::Rebuild;
 use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
@@ -246,6 +248,8 @@ impl Node {
         spawn.spawn(Box::pin(Arc::clone(&self.clock).keep_reserved(Arc::clone(&self.store))));
         spawn.spawn(Box::pin(handoff.run()));
         self.anti_entropy.start(spawn);
+        let reaper = Reaper::new(Arc::clone(&self.store), Arc::clone(&self.clock), Arc::clone(&self.own));
+        spawn.spawn(Box::pin(reaper.run()));
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
         spawn.spawn(Box::pin(take_rates(Arc::clone(&self.own))));
         self.coordinator.start(spawn);
@@ -264,6 +268,7 @@ impl Node {
         while others && !self.clock.is_compared() && Instant::now() < until {
             sleep(COMPARE_EVERY).await;
         }
+        self.clock.trust();
         self.rebuild.run().await?;
         self.own.set_state(NodeState::Serving);
         self.gossip.refresh();
@@ -276,12 +281,23 @@ impl Node {
         self.gossip.leave().await;
     }
 
-    /// Reads a key; see [`Coordinator::get`].
+    /// The last of a life in good order, when nothing runs any more: the next one need not begin above what was reserved.
+    ///
+    /// # Errors
+    /// When the store could not note it down; then it begins there, up to two seconds ahead.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.store.release_clock(self.clock.close()).await
+    }
+
+    /// Reads a key; see [`Coordinator::get`] and [`Conditional::get`].
     ///
     /// # Errors
     /// As there; [`request::FailureKind::NotReady`] before there is a topology.
     pub async fn get(&self, get: Get) -> Result<Found, Failure> {
-        self.coordinator.get(get).await
+        match get.level {
+            Level::Linearizable => self.conditional.get(get).await,
+            _ => self.coordinator.get(get).await,
+        }
     }
 
     /// Writes a key; see [`Coordinator::put`].

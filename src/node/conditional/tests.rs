@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -11,12 +10,12 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::node::fakes::{FakeClock, FakeStore, topology};
-use crate::node::request::{Get, Put};
+use crate::node::request::{Edit, Get, NewContent, Put};
 use crate::node::routing::Routing;
 use crate::node::world::{Seeded, Tasks};
 use crate::ports::{Destination, PeerRequest, ReplicaCall, ReplyTo, Store};
 use crate::protocol::ring::Ring;
-use crate::types::{Condition, Epoch, Hlc, Idempotency, InstanceId, Key, Tags, Version};
+use crate::types::{Condition, Content, Epoch, Hlc, Idempotency, InstanceId, Key, Tags, Version};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 
@@ -139,7 +138,7 @@ fn world(rf: u8) -> World {
 }
 
 fn value(text: &str) -> NewContent {
-    NewContent::Value { bytes: Bytes::copy_from_slice(text.as_bytes()), content_type: None }
+    NewContent::value(text.to_owned())
 }
 
 fn absent() -> Condition {
@@ -163,8 +162,8 @@ impl World {
         idempotency: Option<Idempotency>,
     ) -> Result<Receipt, Failure> {
         let deadline = Instant::now() + Duration::from_secs(1);
-        let (key, content) = (self.key.clone(), value(text));
-        self.nodes[at - 1].1.put(ConditionalPut { key, condition, content, idempotency, deadline }).await
+        let (key, edit) = (self.key.clone(), Edit::Write(value(text)));
+        self.nodes[at - 1].1.put(ConditionalPut { key, condition, edit, idempotency, deadline }).await
     }
 
     async fn put(&self, at: usize, condition: Condition, text: &str) -> Result<Receipt, Failure> {
@@ -174,7 +173,7 @@ impl World {
     async fn read(&self, at: usize) -> Option<String> {
         let deadline = Instant::now() + Duration::from_secs(1);
         let get = Get { key: self.key.clone(), level: Level::Linearizable, deadline, every_copy: false };
-        let found = self.nodes[at - 1].0.get(get).await.unwrap();
+        let found = self.nodes[at - 1].1.get(get).await.unwrap();
         let Content::Value { bytes, .. } = found.record?.content else { return None };
         Some(String::from_utf8(bytes.to_vec()).unwrap())
     }

@@ -118,7 +118,7 @@ impl World {
         value: &'static str,
         level: Level,
     ) -> Result<crate::node::request::Receipt, Failure> {
-        let content = NewContent::Value { bytes: Bytes::from(value), content_type: None };
+        let content = NewContent::value(value);
         let deadline = Instant::now() + Duration::from_secs(1);
         self.coordinator.put(Put { key: key.clone(), content, level, deadline }).await
     }
@@ -373,7 +373,7 @@ async fn a_newer_topology_is_adopted_and_the_write_goes_again_under_its_version(
     let reach = Reach::new(Arc::clone(&peers), NodeNum(1));
     let coordinator =
         Coordinator::new(NodeNum(1), peers, Arc::clone(&c.store), Arc::clone(&c.routing), Arc::clone(&c.clock), reach);
-    let content = NewContent::Value { bytes: Bytes::from("v"), content_type: None };
+    let content = NewContent::value("v");
     let deadline = Instant::now() + Duration::from_secs(1);
     let put = Put { key: key.clone(), content, level: Level::Quorum, deadline };
     let receipt = coordinator.put(put).await.unwrap();
