@@ -131,9 +131,11 @@ pub(super) async fn head(state: State<Arc<Api>>, request: Request) -> Result<Res
     request_body(content = ValueBytes, description = "The value, of any content type; without a body it is empty.", content_type = "application/octet-stream"),
     responses(
         (status = 200, description = "Stored; there was a value before.", body = ReceiptBody,
-            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."))),
+            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."),
+                ("A3-Expires-At" = String, description = "When it ends (RFC 3339); absent where it does not."))),
         (status = 201, description = "Stored; there was no value before.", body = ReceiptBody,
-            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."))),
+            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."),
+                ("A3-Expires-At" = String, description = "When it ends (RFC 3339); absent where it does not."))),
     ),
 )]
 pub(super) async fn put(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {

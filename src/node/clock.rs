@@ -73,6 +73,8 @@ struct State {
     wanted: Hlc,
     /// How many of the driver's attempts failed.
     failures: u64,
+    /// The latest end that was told.
+    told: Hlc,
     /// No stamp is issued any more.
     closed: bool,
 }
@@ -92,6 +94,7 @@ impl NodeClock {
                 used: None,
                 wanted: Hlc::ZERO,
                 failures: 0,
+                told: Hlc::ZERO,
                 closed: false,
             }),
             skew: Mutex::new(Skew::new(skew_max_ms)),
@@ -141,11 +144,14 @@ impl NodeClock {
     pub fn ends_by(&self) -> Hlc {
         let wall_ms = self.wall_ms();
         let off = self.skew.lock().skewed_by_ms(wall_ms, self.monotonic_ms()).is_some();
-        let seen = self.state.lock().hybrid.now(0);
+        let (seen, told) = {
+            let state = self.state.lock();
+            (state.hybrid.now(0), state.told)
+        };
         match (off || !self.compared.load(Ordering::Relaxed), too_far_ahead(seen, wall_ms, self.skew_max_ms)) {
             (true, _) => seen,
             (false, None) => seen.max(Hlc::from_ms(wall_ms)),
-            (false, Some(_)) => Hlc::from_ms(wall_ms),
+            (false, Some(_)) => told.max(Hlc::from_ms(wall_ms)),
         }
     }
 
@@ -154,7 +160,10 @@ impl NodeClock {
     pub fn end_of(&self, key: &Key, record: &Record) -> Option<Record> {
         // A record without an end costs no look at the clocks.
         let end = record.expires_at_ms().filter(|_| record.has_ended(self.ends_by())).and_then(|_| record.end(key))?;
-        self.observe(end.written);
+        let mut state = self.state.lock();
+        state.told = state.told.max(end.written);
+        state.hybrid.observe(end.written);
+        drop(state);
         Some(end)
     }
 

@@ -57,7 +57,6 @@ use handoff::Handoff;
 use operations::Operations;
 use own::Own;
 use reach::Reach;
-use reaper::Reaper;
 use rebuild::Rebuild;
 use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
@@ -248,8 +247,8 @@ impl Node {
         spawn.spawn(Box::pin(Arc::clone(&self.clock).keep_reserved(Arc::clone(&self.store))));
         spawn.spawn(Box::pin(handoff.run()));
         self.anti_entropy.start(spawn);
-        let reaper = Reaper::new(Arc::clone(&self.store), Arc::clone(&self.clock), Arc::clone(&self.own));
-        spawn.spawn(Box::pin(reaper.run()));
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        spawn.spawn(Box::pin(reaper::run(store, clock, Arc::clone(&self.own))));
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
         spawn.spawn(Box::pin(take_rates(Arc::clone(&self.own))));
         self.coordinator.start(spawn);

@@ -202,6 +202,11 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
         disks = world.disks_with(&request.key, receipt.version);
         world.promise(&receipt.acked, &request.key, receipt.version);
     }
+    if let Told::Found { version: Some(version), .. } = &told
+        && version.is_end()
+    {
+        disks = world.disks_with(&request.key, *version);
+    }
     let (life, wall_ms) = (number_of_life, [wall_ms, place.clock.wall_ms()]);
     let operation = Operation {
         client,

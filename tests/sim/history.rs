@@ -195,7 +195,7 @@ pub(crate) struct Operation {
     pub(crate) told: Told,
     /// What a majority of the home replicas' disks held at its end: this version, or each a newer one.
     pub(crate) settled: Option<Version>,
-    /// Disks that held what it acknowledged, or something newer, when it was acknowledged: copies and hints.
+    /// Disks that held what it acknowledged, or the end that it told, or something newer, when it did: copies and hints.
     pub(crate) disks: usize,
 }
 

@@ -3,6 +3,7 @@
 use super::round::Tree;
 use super::{AntiEntropy, Stop};
 use crate::node::operations::Progress;
+use crate::node::reaper;
 use crate::ports::{PeerError, PeerReply};
 use crate::protocol::hashtree::{self, Sums};
 use crate::types::limits::{NAMES_BYTES_MAX, NAMES_MAX};
@@ -45,6 +46,7 @@ impl AntiEntropy {
             return Ok(PeerReply::WrongEpoch { epoch: ours });
         }
         let refused = |error: crate::ports::StoreError| PeerError::Refused(error.to_string());
+        reaper::reap(&*self.parts.store, &self.parts.clock).await.map_err(refused)?;
         let holdings = self.parts.store.holdings(slot, leaves).await.map_err(refused)?;
         let found = hashtree::differences(&held, &holdings.intact, self.parts.clock.now().ms());
         if names_only {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::{AntiEntropy, Stop};
 use crate::node::answers::Answers;
 use crate::node::operations::Progress;
+use crate::node::reaper;
 use crate::ports::{
     Answer, Destination, PeerError, PeerReply, PeerRequest, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Store,
 };
@@ -157,6 +158,8 @@ impl Round<'_> {
 
     /// Exchanges some leaves of one slot until nothing is left to move.
     async fn settle(&mut self, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
+        // What each comes to by itself is not worth sending; the peer does the same before it answers.
+        reaper::reap(&*self.this.parts.store, &self.this.parts.clock).await?;
         let mut queue = VecDeque::from([leaves.to_vec()]);
         while let Some(leaves) = queue.pop_front() {
             let held = self.this.parts.store.holdings(slot, leaves.clone()).await?.intact;
