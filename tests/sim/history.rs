@@ -348,11 +348,14 @@ pub(crate) type Contents = BTreeMap<(Key, Version), Held>;
 pub(crate) struct Witness {
     seen: Mutex<BTreeMap<(Key, Version), Record>>,
     accepted: Mutex<BTreeSet<(Key, Version, Held)>>,
+    /// The tombstones that the values which have an end will leave: their versions and checksums.
+    ends: Mutex<BTreeSet<(Key, Version, u64)>>,
     conflicts: Mutex<Vec<String>>,
 }
 
 impl Witness {
     pub(crate) fn stored(&self, key: &Key, record: &Record) {
+        self.will_end(key, record);
         let mut seen = self.seen.lock();
         let before = seen.entry((key.clone(), record.version)).or_insert_with(|| record.clone());
         if before != record {
@@ -362,8 +365,19 @@ impl Witness {
 
     pub(crate) fn accepted(&self, key: &Key, accepted: &Accepted) {
         if let Some(record) = &accepted.record {
+            self.will_end(key, record);
             self.accepted.lock().insert((key.clone(), record.version, Held::of(record)));
         }
+    }
+
+    fn will_end(&self, key: &Key, record: &Record) {
+        if let Some(end) = record.end(key) {
+            self.ends.lock().insert((key.clone(), end.version, end.checksum));
+        }
+    }
+
+    pub(crate) fn ends(&self) -> BTreeSet<(Key, Version, u64)> {
+        self.ends.lock().clone()
     }
 
     pub(crate) fn conflicts(&self) -> Vec<String> {
