@@ -54,9 +54,13 @@ check-swagger *args:
 check-console *args:
     scripts/check-console {{args}}
 
-# promtool on every node, every panel of the dashboard against a Prometheus
-check-metrics *args:
-    scripts/check-metrics {{args}}
+# promtool on every node, every panel of every dashboard against a Prometheus, every alert; --files: without nodes
+check-dashboards *args:
+    scripts/check-dashboards {{args}}
+
+# Traces over OTLP, of a build with the feature `otlp`, at a collector
+check-traces *args:
+    scripts/check-traces {{args}}
 
 # The container image and compose.yaml, with a node killed and back
 check-compose *args:

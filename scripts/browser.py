@@ -49,7 +49,7 @@ class Browser:
         return page
 
     def note(self, message):
-        refused = any(f"the server responded with a status of {status}" in message.text for status in ("4", "501"))
+        refused = "the server responded with a status of 4" in message.text
         path = urllib.parse.urlsplit(message.location.get("url", "")).path
         if message.type == "error" and not (refused and self.refusing and path.startswith(self.refusing)):
             self.problems.append(f"{message.text} ({path})")

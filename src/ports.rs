@@ -25,7 +25,7 @@ pub use crate::types::{
 };
 use crate::types::{
     ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Slot, Sum, Token,
-    Topology, TopologyError, Version, Vote,
+    Topology, TopologyError, Trace, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -117,6 +117,10 @@ pub struct ReplicaCall {
     pub request: ReplicaRequest,
     /// When the caller stops waiting. Absent on the receiving side, where it is not known.
     pub deadline: Option<Instant>,
+    /// It is for healing, and no client waits for it: whatever clients ask for goes first.
+    pub behind: bool,
+    /// Whose request it belongs to, for log lines.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// A call and where its answer goes. One allocation-free batch of one for the local replica, a message's worth else.
@@ -184,6 +188,8 @@ pub struct Submission {
     pub token: Token,
     pub request: ReplicaRequest,
     pub reply_to: ReplyTo,
+    /// As [`ReplicaCall::behind`]. It counts for what is written; reads are quick.
+    pub behind: bool,
 }
 
 pub type Submissions = SmallVec<[Submission; 1]>;
@@ -407,6 +413,13 @@ pub trait Store: Send + Sync {
 
     /// Reserves readings up to `until`; durable when it answers, whatever `DURABILITY` says.
     fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// No stamp above `last` was issued, and none will be in this life: the reservation ends there.
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Writes the tombstones of at most `limit` values whose time is up at `now`, and says which. It was fewer than `limit`
+    /// where none is left.
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>>;
 
     /// Resolves when the store has stopped writing for good, with the reason.
     fn failed(&self) -> BoxFuture<'static, StoreError>;

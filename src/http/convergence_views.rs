@@ -221,7 +221,7 @@ pub(super) struct OperationBody {
     dry_run: bool,
     /// Leaves of the hash tree that were compared.
     done: u64,
-    /// Leaves to compare; null until the trees were.
+    /// Leaves to compare, peers that were not reached yet being taken to be like the others; null until the first was.
     total: Option<u64>,
     /// Records found to differ.
     differing: u64,
@@ -229,7 +229,8 @@ pub(super) struct OperationBody {
     sent: u64,
     /// Records taken from peers.
     received: u64,
-    /// Bytes of those records, and of the lists that were compared.
+    /// Bytes of those records, and of the lists that were compared. In a dry run the records' are those they would be by the
+    /// mean size of this node's records.
     bytes: u64,
     /// Leaves compared a second since it began.
     per_second: f64,

@@ -21,6 +21,7 @@ mod conditions;
 mod console;
 mod convergence;
 mod convergence_views;
+mod date;
 mod docs;
 mod edge;
 mod error;

@@ -23,6 +23,9 @@ use crate::types::{
     Sum, Token, Topology, Version, Vote, Writer,
 };
 
+/// A page of records, in bytes of contents.
+const PAGE_BYTES: usize = 1024 * 1024;
+
 /// A wall clock that stands still until it is set.
 #[derive(Debug)]
 pub(crate) struct FakeClock(AtomicU64);
@@ -75,6 +78,7 @@ pub(crate) struct FakeStore {
     failing: Mutex<Option<StoreError>>,
     submitted: Mutex<Vec<usize>>,
     observed: Mutex<Hlc>,
+    listed: AtomicU64,
     /// Keys whose rows are not what was written.
     damaged: Mutex<BTreeSet<Key>>,
     /// Keys of registers that are not.
@@ -117,6 +121,11 @@ impl FakeStore {
 
     pub(crate) fn record(&self, key: &Key) -> Option<Record> {
         self.records.lock().get(key).map(|(_, record)| record.clone())
+    }
+
+    /// Rows that were read for lists.
+    pub(crate) fn listed(&self) -> u64 {
+        self.listed.load(Ordering::SeqCst)
     }
 
     pub(crate) fn hint_count(&self) -> usize {
@@ -315,13 +324,23 @@ impl Store for FakeStore {
         }
         drop(records);
         held.intact.sort_unstable();
+        self.listed.fetch_add(held.intact.len() as u64, Ordering::SeqCst);
         self.rare(held)
     }
 
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
-        let (many, found) = (keys.len(), keys.into_iter().filter_map(|(_, key)| self.record(&key).map(|r| (key, r))));
-        let found = found.collect();
-        self.rare((found, many))
+        let (mut found, mut looked_up, mut bytes) = (Vec::new(), 0, 0);
+        for (_, key) in keys {
+            if bytes >= PAGE_BYTES {
+                break;
+            }
+            looked_up += 1;
+            if let Some(record) = self.record(&key) {
+                bytes += record.content_bytes();
+                found.push((key, record));
+            }
+        }
+        self.rare((found, looked_up))
     }
 
     fn identity(&self) -> Identity {
@@ -374,6 +393,23 @@ impl Store for FakeStore {
             self.reservations.fetch_add(1, Ordering::SeqCst);
         }
         self.rare(())
+    }
+
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        *self.reserved.lock() = last;
+        self.rare(())
+    }
+
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        let mut records = self.records.lock();
+        let due = records.iter_mut().filter(|(_, (_, record))| record.has_ended(now)).take(limit);
+        let ended = due.filter_map(|(key, (_, record))| {
+            *record = record.end(key)?;
+            Some((key.clone(), record.clone()))
+        });
+        let ended = ended.collect();
+        drop(records);
+        self.rare(ended)
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {

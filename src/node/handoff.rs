@@ -19,17 +19,13 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use super::Ports;
 use super::answers::Answers;
-use super::clock::NodeClock;
-use super::journal::Journal;
-use super::reach::{Ask, Reach};
-use super::routing::Routing;
+use super::parts::Parts;
+use super::reach::Ask;
 use super::views::EventKind;
 use crate::metrics;
 use crate::ports::{
-    Answer, Entropy, Hint, HintTotals, PeerError, Peers, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Store,
-    StoreError,
+    Answer, Hint, HintTotals, PeerError, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, StoreError,
 };
 use crate::protocol::hints::Schedule;
 use crate::types::NodeNum;
@@ -50,37 +46,6 @@ const DROP_EVERY: Duration = Duration::from_secs(60);
 pub struct Options {
     /// `HINT_WINDOW`: hints that count towards no level are dropped when they are older.
     pub hint_window: Duration,
-}
-
-/// The ports and shared parts handoff works with.
-pub struct Parts {
-    pub store: Arc<dyn Store>,
-    pub peers: Arc<dyn Peers>,
-    pub entropy: Arc<dyn Entropy>,
-    pub reach: Arc<Reach>,
-    pub routing: Arc<Routing>,
-    pub clock: Arc<NodeClock>,
-    pub journal: Arc<Journal>,
-}
-
-impl Parts {
-    pub fn of(
-        ports: &Ports,
-        reach: &Arc<Reach>,
-        routing: &Arc<Routing>,
-        clock: &Arc<NodeClock>,
-        journal: &Arc<Journal>,
-    ) -> Self {
-        Self {
-            store: Arc::clone(&ports.store),
-            peers: Arc::clone(&ports.peers),
-            entropy: Arc::clone(&ports.entropy),
-            reach: Arc::clone(reach),
-            routing: Arc::clone(routing),
-            clock: Arc::clone(clock),
-            journal: Arc::clone(journal),
-        }
-    }
 }
 
 /// The driver.
@@ -227,7 +192,8 @@ impl Handoff {
         let deadline = Some(Instant::now() + DEADLINE);
         for (tag, hint) in (0..).zip(&page) {
             let request = ReplicaRequest::Write { key: hint.key.clone(), record: hint.record.clone() };
-            self.parts.peers.send(target, ReplicaCall { epoch, request, deadline }, answers.reply_to(tag));
+            let call = ReplicaCall { epoch, request, deadline, behind: true, trace: None };
+            self.parts.peers.send(target, call, answers.reply_to(tag));
         }
         SentPage { page, answers }
     }
@@ -273,7 +239,7 @@ impl Handoff {
     }
 
     fn note(&self, text: String) {
-        self.parts.journal.note(self.parts.store.identity().node, EventKind::Hints, text);
+        self.parts.journal.note(self.parts.me, EventKind::Hints, text);
     }
 
     fn now_ms(&self) -> u64 {
@@ -350,12 +316,6 @@ impl Meters {
 impl fmt::Debug for Handoff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handoff").field("options", &self.options).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Parts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
     }
 }
 

@@ -22,13 +22,16 @@ pub mod healing;
 pub mod journal;
 pub mod operations;
 pub mod own;
+pub mod parts;
 pub mod reach;
+mod reaper;
 pub mod rebuild;
 pub mod replica;
 pub mod request;
 pub mod routing;
 pub mod succession;
 mod survey;
+pub mod trace;
 pub mod views;
 #[cfg(test)]
 mod world;
@@ -39,6 +42,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep};
+use tracing::Instrument as _;
 
 use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
@@ -57,13 +61,13 @@ use handoff::Handoff;
 use journal::Journal;
 use operations::Operations;
 use own::Own;
+use parts::Parts;
 use reach::Reach;
 use rebuild::Rebuild;
 use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
 use succession::Succession;
-use views::EventKind;
 
 /// How a node is set up.
 #[derive(Clone, Debug)]
@@ -195,10 +199,10 @@ impl Node {
         let conditional =
             Conditional::new(me, &ports, Arc::clone(&clock), Arc::clone(&reach), Arc::clone(&coordinator));
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
-        let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
+        let parts = Parts::of(&ports, &reach, &routing, &clock);
+        let replica = Replica::new(options.replica(me), &parts);
         let window = handoff::Options { hint_window: options.hint_window };
-        let handoff = Handoff::new(window, handoff::Parts::of(&ports, &reach, &routing, &clock, &journal));
-        let parts = anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator, &journal);
+        let handoff = Handoff::new(window, parts.clone());
         let interval = anti_entropy::Options { interval: options.anti_entropy_interval };
         let anti_entropy = AntiEntropy::new(interval, parts);
         let founding = Founding::new(
@@ -251,6 +255,8 @@ impl Node {
         spawn.spawn(Box::pin(Arc::clone(&self.clock).keep_reserved(Arc::clone(&self.store))));
         spawn.spawn(Box::pin(handoff.run()));
         self.anti_entropy.start(spawn);
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        spawn.spawn(Box::pin(reaper::run(store, clock, Arc::clone(&self.own))));
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
         spawn.spawn(Box::pin(Arc::clone(&self.own).keep_rates()));
         self.coordinator.start(spawn);
@@ -272,6 +278,7 @@ impl Node {
         if self.routing.is_rebuilding() {
             self.note("is a new instance: it fetches its slots from the others before it serves");
         }
+        self.clock.trust();
         self.rebuild.run().await?;
         self.own.set_state(NodeState::Serving);
         self.note("serves clients");
@@ -286,16 +293,23 @@ impl Node {
         self.gossip.leave().await;
     }
 
-    fn note(&self, text: &str) {
-        self.journal.note(self.identity.node, EventKind::Membership, text);
+    /// The last of a life in good order, when nothing runs any more: the next one need not begin above what was reserved.
+    ///
+    /// # Errors
+    /// When the store could not note it down; then it begins there, up to two seconds ahead.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.store.release_clock(self.clock.close()).await
     }
 
-    /// Reads a key; see [`Coordinator::get`].
+    /// Reads a key; see [`Coordinator::get`] and [`Conditional::get`].
     ///
     /// # Errors
     /// As there; [`request::FailureKind::NotReady`] before there is a topology.
     pub async fn get(&self, get: Get) -> Result<Found, Failure> {
-        self.coordinator.get(get).await
+        match get.level {
+            Level::Linearizable => self.conditional.get(get).await,
+            _ => self.coordinator.get(get).await,
+        }
     }
 
     /// Writes a key; see [`Coordinator::put`].
@@ -394,9 +408,12 @@ impl PeerHandler for Node {
                     Ok(PeerReply::Done)
                 }
                 PeerRequest::NodeInfo { digest } => Ok(self.gossip.answer_node_info(from.node, &digest)),
-                PeerRequest::Propose { proposal, timeout_ms } => {
+                PeerRequest::Propose { proposal, timeout_ms, trace } => {
                     self.check_joined(Level::Linearizable).map_err(|f| PeerError::Refused(f.kind.to_string()))?;
-                    self.conditional.answer(*proposal, Duration::from_millis(timeout_ms)).await
+                    let span = trace::span(trace.as_deref());
+                    let trace = trace::within(&span, trace);
+                    let answer = self.conditional.answer(*proposal, Duration::from_millis(timeout_ms));
+                    trace::carried(trace, answer).instrument(span).await
                 }
                 PeerRequest::GetChunkHash { epoch, left_out, spans } => {
                     self.anti_entropy.answer_chunk_hash(from.node, epoch, left_out, &spans)

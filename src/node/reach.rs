@@ -25,7 +25,7 @@ pub struct Reach {
     journal: Arc<Journal>,
     started: Instant,
     known: Mutex<BTreeMap<NodeNum, Known>>,
-    returned: watch::Sender<u64>,
+    returned: watch::Sender<BTreeMap<NodeNum, u64>>,
 }
 
 #[derive(Default)]
@@ -37,8 +37,13 @@ struct Known {
 
 impl Reach {
     pub fn new(peers: Arc<dyn Peers>, me: NodeNum, journal: Arc<Journal>) -> Arc<Self> {
-        let (started, returned) = (Instant::now(), watch::Sender::new(0));
+        let (started, returned) = (Instant::now(), watch::Sender::default());
         Arc::new(Self { me, peers, journal, started, known: Mutex::default(), returned })
+    }
+
+    /// What happened to this node and its peers.
+    pub(super) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
     }
 
     /// Whether to send a request to that node now. Whoever gets [`Ask::Probe`] should send: it is given once a second.
@@ -90,7 +95,7 @@ impl Reach {
         if back {
             tracing::info!(%node, "answers again");
             self.journal.note(node, EventKind::Membership, "answers requests again");
-            self.returned.send_modify(|n| *n += 1);
+            self.note_return(node);
         }
     }
 
@@ -114,7 +119,7 @@ impl Reach {
         let back = entry.reach.gossip(liveness == Liveness::Down);
         drop(known);
         if back {
-            self.returned.send_modify(|n| *n += 1);
+            self.note_return(node);
         }
     }
 
@@ -126,9 +131,13 @@ impl Reach {
         self.known.lock().get(&node).and_then(|k| k.liveness).unwrap_or(Liveness::Suspect)
     }
 
-    /// Changes whenever some node can be asked again.
-    pub fn returns(&self) -> watch::Receiver<u64> {
+    /// How often each node could be asked again after it could not. Changes whenever one can.
+    pub fn returns(&self) -> watch::Receiver<BTreeMap<NodeNum, u64>> {
         self.returned.subscribe()
+    }
+
+    fn note_return(&self, node: NodeNum) {
+        self.returned.send_modify(|returns| *returns.entry(node).or_default() += 1);
     }
 
     fn now_us(&self) -> u64 {

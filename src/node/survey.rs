@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::node::Node;
 use crate::node::views::{
-    Check, ClusterHealth, ClusterView, Event, HealthView, HintsView, Liveness, MemberView, PlacementView, Readiness,
-    RingView,
+    Check, ClusterHealth, ClusterView, Event, EventKind, HealthView, HintsView, Liveness, MemberView, PlacementView,
+    Readiness, RingView,
 };
 use crate::ports::NodeState;
 use crate::protocol::ring::{Ring, SlotHealth};
@@ -123,6 +123,11 @@ impl Node {
     /// What happened since this node's event of that number, oldest first; 0: all that it remembers.
     pub fn events(&self, after: u64) -> Vec<Event> {
         self.journal.after(after)
+    }
+
+    /// Notes what became of this node.
+    pub(super) fn note(&self, text: &str) {
+        self.journal.note(self.identity.node, EventKind::Membership, text);
     }
 
     /// Its wall clock, milliseconds since 1970.

@@ -198,14 +198,14 @@ pub struct OperationView {
     /// Wall milliseconds; `None` while it runs.
     pub ended_ms: Option<u64>,
     pub dry_run: bool,
-    /// Leaves compared, and to compare. `total` is known once the trees are compared.
+    /// Leaves compared, and to compare: as far as is known, with peers that were not reached yet taken to be like the others.
     pub done: u64,
     pub total: Option<u64>,
     /// Records found to differ; sent to peers, and taken from them.
     pub differing: u64,
     pub sent: u64,
     pub received: u64,
-    /// Of those records' contents and of the lists that were compared, both ways.
+    /// Of those records and of the lists that were compared, both ways; in a dry run an estimate for the records.
     pub bytes: u64,
     /// Leaves compared a second since it began.
     pub per_second: f64,

@@ -100,12 +100,14 @@ impl Status {
     /// Says once that the disk is full, until something was written again.
     pub(super) fn disk_full(&self) {
         if !self.full.swap(true, Ordering::Relaxed) {
+            self.meters.writable.set(0.0);
             tracing::error!("the disk is full; writes are refused until there is space");
         }
     }
 
     pub(super) fn wrote(&self) {
         if self.full.load(Ordering::Relaxed) && self.full.swap(false, Ordering::Relaxed) {
+            self.meters.writable.set(f64::from(u8::from(self.writable())));
             tracing::info!("the disk has space again; writes go on");
         }
     }

@@ -10,6 +10,7 @@ use super::proposal::{Proposal, Verdict};
 use super::record::{Floor, Record};
 use super::register::{Ballot, Register};
 use super::topology::{Topology, Vote};
+use super::trace::Trace;
 use super::tree::{Digest, Entry, Leaf, SlotSet, Span};
 
 /// Rare requests between nodes, one call each.
@@ -35,7 +36,7 @@ pub enum PeerRequest {
     /// Vote on the epoch after yours: promise that ballot, or accept this proposal under it.
     Vote { epoch: Epoch, ballot: Ballot, proposal: Option<Arc<Topology>> },
     /// Propose this conditional write, and give up after so many milliseconds. Never repeated, and never passed on again.
-    Propose { proposal: Box<Proposal>, timeout_ms: u64 },
+    Propose { proposal: Box<Proposal>, timeout_ms: u64, trace: Option<Arc<Trace>> },
     /// The digests of the sixteen parts of each of these spans, summed over the slots that asker and asked share under
     /// this epoch, but for those left out. At most [`limits::CHUNK_HASH_SPANS_MAX`](super::limits::CHUNK_HASH_SPANS_MAX)
     /// spans, all with the same number of digits.
@@ -167,6 +168,8 @@ pub struct Difference {
     pub names: Vec<Key>,
     /// There is more that did not fit: ask again once these are stored. Names that did not fit are left out.
     pub more: bool,
+    /// The asked node serves clients: whoever goes on leaves it time for them.
+    pub serving: bool,
 }
 
 /// A node that has no topology yet, as it presents itself.

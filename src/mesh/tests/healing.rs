@@ -45,7 +45,7 @@ fn hashes(digests: usize) -> PeerReply {
 fn difference(value: usize) -> PeerReply {
     let records = vec![(key("k"), record("k", vec![1; value]))];
     let (wanted, names) = (vec![Token(0x3f00 << 48)], vec![]);
-    PeerReply::Differences(Difference { wanted, records, names, more: true })
+    PeerReply::Differences(Difference { wanted, records, names, more: true, serving: true })
 }
 
 fn convergence() -> PeerReply {

@@ -17,9 +17,6 @@ use crate::types::{
     NodeNum, Record, Register, Slot, SlotSet, Span, Token, Version, Writer,
 };
 
-/// One entry of a list: token, HLC, writer, rmw, half a checksum.
-pub(in crate::mesh) const ENTRY_BYTES: usize = 28;
-
 // -------------------------------------------------------------------------------------------------------- digests
 
 pub(in crate::mesh) fn chunk_hash_request(
@@ -123,7 +120,7 @@ fn wrong_epoch(epoch: u64) -> PeerReply {
 // ---------------------------------------------------------------------------------------------------------- lists
 
 pub(in crate::mesh) fn range_request(header: Option<proto::Header>, exchange: &Exchange) -> proto::RangeRequest {
-    let mut held = BytesMut::with_capacity(exchange.held.len() * ENTRY_BYTES);
+    let mut held = BytesMut::with_capacity(exchange.held.len() * Entry::BYTES);
     for Entry { token, version, checksum } in &exchange.held {
         held.put_u64(token.0);
         held.put_u64(version.hlc.0);
@@ -158,8 +155,9 @@ fn read_leaves(slot: Slot, wire: &[u32]) -> Result<Vec<Leaf>, Malformed> {
 }
 
 fn read_held(mut wire: Bytes, leaves: &[Leaf]) -> Result<Vec<Entry>, Malformed> {
-    let count = wire.len() / ENTRY_BYTES;
-    if !wire.len().is_multiple_of(ENTRY_BYTES) {
+    // Token, HLC, writer, rmw, half a checksum.
+    let count = wire.len() / Entry::BYTES;
+    if !wire.len().is_multiple_of(Entry::BYTES) {
         return Err("a list that ends within an entry".into());
     }
     if count > EXCHANGE_ENTRIES_MAX && leaves.len() > 1 {
@@ -188,13 +186,14 @@ pub(in crate::mesh) fn range_reply(
     reply: PeerReply,
 ) -> Result<proto::RangeReply, PeerReply> {
     match reply {
-        PeerReply::Differences(Difference { wanted, records, names, more }) => Ok(proto::RangeReply {
+        PeerReply::Differences(Difference { wanted, records, names, more, serving }) => Ok(proto::RangeReply {
             header,
             wrong_epoch: None,
             wanted: wanted.into_iter().map(|token| token.0).collect(),
             records: records.into_iter().map(keyed_record).collect(),
             names: keys(names),
             more,
+            serving,
         }),
         PeerReply::WrongEpoch { epoch } => {
             Ok(proto::RangeReply { header, wrong_epoch: Some(epoch.0), ..Default::default() })
@@ -217,7 +216,8 @@ pub(in crate::mesh) fn read_range_reply(reply: proto::RangeReply, asked: &Exchan
         return Err("records where names were asked for, or names where records were".into());
     }
     let records = reply.records.into_iter().map(read_keyed_record).collect::<Result<_, _>>()?;
-    Ok(PeerReply::Differences(Difference { wanted, records, names: read_keys(reply.names)?, more: reply.more }))
+    let names = read_keys(reply.names)?;
+    Ok(PeerReply::Differences(Difference { wanted, records, names, more: reply.more, serving: reply.serving }))
 }
 
 fn keyed_record((key, kept): (Key, Record)) -> proto::KeyedRecord {

@@ -192,10 +192,7 @@ impl AntiEntropy {
         let _turn = self.turn.lock().await;
         let progress = Progress::default();
         let task = Task { peer, look: Look::Keys, repair: true, chunks: &[], progress: &progress };
-        let ended = self.exchange_these(&task, slot, leaves).await;
-        let (sent, received) = progress.moved();
-        self.meters.moved(sent, received);
-        ended
+        self.exchange_these(&task, slot, leaves).await
     }
 }
 

@@ -1,8 +1,12 @@
 //! Handoff in virtual time, against a target that takes, refuses, hangs or is down.
 
 use super::*;
+use crate::node::clock::NodeClock;
 use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, journal, topology};
+use crate::node::reach::Reach;
+use crate::node::routing::Routing;
 use crate::node::views::Liveness;
+use crate::ports::{Peers, Store};
 use crate::types::{Content, Hlc, Key, Record, Slot, Version, Writer};
 
 const ME: NodeNum = NodeNum(1);
@@ -25,12 +29,14 @@ impl World {
         let routing = Arc::new(Routing::default());
         routing.install(topology(1, 3, 2));
         let parts = Parts {
+            me: ME,
             store: Arc::clone(&store) as Arc<dyn Store>,
             peers: Arc::clone(&peers) as Arc<dyn Peers>,
             entropy: Arc::new(FakeEntropy::default()),
             reach: Arc::clone(&reach),
             routing,
             clock: NodeClock::new(FakeClock::at(WALL), Duration::from_secs(300), Hlc::ZERO),
+            served: Arc::default(),
             journal: journal(),
         };
         let handoff = Handoff::new(Options { hint_window: Duration::from_secs(3 * 3600) }, parts);

@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use super::*;
 use crate::node::clock::NodeClock;
 use crate::node::fakes::{FakeClock, journal, topology};
+use crate::node::parts::Parts;
+use crate::node::reach::Reach;
 use crate::node::replica;
 use crate::node::world::{Disk, DiskStore, Seeded, Tasks};
 use crate::ports::{Peers, ReplicaCall, ReplyTo};
@@ -82,7 +84,8 @@ fn world() -> World {
     };
     let clock = NodeClock::new(FakeClock::at(NOW_MS), Duration::from_secs(300), Hlc::ZERO);
     let options = replica::Options { node: me, value_bytes_max: 1024 };
-    let replica = Replica::new(options, Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&ports.store));
+    let reach = Reach::new(Arc::clone(&ports.peers), me, journal());
+    let replica = Replica::new(options, &Parts::of(&ports, &reach, &routing, &clock));
     let succession = Succession::new(me, &ports, &routing, &clock, &Arc::default(), &journal());
     let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
     World { sources, disk, routing, rebuild }

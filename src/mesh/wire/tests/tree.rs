@@ -48,15 +48,17 @@ pub(in crate::mesh) fn exchange() -> impl Strategy<Value = Exchange> {
 fn exchanged() -> impl Strategy<Value = (Exchange, PeerReply)> {
     let records = prop::collection::vec((key(), record()), 0..4);
     let names = prop::collection::vec(key(), 0..4);
-    (exchange(), records, names, any::<bool>()).prop_map(|(asked, mut records, mut names, more)| {
-        if asked.names_only {
-            records.clear()
-        } else {
-            names.clear()
-        }
-        let wanted = asked.held.iter().step_by(2).map(|entry| entry.token).collect();
-        (asked, PeerReply::Differences(Difference { wanted, records, names, more }))
-    })
+    (exchange(), records, names, any::<bool>(), any::<bool>()).prop_map(
+        |(asked, mut records, mut names, more, serving)| {
+            if asked.names_only {
+                records.clear()
+            } else {
+                names.clear()
+            }
+            let wanted = asked.held.iter().step_by(2).map(|entry| entry.token).collect();
+            (asked, PeerReply::Differences(Difference { wanted, records, names, more, serving }))
+        },
+    )
 }
 
 fn kept_register() -> impl Strategy<Value = Register> {
