@@ -16,7 +16,8 @@ use a3::ports::{
 };
 use a3::system::{SystemEntropy, Tasks};
 use a3::types::{
-    Condition, Content, Epoch, Hlc, InstanceId, Key, NodeNum, OpId, Proposal, Record, Tags, Verdict, Version, Writer,
+    Condition, Content, Edit, Epoch, Hlc, InstanceId, Key, NewContent, NodeNum, OpId, Proposal, Record, Tags, Verdict,
+    Version, Writer,
 };
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -94,7 +95,7 @@ async fn proposer(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<Atomic
     let proposal = Proposal {
         key: Key::new("key/of/sixteen/b").unwrap(),
         condition: Condition { if_match: Some(Tags::Any), ..Condition::default() },
-        content: Content::value(vec![7u8; 100]),
+        edit: Edit::Write(NewContent::value(vec![7u8; 100])),
         op: OpId(uuid::Uuid::from_u128(1)),
         idempotency: None,
     };

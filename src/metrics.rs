@@ -135,6 +135,7 @@ metrics_table! {
     TRANSFER_KEYS = "a3_transfer_keys_total", Kind::Counter, "Keys in the pages of slots that were handed to a member that was rebuilt, or fetched by this node, by direction.", DIRECTIONS;
     STORE_KEYS = "a3_store_keys", Kind::Gauge, "Live keys on this node.", PLAIN;
     STORE_TOMBSTONES = "a3_store_tombstones", Kind::Gauge, "Tombstones on this node.", PLAIN;
+    EXPIRED = "a3_expired_total", Kind::Counter, "Values on this node whose time was up and whose tombstone it wrote by itself.", PLAIN;
     STORE_BYTES = "a3_store_bytes", Kind::Gauge, "Bytes of keys and values on this node.", PLAIN;
     STORE_FILE = "a3_store_file_bytes", Kind::Gauge, "Size of the database file, in bytes.", PLAIN;
     STORE_WAL = "a3_store_wal_bytes", Kind::Gauge, "Size of the write-ahead log, in bytes.", PLAIN;

@@ -414,6 +414,13 @@ pub trait Store: Send + Sync {
     /// Reserves readings up to `until`; durable when it answers, whatever `DURABILITY` says.
     fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>>;
 
+    /// No stamp above `last` was issued, and none will be in this life: the reservation ends there.
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Writes the tombstones of at most `limit` values whose time is up at `now`, and says which. It was fewer than `limit`
+    /// where none is left.
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>>;
+
     /// Resolves when the store has stopped writing for good, with the reason.
     fn failed(&self) -> BoxFuture<'static, StoreError>;
 }

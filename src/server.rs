@@ -120,6 +120,9 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     };
     let ended = tokio::try_join!(async { mesh.await.map_err(ServeError::Mesh) }, life);
     tasks.stop().await;
+    if let Err(error) = node.close().await {
+        tracing::warn!(%error, "the clock's last reading was not noted down");
+    }
     store.close();
     tracing::info!(node = %me, "stopped");
     ended.map(drop)

@@ -20,6 +20,7 @@ mod cluster;
 mod conditions;
 mod convergence;
 mod convergence_views;
+mod date;
 mod docs;
 mod edge;
 mod error;

@@ -75,7 +75,7 @@ pub(super) fn of_proposal(proposal: &Proposal, trace: Option<&Trace>) -> usize {
         Some(Tags::Any) | None => 0,
     };
     let listed = tags(if_match) + tags(if_none_match);
-    PROPOSAL_BYTES + proposal.key.as_bytes().len() + proposal.content.size() + listed + of_trace(trace)
+    PROPOSAL_BYTES + proposal.key.as_bytes().len() + proposal.edit.size() + listed + of_trace(trace)
 }
 
 fn of_trace(trace: Option<&Trace>) -> usize {

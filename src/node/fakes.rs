@@ -389,6 +389,23 @@ impl Store for FakeStore {
         self.rare(())
     }
 
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        *self.reserved.lock() = last;
+        self.rare(())
+    }
+
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        let mut records = self.records.lock();
+        let due = records.iter_mut().filter(|(_, (_, record))| record.has_ended(now)).take(limit);
+        let ended = due.filter_map(|(key, (_, record))| {
+            *record = record.end(key)?;
+            Some((key.clone(), record.clone()))
+        });
+        let ended = ended.collect();
+        drop(records);
+        self.rare(ended)
+    }
+
     fn failed(&self) -> BoxFuture<'static, StoreError> {
         std::future::pending().boxed()
     }

@@ -205,6 +205,14 @@ impl Store for DiskStore {
         Box::pin(async { Ok(()) })
     }
 
+    fn release_clock(&self, _: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn end_due(&self, _: Hlc, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     fn failed(&self) -> BoxFuture<'static, StoreError> {
         Box::pin(std::future::pending())
     }

@@ -67,6 +67,12 @@ pub enum Change {
     Proposal(Arc<Topology>),
     Vote(Box<Vote>),
     ReserveClock(Hlc),
+    ReleaseClock(Hlc),
+    /// Writes the tombstones of at most that many values whose time is up then.
+    EndDue {
+        now: Hlc,
+        limit: usize,
+    },
     /// Merges what another replica holds of these keys.
     Absorb(Vec<(Token, SlotEntry)>),
     /// Removes those of these rows (slot and key as they read) that are not what was written.
@@ -96,9 +102,9 @@ impl Change {
         match self {
             Change::Prepare { .. } | Change::Accept { .. } => true,
             Change::Topology(_) | Change::Proposal(_) | Change::Vote(_) | Change::ReserveClock(_) => true,
-            Change::Absorb(_) => true,
+            Change::ReleaseClock(_) | Change::Absorb(_) => true,
             Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
-            Change::Discard { .. } => false,
+            Change::EndDue { .. } | Change::Discard { .. } => false,
         }
     }
 }
@@ -110,6 +116,8 @@ pub enum Outcome {
     Reply(ReplicaReply),
     /// To `DropHints` and `Discard`: how many.
     Dropped(u64),
+    /// To `EndDue`: which.
+    Ended(Vec<(Key, Record)>),
     Done,
     /// The database is damaged where the change belongs. That change did nothing.
     Damaged,
@@ -346,6 +354,8 @@ impl<'e> Batch<'e> {
             Change::Absorb(entries) => self.absorb(entries),
             Change::Discard { seed, slot, rows } => self.discard(*seed, *slot, rows).map(Outcome::Dropped),
             Change::ReserveClock(until) => facts::reserve_clock(conn, *until).map(|()| Outcome::Done),
+            Change::ReleaseClock(last) => facts::release_clock(conn, *last).map(|()| Outcome::Done),
+            Change::EndDue { now, limit } => self.end_due(*now, *limit),
         }
     }
 
@@ -381,10 +391,18 @@ impl<'e> Batch<'e> {
         Ok(ReplicaReply::Stored { replaced: seen })
     }
 
-    fn store(&mut self, token: Token, key: &Key, record: &Record, old: Option<&Loaded>) -> rusqlite::Result<()> {
-        let large = old.and_then(|loaded| loaded.stored.as_ref()).and_then(|stored| stored.large);
+    pub(super) fn store(
+        &mut self,
+        token: Token,
+        key: &Key,
+        record: &Record,
+        old: Option<&Loaded>,
+    ) -> rusqlite::Result<()> {
+        let stored = old.and_then(|loaded| loaded.stored.as_ref());
+        let large = stored.and_then(|stored| stored.large);
         let columns = Columns::place(&self.engine.conn, key, record, large)?;
         columns.put_record(&mut self.put, token.slot(), key)?;
+        self.move_end(token, key, stored.map(|stored| &stored.record), record)?;
         let count = Count::change(old.map(|loaded| loaded.weight), columns.weight(key));
         self.entries.rows.push(Moved::new(token, old, record, count));
         Ok(())

@@ -60,6 +60,11 @@ pub(super) fn reserve_clock(conn: &Connection, until: Hlc) -> rusqlite::Result<(
     save(conn, CLOCK, &until.0.to_be_bytes())
 }
 
+/// The reservation ends there, also where it reached further.
+pub(super) fn release_clock(conn: &Connection, last: Hlc) -> rusqlite::Result<()> {
+    save(conn, CLOCK, &last.0.to_be_bytes())
+}
+
 /// Marks the saved sums as those of the rows; `checksum` names them.
 pub(super) fn mark_sums(conn: &Connection, checksum: u64) -> rusqlite::Result<()> {
     save(conn, SUMS, &checksum.to_be_bytes())

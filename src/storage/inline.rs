@@ -2,6 +2,7 @@
 //! production, by the same code.
 
 use super::count;
+use super::ends;
 use super::engine::Engine;
 use super::holdings::{self, Gathered, Wanted};
 use super::read::{self, Source};
@@ -23,6 +24,14 @@ impl Engine {
     /// [`StoreError::Damaged`] where they cannot be read.
     pub fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Result<Vec<Hint>, StoreError> {
         read::scan_hints(&self.conn, &self.meters, target, after, limit).map(|(hints, _)| hints)
+    }
+
+    /// Whether the time of some value is up: `Change::EndDue` would write its tombstone.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where that cannot be read.
+    pub fn any_due(&self, now: Hlc) -> Result<bool, StoreError> {
+        ends::any_due(&self.conn, &self.meters, now)
     }
 
     /// Per target, in order. From memory.

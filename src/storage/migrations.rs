@@ -8,8 +8,12 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Migration `n` stands at index `n - 1`.
-const MIGRATIONS: &[&str] =
-    &[include_str!("schema/0001.sql"), include_str!("schema/0002.sql"), include_str!("schema/0003.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema/0001.sql"),
+    include_str!("schema/0002.sql"),
+    include_str!("schema/0003.sql"),
+    include_str!("schema/0004.sql"),
+];
 
 /// The schema this program writes.
 pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;

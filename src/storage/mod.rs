@@ -28,6 +28,7 @@ mod commit;
 mod connection;
 mod count;
 mod data_dir;
+mod ends;
 mod engine;
 mod examine;
 mod facts;

@@ -24,7 +24,7 @@ use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::threads::{join, thread};
-use super::{count, examine, facts, opening, transfer};
+use super::{count, ends, examine, facts, opening, transfer};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
     StoreTotals, Submission, Submissions,
@@ -208,14 +208,14 @@ struct Connections {
     walker: Option<Connection>,
 }
 
-fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
+pub(super) fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
     let (caller, answer) = oneshot::channel();
     let job = Job { change, answer: AnswerTo::Caller(caller), behind: false };
     writes.push([job].into_iter(), usize::MAX);
     answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
 }
 
-fn read_through<T: Send + 'static>(
+pub(super) fn read_through<T: Send + 'static>(
     reads: &ReadQueue,
     read: impl FnOnce(&Connection, &Meters) -> Result<T, StoreError> + Send + 'static,
 ) -> BoxFuture<'static, Result<T, StoreError>> {
@@ -445,6 +445,14 @@ impl Store for SqliteStore {
 
     fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
         done(self.change(Change::ReserveClock(until)))
+    }
+
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::ReleaseClock(last)))
+    }
+
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        ends::end_due(&self.reads, self.writes.clone(), now, limit)
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {

@@ -5,6 +5,8 @@
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest content type that is stored with a value, in bytes.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+/// The longest a value may be given to live, in milliseconds (some 31 years). The shortest is one.
+pub const TTL_MS_MAX: u64 = 999_999_999_999;
 /// The most a value may be configured to hold, in bytes (the setting `VALUE_BYTES_MAX` defaults to 1 MiB).
 pub const VALUE_BYTES_CEILING: usize = 64 * 1024 * 1024;
 /// Most members a topology may list.

@@ -4,6 +4,7 @@
 //! design says, a [`Record`] carries the checksum of all it is.
 
 mod condition;
+mod edit;
 mod id;
 mod identity;
 mod key;
@@ -20,6 +21,7 @@ mod tree;
 mod version;
 
 pub use condition::{Condition, Tags};
+pub use edit::{Edit, NewContent, Ttl};
 pub use id::{ClusterId, Epoch, InstanceId, NodeNum, OpId, Writer};
 pub use identity::Identity;
 pub use key::{Key, KeyError, Slot, Token, TokenSeed};

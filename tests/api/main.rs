@@ -1,7 +1,7 @@
 //! The REST API from end to end: real nodes in this process, asked over HTTP.
 //!
 //! Reading order: `values` (what goes in comes out), `answers` (statuses, versions, receipts), `conditions` (who writes
-//! under one), `refusals` (what is refused, and that nothing was written), `outage` (a home replica is gone, and
+//! under one), `ends` (values that live for a while), `refusals` (what is refused, and that nothing was written), `outage` (a home replica is gone, and
 //! returns), `healing` (whether the copies agree, and repairing them), `views` (what a node tells of itself), `browser`
 //! (what pages of other origins may do).
 
@@ -11,6 +11,7 @@ mod answers;
 mod browser;
 mod client;
 mod conditions;
+mod ends;
 mod harness;
 mod healing;
 mod outage;

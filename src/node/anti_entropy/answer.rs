@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::round::Tree;
 use super::{AntiEntropy, Room, Stop};
+use crate::node::reaper;
 use crate::ports::{PeerError, PeerReply};
 use crate::protocol::hashtree::{self, Sums};
 use crate::protocol::ring::Ring;
@@ -47,6 +48,7 @@ impl AntiEntropy {
             return Ok(PeerReply::WrongEpoch { epoch: ours });
         }
         let refused = |error: crate::ports::StoreError| PeerError::Refused(error.to_string());
+        reaper::reap(&*self.parts.store, &self.parts.clock).await.map_err(refused)?;
         let holdings = self.parts.store.holdings(slot, leaves).await.map_err(refused)?;
         let found = hashtree::differences(&held, &holdings.intact, self.parts.clock.now().ms());
         let served = self.parts.served.so_far();

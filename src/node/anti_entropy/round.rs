@@ -11,6 +11,7 @@ use super::pace::Pace;
 use super::{AntiEntropy, Stop};
 use crate::node::answers::Answers;
 use crate::node::operations::Progress;
+use crate::node::reaper;
 use crate::ports::{
     Answer, Destination, PeerError, PeerReply, PeerRequest, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Store,
 };
@@ -192,6 +193,8 @@ impl Round<'_> {
 
     /// Exchanges some leaves of one slot until nothing is left to move.
     async fn settle(&mut self, slot: Slot, mut leaves: &[Leaf]) -> Result<(), Stop> {
+        // What each comes to by itself is not worth sending; the peer does the same before it answers.
+        reaper::reap(&*self.this.parts.store, &self.this.parts.clock).await?;
         while !leaves.is_empty() {
             self.pace.begin();
             let some = &leaves[..self.width.min(leaves.len())];

@@ -13,7 +13,7 @@ use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
 use crate::protocol::ring::Ring;
 use crate::protocol::succession;
-use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Trace, Version};
+use crate::types::{Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Trace, Version};
 
 use super::Coordinator;
 use super::before::Before;
@@ -84,17 +84,13 @@ impl Coordinator {
             (ring, before) = Box::pin(self.look_before(ring, &put)).await?;
         }
         let version = self.stamp(&ring, before.newest.hlc, put.deadline).await.map_err(not_applied)?;
-        let content = match put.content {
-            NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
-            NewContent::Tombstone => Content::Tombstone,
-        };
         let placement = ring.placement(ring.token(&put.key).slot());
         let mut writing = self.stragglers.attend(Writing {
             fold: match put.level {
                 Level::Linearizable => WriteFold::ordered(Arc::clone(placement), version, before.live),
                 level => WriteFold::plain(Arc::clone(placement), level, version),
             },
-            record: Record::seal(&put.key, version, version.hlc, content),
+            record: Record::seal(&put.key, version, version.hlc, put.content.written_at(version.hlc)),
             key: put.key,
             epoch: ring.epoch(),
             deadline: put.deadline,
@@ -118,8 +114,7 @@ impl Coordinator {
                     self.meters.restamps.increment(1);
                     let stamped = self.stamp(&ring, above, writing.deadline).await;
                     let version = stamped.map_err(|kind| self.failure(&writing, kind))?;
-                    let content = writing.record.content.clone();
-                    writing.record = Record::seal(&writing.key, version, version.hlc, content);
+                    writing.record = writing.record.stamped_again(&writing.key, version);
                     writing.round += 1;
                     let placement = ring.placement(ring.token(&writing.key).slot());
                     let asks = writing.fold.restart(version, &self.asking(placement));
@@ -294,6 +289,7 @@ fn receipt(writing: &Writing, level: Level) -> Receipt {
         hinted: fold.hinted().collect(),
         strict: fold.is_strict(),
         created: fold.is_new(),
+        expires_at_ms: writing.record.expires_at_ms(),
         acked,
     }
 }

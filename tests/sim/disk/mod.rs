@@ -46,6 +46,11 @@ impl Content {
         Self { rows, identity, topology: None, proposal: None, vote: None, reserved: Hlc::ZERO }
     }
 
+    /// What tokens are seeded with, where the time of some value is up.
+    fn any_due(&self, now: Hlc) -> Option<TokenSeed> {
+        self.seed().filter(|seed| self.rows.any_due(*seed, now))
+    }
+
     /// There are no records before there is a cluster.
     fn seed(&self) -> Option<TokenSeed> {
         self.identity.cluster.map(TokenSeed::of)
@@ -404,6 +409,23 @@ impl Store for SimStore {
 
     fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
         self.change(move |content| content.reserved = until)
+    }
+
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.change(move |content| content.reserved = last)
+    }
+
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        let Some(seed) = self.disk.content.lock().any_due(now) else { return async { Ok(Vec::new()) }.boxed() };
+        let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.node);
+        self.change(move |content| {
+            let ended = content.rows.end_due(seed, now, limit);
+            for (key, end) in &ended {
+                witness.stored(key, end);
+                trace.note(format_args!("{me} stores {key:?} {:?}, as its time is up", end.version));
+            }
+            ended
+        })
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {

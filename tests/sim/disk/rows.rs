@@ -45,6 +45,12 @@ pub(crate) trait Rows: Send {
     /// Merges what another replica holds.
     fn absorb(&mut self, entries: &[(Token, SlotEntry)]);
 
+    /// Whether the time of some value is up.
+    fn any_due(&self, seed: TokenSeed, now: Hlc) -> bool;
+
+    /// Writes the tombstones of values whose time is up.
+    fn end_due(&mut self, seed: TokenSeed, now: Hlc, limit: usize) -> Vec<(Key, Record)>;
+
     /// The records of these keys as far as one answer goes, and how many keys were looked up.
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize);
 }
@@ -216,6 +222,24 @@ impl Rows for MapRows {
                 own.promised = own.promised.max(theirs.promised).max(ballot(own).unwrap_or_default());
             }
         }
+    }
+
+    fn any_due(&self, _: TokenSeed, now: Hlc) -> bool {
+        self.records.values().any(|record| record.has_ended(now))
+    }
+
+    fn end_due(&mut self, seed: TokenSeed, now: Hlc, limit: usize) -> Vec<(Key, Record)> {
+        let due = self.records.iter().filter(|(_, record)| record.has_ended(now));
+        // As signed numbers, as the engine has them.
+        let mut due: Vec<(Option<u64>, i64, Key)> =
+            due.map(|(key, record)| (record.expires_at_ms(), key.token(seed).0 as i64, key.clone())).collect();
+        due.sort_unstable();
+        let ended = due.into_iter().take(limit).filter_map(|(.., key)| {
+            let end = self.records.get(&key)?.end(&key)?;
+            self.records.insert(key.clone(), end.clone());
+            Some((key, end))
+        });
+        ended.collect()
     }
 
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {

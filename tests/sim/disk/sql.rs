@@ -95,6 +95,17 @@ impl Rows for SqlRows {
         self.change(0, &[Change::Absorb(entries.to_vec())]);
     }
 
+    fn any_due(&self, _: TokenSeed, now: Hlc) -> bool {
+        self.0.any_due(now).expect("memory is not damaged")
+    }
+
+    fn end_due(&mut self, _: TokenSeed, now: Hlc, limit: usize) -> Vec<(Key, Record)> {
+        match self.change(0, &[Change::EndDue { now, limit }]).as_slice() {
+            [Outcome::Ended(ended)] => ended.clone(),
+            other => panic!("no list, but {other:?}"),
+        }
+    }
+
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
         self.0.records(keys).expect("memory is not damaged")
     }
@@ -120,11 +131,16 @@ mod tests {
         Absorb(Vec<(Token, SlotEntry)>),
         Forget(NodeNum, Slot, Key, Version),
         DropBefore(u64),
+        EndDue(u64),
     }
 
     fn record(key: &Key, hlc: u64, rmw: u32, value: Option<u8>) -> Record {
         let version = Version { hlc: Hlc(hlc), writer: Writer(1), rmw };
-        let content = value.map_or(Content::Tombstone, |v| Content::value(vec![v; usize::from(v) * 400]));
+        let content = value.map_or(Content::Tombstone, |v| Content::Value {
+            bytes: vec![v; usize::from(v) * 400].into(),
+            content_type: None,
+            expires_at_ms: (v > 0).then(|| hlc + u64::from(v)),
+        });
         Record::seal(key, version, Hlc(hlc), content)
     }
 
@@ -205,6 +221,7 @@ mod tests {
             2 => prop::collection::vec(entry(), 1..4).prop_map(Step::Absorb),
             1 => forget,
             1 => (0u64..20).prop_map(Step::DropBefore),
+            2 => (0u64..8).prop_map(Step::EndDue),
         ]
     }
 
@@ -249,6 +266,11 @@ mod tests {
                     Step::Forget(target, slot, key, version) => {
                         map.forget_hints(vec![(target, slot, key.clone(), version)]);
                         sql.forget_hints(vec![(target, slot, key, version)]);
+                    }
+                    Step::EndDue(ms) => {
+                        let (now, limit) = (Hlc::from_ms(ms), 2);
+                        prop_assert_eq!(map.any_due(seed(), now), sql.any_due(seed(), now));
+                        prop_assert_eq!(map.end_due(seed(), now, limit), sql.end_due(seed(), now, limit));
                     }
                     Step::DropBefore(ms) => prop_assert_eq!(map.drop_hints_before(ms), sql.drop_hints_before(ms)),
                 }
