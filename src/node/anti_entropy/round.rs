@@ -176,8 +176,7 @@ impl Round<'_> {
     ) -> impl Iterator<Item = &'s (Slot, Vec<Leaf>)> + use<'s> {
         let members = &self.ring.topology().members;
         let place = members.iter().position(|member| member.node == self.this.parts.me).unwrap_or_default();
-        let first = place * Slot::COUNT / members.len().max(1);
-        let (before, after) = slots.split_at(slots.partition_point(|(slot, _)| slot.index() < first));
+        let (before, after) = slots.split_at(place * slots.len() / members.len().max(1));
         after.iter().chain(before)
     }
 
