@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use a3::types::{Key, Level, Version};
+use a3::types::{Level, Version};
 
 use super::{Verdict, none};
-use crate::history::{Contents, Operation, Told};
+use crate::history::{Contents, Held, Operation, Told};
 use crate::world::World;
 
 pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
@@ -24,13 +24,11 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
         return Err(conflict.clone());
     }
     let held = |o: &Operation, version: Version| seen.get(&(o.key().clone(), version));
-    let accepted: BTreeSet<(Key, Version)> = world
-        .witness
-        .ever_accepted()
-        .into_iter()
-        .filter(|a| a.2.text.is_some())
-        .map(|(key, version, _)| (key, version))
-        .collect();
+    let accepted = world.witness.ever_accepted();
+    let decided = |o: &Operation, version: Version, text: &dyn Fn(&str) -> bool| {
+        let content = |held: &Held| held.text.as_deref().is_some_and(text);
+        accepted.iter().any(|(key, v, held)| (key, *v) == (o.key(), version) && content(held))
+    };
     for o in history {
         let agrees = match &o.told {
             // A write that was superseded everywhere before it came is acknowledged, and on no disk.
@@ -38,12 +36,15 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
             // Of these `ends` knows more.
             Told::Found { version: Some(version), text, .. } if version.is_end() => text.is_none(),
             Told::Found { version: Some(version), text, .. } => {
-                held(o, *version).is_some_and(|held| held.text == *text)
+                let on_disk = held(o, *version).is_some_and(|held| held.text == *text);
+                // It met an end, and so was decided as a refusal is.
+                let settled = || o.request.level == Level::Linearizable;
+                on_disk || settled() && decided(o, *version, &|held| Some(held) == text.as_deref())
             }
             Told::Found { version: None, .. } => true,
             _ => o.met().flatten().is_none_or(|version| {
                 held(o, version).is_some_and(|held| held.text.is_some())
-                    || accepted.contains(&(o.key().clone(), version))
+                    || decided(o, version, &|_| true)
             }),
         };
         if !agrees {
