@@ -3,7 +3,7 @@
 //! That what has ended does not come back is, for strict requests, among what `order` and `linear` look at: the tombstone
 //! has a version of its own, above the value's.
 
-use a3::types::{Key, Level, Version, majority};
+use a3::types::{Key, Version, majority};
 
 use super::events::Event;
 use super::{Verdict, none};
@@ -33,8 +33,8 @@ fn tombstones_are_those_of_their_values(world: &World) -> Verdict {
     Ok(())
 }
 
-/// Only of a value that has an end it is told that it has ended; and but for `one`, a majority of disks has its
-/// tombstone by then, or something newer.
+/// Only of a value that has an end it is told that it has ended; and where that is told
+/// strictly a majority of disks has its tombstone by then, or something newer.
 fn told_ends_are_of_values(world: &World, history: &[Operation]) -> Verdict {
     let ends = world.witness.ends();
     for o in history {
@@ -43,7 +43,7 @@ fn told_ends_are_of_values(world: &World, history: &[Operation]) -> Verdict {
             return Err(format!("told to have ended, and never had an end: {o}"));
         }
         let (needed, disks) = (majority(world.replicas(o.key())), o.disks);
-        if o.request.level != Level::One && disks + usize::from(world.wiped().is_some()) < needed {
+        if o.strict_read().is_some() && disks + usize::from(world.wiped().is_some()) < needed {
             return Err(format!("told to have ended, and {disks} disks had its tombstone, not {needed}: {o}"));
         }
     }
