@@ -156,15 +156,25 @@ impl NodeClock {
     }
 
     /// The tombstone to be told in place of a value whose time is up. From then on it is up for good: the wall clock may be
-    /// set back. `None` where its time is not up.
+    /// set back, and another replica may not have the tombstone yet. `None` where its time is not up, and where this is the
+    /// tombstone already.
     pub fn end_of(&self, key: &Key, record: &Record) -> Option<Record> {
+        if record.version.is_end() {
+            if too_far_ahead(record.written, self.wall_ms(), self.skew_max_ms).is_none() {
+                self.tell(record.written);
+            }
+            return None;
+        }
         // A record without an end costs no look at the clocks.
         let end = record.expires_at_ms().filter(|_| record.has_ended(self.ends_by())).and_then(|_| record.end(key))?;
-        let mut state = self.state.lock();
-        state.told = state.told.max(end.written);
-        state.hybrid.observe(end.written);
-        drop(state);
+        self.tell(end.written);
         Some(end)
+    }
+
+    fn tell(&self, end: Hlc) {
+        let mut state = self.state.lock();
+        state.told = state.told.max(end);
+        state.hybrid.observe(end);
     }
 
     /// Ends the issue of stamps, for a stop in good order: nothing above what is returned was issued or seen.

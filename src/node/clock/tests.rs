@@ -181,6 +181,17 @@ fn value(expires_at_ms: u64) -> (Key, Record) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_end_that_another_told_is_an_end_here_too() {
+    let world = World::new();
+    let (clock, _driver) = world.start().await;
+    let (key, record) = value(WALL + 2_000);
+    clock.trust();
+    assert_eq!(clock.end_of(&key, &record), None);
+    assert_eq!(clock.end_of(&key, &record.end(&key).unwrap()), None, "it is the tombstone already");
+    assert_eq!(clock.end_of(&key, &record), record.end(&key), "a replica that has none yet was asked");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_end_that_was_told_stays_though_the_clock_is_set_back() {
     let world = World::new();
     let (clock, _driver) = world.start().await;

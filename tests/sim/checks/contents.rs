@@ -25,8 +25,7 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
     }
     let held = |o: &Operation, version: Version| seen.get(&(o.key().clone(), version));
     let accepted = world.witness.ever_accepted();
-    let decided = |o: &Operation, version: Version, text: &dyn Fn(&str) -> bool| {
-        let content = |held: &Held| held.text.as_deref().is_some_and(text);
+    let decided = |o: &Operation, version: Version, content: &dyn Fn(&Held) -> bool| {
         accepted.iter().any(|(key, v, held)| (key, *v) == (o.key(), version) && content(held))
     };
     for o in history {
@@ -39,12 +38,12 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
                 let on_disk = held(o, *version).is_some_and(|held| held.text == *text);
                 // It met an end, and so was decided as a refusal is.
                 let settled = || o.request.level == Level::Linearizable;
-                on_disk || settled() && decided(o, *version, &|held| Some(held) == text.as_deref())
+                on_disk || settled() && decided(o, *version, &|held| held.text == *text)
             }
             Told::Found { version: None, .. } => true,
             _ => o.met().flatten().is_none_or(|version| {
                 held(o, version).is_some_and(|held| held.text.is_some())
-                    || decided(o, version, &|_| true)
+                    || decided(o, version, &|held| held.text.is_some())
             }),
         };
         if !agrees {
