@@ -17,8 +17,8 @@ pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
     reads_are_of_writes(history)
 }
 
-/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks. What a condition met
-/// may have been decided, and superseded before it came to a row.
+/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks. What a condition met,
+/// or a linearizable read that came upon an end, may have been decided, and superseded before it came to a row.
 fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
     if let Some(conflict) = world.witness.conflicts().first() {
         return Err(conflict.clone());
@@ -38,7 +38,11 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
             // Of these `ends` knows more.
             Told::Found { version: Some(version), text, .. } if version.is_end() => text.is_none(),
             Told::Found { version: Some(version), text, .. } => {
-                held(o, *version).is_some_and(|held| held.text == *text)
+                let through_register = o.request.level == Level::Linearizable;
+                held(o, *version).map_or_else(
+                    || through_register && accepted.contains(&(o.key().clone(), *version)),
+                    |held| held.text == *text,
+                )
             }
             Told::Found { version: None, .. } => true,
             _ => o.met().flatten().is_none_or(|version| {
