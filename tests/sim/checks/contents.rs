@@ -17,8 +17,8 @@ pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
     reads_are_of_writes(history)
 }
 
-/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks. What a condition met
-/// may have been decided, and superseded before it came to a row.
+/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks. What a condition met,
+/// or a linearizable read that came upon an end, may have been decided, and superseded before it came to a row.
 fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
     if let Some(conflict) = world.witness.conflicts().first() {
         return Err(conflict.clone());
@@ -36,7 +36,6 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
             Told::Found { version: Some(version), text, .. } if version.is_end() => text.is_none(),
             Told::Found { version: Some(version), text, .. } => {
                 let on_disk = held(o, *version).is_some_and(|held| held.text == *text);
-                // It met an end, and so was decided as a refusal is.
                 let settled = || o.request.level == Level::Linearizable;
                 on_disk || settled() && decided(o, *version, &|held| held.text == *text)
             }
@@ -53,9 +52,9 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
     Ok(())
 }
 
-/// A touch gives a value another version. Apart from that, a plain write may be stamped twice, any other once; the second time for a reason: above its first stamp some disk
-/// held another write's. What it wrote itself, and what was built upon that, is none, or it would overwrite those who saw
-/// it under its first.
+/// A touch gives a value another version. Apart from that, a plain write may be stamped twice, any other once; the second
+/// time for a reason: above its first stamp some disk held another write's. What it wrote itself, and what was built upon
+/// that, is none, or it would overwrite those who saw it under its first.
 fn values_have_few_versions(history: &[Operation], seen: &Contents) -> Verdict {
     let mut stamps: BTreeMap<&str, BTreeSet<Version>> = BTreeMap::new();
     for ((_, version), held) in seen.iter().filter(|(_, held)| !held.is_touched()) {
