@@ -12,6 +12,7 @@ COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
 RUN mkdir src benches && touch src/lib.rs benches/mesh.rs benches/storage.rs && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked && rm -r src
+COPY console console
 COPY src src
 RUN find src -name '*.rs' -exec touch {} + && cargo build --release --locked
 

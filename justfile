@@ -50,9 +50,17 @@ check-api *args:
 check-swagger *args:
     scripts/check-swagger {{args}}
 
-# promtool on every node, every panel of the dashboard against a Prometheus
-check-metrics *args:
-    scripts/check-metrics {{args}}
+# The console in a headless Chromium: its views, its form, a node that dies and comes back
+check-console *args:
+    scripts/check-console {{args}}
+
+# promtool on every node, every panel of every dashboard against a Prometheus, every alert; --files: without nodes
+check-dashboards *args:
+    scripts/check-dashboards {{args}}
+
+# Traces over OTLP, of a build with the feature `otlp`, at a collector
+check-traces *args:
+    scripts/check-traces {{args}}
 
 # The container image and compose.yaml, with a node killed and back
 check-compose *args:

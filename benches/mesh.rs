@@ -16,7 +16,8 @@ use a3::ports::{
 };
 use a3::system::{SystemEntropy, Tasks};
 use a3::types::{
-    Condition, Content, Epoch, Hlc, InstanceId, Key, NodeNum, OpId, Proposal, Record, Tags, Verdict, Version, Writer,
+    Condition, Content, Edit, Epoch, Hlc, InstanceId, Key, NewContent, NodeNum, OpId, Proposal, Record, Tags, Verdict,
+    Version, Writer,
 };
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -82,7 +83,7 @@ async fn client(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<AtomicU6
     let waiter = Arc::new(Waiter::default());
     while !stop.load(Ordering::Relaxed) {
         let request = ReplicaRequest::Write { key: key.clone(), record: record.clone() };
-        let call = ReplicaCall { epoch: Epoch(1), request, deadline: None };
+        let call = ReplicaCall { epoch: Epoch(1), request, deadline: None, behind: false, trace: None };
         peers.send(NodeNum(2), call, ReplyTo::new(waiter.clone(), 0));
         waiter.came.notified().await;
         waiter.answer.lock().take().unwrap().unwrap();
@@ -94,12 +95,12 @@ async fn proposer(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<Atomic
     let proposal = Proposal {
         key: Key::new("key/of/sixteen/b").unwrap(),
         condition: Condition { if_match: Some(Tags::Any), ..Condition::default() },
-        content: Content::value(vec![7u8; 100]),
+        edit: Edit::Write(NewContent::value(vec![7u8; 100])),
         op: OpId(uuid::Uuid::from_u128(1)),
         idempotency: None,
     };
     while !stop.load(Ordering::Relaxed) {
-        let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms: 1000 };
+        let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms: 1000, trace: None };
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         peers.ask(Destination::Member(NodeNum(2)), request, deadline).await.unwrap();
         done.fetch_add(1, Ordering::Relaxed);

@@ -292,7 +292,12 @@ fn under_way(
         let request = next();
         sent[tag as usize] = Instant::now();
         let token = request.key().token(seed);
-        store.submit(smallvec![Submission { token, request, reply_to: ReplyTo::new(tray.clone(), tag) }]);
+        store.submit(smallvec![Submission {
+            token,
+            request,
+            reply_to: ReplyTo::new(tray.clone(), tag),
+            behind: false
+        }]);
     };
     let started = Instant::now();
     let many = many.min(total);

@@ -15,14 +15,23 @@ pub enum Kind {
     Histogram(&'static [f64]),
 }
 
-/// One row of the table.
+/// The labels that tell a metric's series apart.
+#[derive(Clone, Copy, Debug)]
+pub enum Series {
+    /// All of them, each registered at zero.
+    Known(&'static [&'static [(&'static str, &'static str)]]),
+    /// Their labels. The values are known to whoever measures (methods, statuses) or to a running cluster alone (peers),
+    /// and registered there.
+    Of(&'static [&'static str]),
+}
+
+/// One row of the table. The unit is in the name: `_seconds`, `_bytes`, else a count.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
     pub name: &'static str,
     pub kind: Kind,
     pub help: &'static str,
-    /// The label sets it is registered at zero with. Sets that only a running cluster knows (peers) come later.
-    pub zero: &'static [&'static [(&'static str, &'static str)]],
+    pub series: Series,
 }
 
 /// Seconds: from a tenth of a millisecond to ten seconds.
@@ -30,18 +39,23 @@ const LATENCY: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// How many requests travel or commit together.
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
-const PLAIN: &[&[(&str, &str)]] = &[&[]];
+const PLAIN: Series = Series::Known(&[&[]]);
+
+const VERSION: &[&[(&str, &str)]] = &[&[("version", env!("CARGO_PKG_VERSION"))]];
 
 macro_rules! metrics_table {
-    ($($konst:ident = $name:literal, $kind:expr, $help:literal, $zero:expr;)*) => {
-        $(pub const $konst: Metric = Metric { name: $name, kind: $kind, help: $help, zero: $zero };)*
+    ($($konst:ident = $name:literal, $kind:expr, $help:literal, $series:expr;)*) => {
+        $(pub const $konst: Metric = Metric { name: $name, kind: $kind, help: $help, series: $series };)*
         /// The table.
         pub const TABLE: &[Metric] = &[$($konst),*];
+        /// What the sources call its rows.
+        #[cfg(test)]
+        const CONSTANTS: &[&str] = &[$(stringify!($konst)),*];
     };
 }
 
 /// Operations of a client, by level.
-const OPERATIONS: &[&[(&str, &str)]] = &[
+const OPERATIONS: Series = Series::Known(&[
     &[("operation", "get"), ("consistency", "one")],
     &[("operation", "get"), ("consistency", "quorum")],
     &[("operation", "get"), ("consistency", "all")],
@@ -54,8 +68,8 @@ const OPERATIONS: &[&[(&str, &str)]] = &[
     &[("operation", "delete"), ("consistency", "quorum")],
     &[("operation", "delete"), ("consistency", "all")],
     &[("operation", "delete"), ("consistency", "linearizable")],
-];
-const VERDICT_NAMES: &[&[(&str, &str)]] = &[
+]);
+const VERDICT_NAMES: Series = Series::Known(&[
     &[("verdict", "applied")],
     &[("verdict", "condition_failed")],
     &[("verdict", "key_reused")],
@@ -63,17 +77,18 @@ const VERDICT_NAMES: &[&[(&str, &str)]] = &[
     &[("verdict", "exhausted")],
     &[("verdict", "unavailable")],
     &[("verdict", "unknown")],
-];
-const MEMBER_STATES: &[&[(&str, &str)]] = &[&[("state", "alive")], &[("state", "suspect")], &[("state", "down")]];
-const SLOT_HEALTH: &[&[(&str, &str)]] = &[&[("health", "full")], &[("health", "quorum")], &[("health", "lost")]];
-const FAILURES: &[&[(&str, &str)]] =
-    &[&[("outcome", "applied")], &[("outcome", "not_applied")], &[("outcome", "unknown")]];
-const ROUND_RESULTS: &[&[(&str, &str)]] =
-    &[&[("result", "in_step")], &[("result", "repaired")], &[("result", "failed")]];
-const DIRECTIONS: &[&[(&str, &str)]] = &[&[("direction", "sent")], &[("direction", "received")]];
+]);
+const MEMBER_STATES: Series = Series::Known(&[&[("state", "alive")], &[("state", "suspect")], &[("state", "down")]]);
+const SLOT_HEALTH: Series =
+    Series::Known(&[&[("health", "full")], &[("health", "quorum")], &[("health", "stood_in")], &[("health", "lost")]]);
+const FAILURES: Series =
+    Series::Known(&[&[("outcome", "applied")], &[("outcome", "not_applied")], &[("outcome", "unknown")]]);
+const ROUND_RESULTS: Series =
+    Series::Known(&[&[("result", "in_step")], &[("result", "repaired")], &[("result", "failed")]]);
+const DIRECTIONS: Series = Series::Known(&[&[("direction", "sent")], &[("direction", "received")]]);
 
 metrics_table! {
-    HTTP_REQUESTS = "a3_http_requests_total", Kind::Counter, "HTTP requests answered, by method and status class.", &[];
+    HTTP_REQUESTS = "a3_http_requests_total", Kind::Counter, "HTTP requests answered, by method and status class.", Series::Of(&["method", "status"]);
     HTTP_SECONDS = "a3_http_request_duration_seconds", Kind::Histogram(LATENCY), "Time from the end of the request's headers to the answer, in seconds.", PLAIN;
     HTTP_IN_FLIGHT = "a3_http_requests_in_flight", Kind::Gauge, "HTTP requests being answered.", PLAIN;
     HTTP_CONNECTIONS = "a3_http_connections", Kind::Gauge, "Open HTTP connections.", PLAIN;
@@ -93,8 +108,8 @@ metrics_table! {
     ROUND_LAST = "a3_anti_entropy_last_success_timestamp_seconds", Kind::Gauge, "When a round of anti-entropy last came to its end, in seconds since 1970; 0 before the first.", PLAIN;
     SCRUB_LAST = "a3_scrub_last_success_timestamp_seconds", Kind::Gauge, "When every row was last read and verified, in seconds since 1970; 0 before the first time since the start.", PLAIN;
     STAND_INS = "a3_stand_ins_total", Kind::Counter, "Requests sent to a fallback in place of a home replica.", PLAIN;
-    HINTS_PENDING = "a3_hints_pending", Kind::Gauge, "Hints kept on this node, by target.", &[];
-    HINTS_BYTES = "a3_hints_bytes", Kind::Gauge, "Bytes of the hints kept on this node, by target.", &[];
+    HINTS_PENDING = "a3_hints_pending", Kind::Gauge, "Hints kept on this node, by target.", Series::Of(&["target"]);
+    HINTS_BYTES = "a3_hints_bytes", Kind::Gauge, "Bytes of the hints kept on this node, by target.", Series::Of(&["target"]);
     HINTS_OLDEST = "a3_hints_oldest_age_seconds", Kind::Gauge, "Age of the oldest hint kept on this node, in seconds.", PLAIN;
     HINTS_STORED = "a3_hints_stored_total", Kind::Counter, "Hints stored on this node.", PLAIN;
     HINTS_DELIVERED = "a3_hints_delivered_total", Kind::Counter, "Hints delivered to their home replica.", PLAIN;
@@ -102,20 +117,22 @@ metrics_table! {
     MESH_MESSAGES = "a3_mesh_messages_total", Kind::Counter, "Messages of the hot path, by direction.", DIRECTIONS;
     MESH_BATCH = "a3_mesh_batch_requests", Kind::Histogram(BATCH), "Requests in one sent message of the hot path.", PLAIN;
     MESH_BYTES = "a3_mesh_bytes_total", Kind::Counter, "Bytes of messages of the hot path before framing, by direction.", DIRECTIONS;
-    MESH_ERRORS = "a3_mesh_errors_total", Kind::Counter, "Requests to peers without an answer, by reason.", &[
+    MESH_ERRORS = "a3_mesh_errors_total", Kind::Counter, "Requests to peers without an answer, by reason.", Series::Known(&[
         &[("reason", "unreachable")], &[("reason", "timed_out")], &[("reason", "lost")], &[("reason", "overloaded")],
         &[("reason", "wrong_recipient")], &[("reason", "foreign_cluster")], &[("reason", "protocol")], &[("reason", "refused")],
-    ];
+    ]);
     ANTI_ENTROPY_BYTES = "a3_anti_entropy_bytes_total", Kind::Counter, "Bytes of the messages by which replicas compare and repair their copies, gRPC's prefix of 5 bytes included, by direction.", DIRECTIONS;
-    MESH_CONNECTED = "a3_mesh_peer_connected", Kind::Gauge, "Whether the stream to a peer is open (1) or not (0), by peer.", &[];
+    MESH_CONNECTED = "a3_mesh_peer_connected", Kind::Gauge, "Whether the stream to a peer is open (1) or not (0), by peer.", Series::Of(&["peer"]);
     PEER_SECONDS = "a3_mesh_request_duration_seconds", Kind::Histogram(LATENCY), "Time from queueing a request to a peer to its answer, in seconds.", PLAIN;
     GOSSIP_MEMBERS = "a3_gossip_members", Kind::Gauge, "Members by what gossip holds of them.", MEMBER_STATES;
     GOSSIP_PACKETS = "a3_gossip_packets_total", Kind::Counter, "Gossip packets, by direction.", DIRECTIONS;
     GOSSIP_REJECTED = "a3_gossip_packets_rejected_total", Kind::Counter, "Gossip packets that were not understood or not meant for this node.", PLAIN;
     GOSSIP_RENEWALS = "a3_gossip_renewals_total", Kind::Counter, "Times this node found itself held down by others while it lived.", PLAIN;
     EPOCH = "a3_topology_epoch", Kind::Gauge, "Epoch of the topology this node holds; 0 before it has one.", PLAIN;
-    SLOTS = "a3_ring_slots", Kind::Gauge, "Slots by how many of their home replicas are reachable: all, a majority, fewer.", SLOT_HEALTH;
+    SLOTS = "a3_ring_slots", Kind::Gauge, "Slots by their home replicas that are reachable: all (`full`), a majority (`quorum`), fewer but enough nodes to stand in (`stood_in`), not enough for a quorum of any kind (`lost`).", SLOT_HEALTH;
     SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;
+    TRANSFER_SLOTS = "a3_transfer_slots_pending", Kind::Gauge, "Slots that this node, come back as a new instance, has yet to fetch before it answers for any; else 0.", PLAIN;
+    TRANSFER_KEYS = "a3_transfer_keys_total", Kind::Counter, "Keys in the pages of slots that were handed to a member that was rebuilt, or fetched by this node, by direction.", DIRECTIONS;
     STORE_KEYS = "a3_store_keys", Kind::Gauge, "Live keys on this node.", PLAIN;
     STORE_TOMBSTONES = "a3_store_tombstones", Kind::Gauge, "Tombstones on this node.", PLAIN;
     TOMBSTONES_OLDEST = "a3_tombstones_oldest_age_seconds", Kind::Gauge, "Age of the oldest tombstone in the slots whose floors this node raises, when it last raised one, in seconds.", PLAIN;
@@ -123,20 +140,22 @@ metrics_table! {
     PURGED = "a3_tombstones_purged_total", Kind::Counter, "Tombstones dropped from this node's disk.", PLAIN;
     PURGED_REGISTERS = "a3_registers_purged_total", Kind::Counter, "Registers dropped from this node's disk, with their tombstone or without one.", PLAIN;
     FLOOR_LAST = "a3_floor_last_raised_timestamp_seconds", Kind::Gauge, "When this node last raised the floor of a slot, in seconds since 1970; 0 before the first time since the start.", PLAIN;
+    EXPIRED = "a3_expired_total", Kind::Counter, "Values on this node whose time was up and whose tombstone it wrote by itself.", PLAIN;
     STORE_BYTES = "a3_store_bytes", Kind::Gauge, "Bytes of keys and values on this node.", PLAIN;
     STORE_FILE = "a3_store_file_bytes", Kind::Gauge, "Size of the database file, in bytes.", PLAIN;
     STORE_WAL = "a3_store_wal_bytes", Kind::Gauge, "Size of the write-ahead log, in bytes.", PLAIN;
     STORE_COMMIT_SECONDS = "a3_store_commit_duration_seconds", Kind::Histogram(LATENCY), "Time of one group commit, in seconds.", PLAIN;
     STORE_COMMIT_BATCH = "a3_store_commit_batch_requests", Kind::Histogram(BATCH), "Requests in one group commit.", PLAIN;
+    STORE_DISK_FREE = "a3_store_disk_free_bytes", Kind::Gauge, "Bytes that the disk of the data directory still has for this node.", PLAIN;
     STORE_CHECKPOINTS = "a3_store_checkpoints_total", Kind::Counter, "Checkpoints of the write-ahead log.", PLAIN;
     STORE_DAMAGED = "a3_store_damaged_rows_total", Kind::Counter, "Rows that failed their checksum.", PLAIN;
     STORE_SET_ASIDE = "a3_store_set_aside_total", Kind::Counter, "Databases that were lost or damaged and moved aside at this start: the node came back as a new instance.", PLAIN;
     STORE_CONFLICTS = "a3_store_version_conflicts_total", Kind::Counter, "Records of one version with different contents; must stay zero.", PLAIN;
-    STORE_WRITABLE = "a3_store_writable", Kind::Gauge, "Whether the store takes writes (1) or has stopped (0).", PLAIN;
+    STORE_WRITABLE = "a3_store_writable", Kind::Gauge, "Whether the store takes writes (1) or not (0): its disk is full, or it has stopped.", PLAIN;
     CLOCK_SKEW = "a3_clock_skew_seconds", Kind::Gauge, "This node's wall clock minus the median of the clocks heard in the last 30 s.", PLAIN;
     CLOCK_REFUSED = "a3_clock_stamps_refused_total", Kind::Counter, "Records refused because their stamp was too far ahead.", PLAIN;
     READY = "a3_node_ready", Kind::Gauge, "Whether the node answers clients (1) or not (0).", PLAIN;
-    BUILD = "a3_build_info", Kind::Gauge, "Always 1; the label names the version.", &[&[("version", env!("CARGO_PKG_VERSION"))]];
+    BUILD = "a3_build_info", Kind::Gauge, "Always 1; the label names the version.", Series::Known(VERSION);
 }
 
 fn labels(pairs: &[(&'static str, &str)]) -> Vec<Label> {
@@ -167,7 +186,8 @@ pub fn register() {
             Kind::Gauge => ::metrics::describe_gauge!(metric.name, metric.help),
             Kind::Histogram(_) => ::metrics::describe_histogram!(metric.name, metric.help),
         }
-        for set in metric.zero {
+        let Series::Known(sets) = metric.series else { continue };
+        for set in sets {
             match metric.kind {
                 Kind::Counter => counter(*metric, set).absolute(0),
                 Kind::Gauge => gauge(*metric, set).set(0.0),
@@ -175,5 +195,8 @@ pub fn register() {
             }
         }
     }
-    gauge(BUILD, BUILD.zero[0]).set(1.0);
+    gauge(BUILD, VERSION[0]).set(1.0);
 }
+
+#[cfg(test)]
+mod doc;

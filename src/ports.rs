@@ -10,6 +10,7 @@
 //!   change is on disk (`DURABILITY` says what that means).
 //! - What one request changes is one transaction.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub use crate::types::{
 };
 use crate::types::{
     ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Sealed,
-    Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, TopologyError, Version, Vote,
+    Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, TopologyError, Trace, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -116,6 +117,10 @@ pub struct ReplicaCall {
     pub request: ReplicaRequest,
     /// When the caller stops waiting. Absent on the receiving side, where it is not known.
     pub deadline: Option<Instant>,
+    /// It is for healing, and no client waits for it: whatever clients ask for goes first.
+    pub behind: bool,
+    /// Whose request it belongs to, for log lines.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// A call and where its answer goes. One allocation-free batch of one for the local replica, a message's worth else.
@@ -183,6 +188,8 @@ pub struct Submission {
     pub token: Token,
     pub request: ReplicaRequest,
     pub reply_to: ReplyTo,
+    /// As [`ReplicaCall::behind`]. It counts for what is written; reads are quick.
+    pub behind: bool,
 }
 
 pub type Submissions = SmallVec<[Submission; 1]>;
@@ -231,8 +238,30 @@ pub struct StoreTotals {
 pub struct Holdings {
     /// In order of tokens.
     pub intact: Vec<(Entry, Key)>,
-    /// Rows that failed their checksum and can be named: missing and suspect.
+    /// The sums of these, leaf by leaf, where there are any.
+    pub leaves: BTreeMap<Leaf, Sum>,
+    /// Rows that failed their checksum: missing and suspect.
     pub damaged: Vec<Key>,
+    /// Rows in the slot that no key belongs to, as slot and key of them read now: whose they were cannot be said.
+    pub strays: Vec<(i64, Vec<u8>)>,
+    /// Registers that are damaged, by the bytes of their keys as they read; looked for only where all leaves were asked for.
+    /// What they promised is not known to anybody.
+    pub lost: Vec<Vec<u8>>,
+}
+
+impl Holdings {
+    /// Adds an intact one.
+    pub fn add(&mut self, token: Token, key: Key, record: &Record) {
+        self.leaves.entry(Leaf::of(token)).or_default().add(Sum::of(token, &record.version, record.checksum));
+        self.intact.push((Entry::of(token, record), key));
+    }
+
+    /// The keys under which something lies that is not what was written.
+    pub fn suspects(&self) -> impl Iterator<Item = Key> {
+        let strays = self.strays.iter().filter_map(|(_, name)| Key::new(name.clone()).ok());
+        let lost = self.lost.iter().filter_map(|name| Key::new(name.clone()).ok());
+        self.damaged.iter().cloned().chain(strays).chain(lost)
+    }
 }
 
 /// The records that were found, and how many keys were looked up for them.
@@ -356,6 +385,14 @@ pub trait Store: Purging {
     /// What stands in these leaves of one slot, from its rows, each verified: in order of tokens.
     fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>>;
 
+    /// Removes these of the slot's rows that are not what was written, by slot and key as they read: damaged ones and strays.
+    /// One that is sound by now stays. Answers how many went. Only for rows of which no other replica has anything.
+    fn discard(&self, slot: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>>;
+
+    /// Gives the whole database up: it stops writing for good, and a store that others can replace is moved aside at the next
+    /// start. Only for damage that nobody can mend, once the others have what is here.
+    fn condemn(&self, what: &str);
+
     /// The records of these keys, in the order asked, until about 1 MiB is full; a damaged or missing one is left out.
     /// Says how many of the keys were looked up.
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>>;
@@ -400,6 +437,13 @@ pub trait Store: Purging {
 
     /// Reserves readings up to `until`; durable when it answers, whatever `DURABILITY` says.
     fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// No stamp above `last` was issued, and none will be in this life: the reservation ends there.
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Writes the tombstones of at most `limit` values whose time is up at `now`, and says which. It was fewer than `limit`
+    /// where none is left.
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>>;
 
     /// Resolves when the store has stopped writing for good, with the reason.
     fn failed(&self) -> BoxFuture<'static, StoreError>;

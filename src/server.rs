@@ -8,10 +8,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use rustix::fs::statvfs;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -102,7 +104,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let router = http::router(node.clone(), entropy, &http_options, Arc::new(move || render.render()));
     let rest = http::serve(http_listener, router, &http_options, stop_http.clone().cancelled_owned());
     let mesh = mesh::serve(mesh_listener, handler, mesh::Options::default(), stop_mesh.clone().cancelled_owned());
-    spawn.spawn(Box::pin(upkeep(recorder, node.clone(), store.clone())));
+    spawn.spawn(Box::pin(upkeep(recorder, node.clone(), store.clone(), config.data_dir.clone())));
 
     // REST ends only after its requests have; they may need the mesh, which ends last.
     let life = async {
@@ -118,6 +120,9 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     };
     let ended = tokio::try_join!(async { mesh.await.map_err(ServeError::Mesh) }, life);
     tasks.stop().await;
+    if let Err(error) = node.close().await {
+        tracing::warn!(%error, "the clock's last reading was not noted down");
+    }
     store.close();
     tracing::info!(node = %me, "stopped");
     ended.map(drop)
@@ -236,7 +241,7 @@ fn install_metrics() -> Result<PrometheusHandle, ServeError> {
 
 /// Takes the gauges that nobody sets as they change, and keeps the recorder's books: without it histograms would grow
 /// for ever while nobody scrapes.
-async fn upkeep(recorder: PrometheusHandle, node: Arc<Node>, store: Arc<SqliteStore>) {
+async fn upkeep(recorder: PrometheusHandle, node: Arc<Node>, store: Arc<SqliteStore>, data_dir: PathBuf) {
     let gauges = Gauges::new();
     let process = metrics_process::Collector::default();
     process.describe();
@@ -245,6 +250,9 @@ async fn upkeep(recorder: PrometheusHandle, node: Arc<Node>, store: Arc<SqliteSt
     loop {
         tick.tick().await;
         gauges.take(&node, &store);
+        if let Ok(disk) = statvfs(&data_dir) {
+            gauges.disk_free.set(disk.f_bavail as f64 * disk.f_frsize as f64);
+        }
         process.collect();
         recorder.run_upkeep();
     }
@@ -257,8 +265,9 @@ struct Gauges {
     bytes: metrics::Gauge,
     file: metrics::Gauge,
     wal: metrics::Gauge,
+    disk_free: metrics::Gauge,
     epoch: metrics::Gauge,
-    slots: [metrics::Gauge; 3],
+    slots: [metrics::Gauge; 4],
     owned: metrics::Gauge,
     ready: metrics::Gauge,
 }
@@ -272,8 +281,10 @@ impl Gauges {
             bytes: plain(metrics::STORE_BYTES),
             file: plain(metrics::STORE_FILE),
             wal: plain(metrics::STORE_WAL),
+            disk_free: plain(metrics::STORE_DISK_FREE),
             epoch: plain(metrics::EPOCH),
-            slots: ["full", "quorum", "lost"].map(|health| metrics::gauge(metrics::SLOTS, &[("health", health)])),
+            slots: ["full", "quorum", "stood_in", "lost"]
+                .map(|health| metrics::gauge(metrics::SLOTS, &[("health", health)])),
             owned: plain(metrics::SLOTS_OWNED),
             ready: plain(metrics::READY),
         }
@@ -290,8 +301,8 @@ impl Gauges {
         let Some((cluster, health)) = node.cluster().zip(node.health()) else { return };
         self.epoch.set(cluster.epoch.0 as f64);
         let quorum = health.slots_at_quorum - health.slots_full;
-        let lost = health.slots_total - health.slots_at_quorum;
-        for (gauge, slots) in self.slots.iter().zip([health.slots_full, quorum, lost]) {
+        let stood_in = health.slots_total - health.slots_at_quorum - health.slots_unavailable;
+        for (gauge, slots) in self.slots.iter().zip([health.slots_full, quorum, stood_in, health.slots_unavailable]) {
             gauge.set(slots as f64);
         }
         let me = cluster.members.iter().find(|m| m.node == cluster.asked);

@@ -42,6 +42,10 @@ const OWNED: &[(&str, &[&str])] = &[
     ("utoipa_swagger_ui", &["http"]),
     ("foca", &["protocol"]),
     ("clap", &["config", "cli", "main"]),
+    ("opentelemetry", &["node", "cli"]),
+    ("opentelemetry_sdk", &["cli"]),
+    ("opentelemetry_otlp", &["cli"]),
+    ("tracing_opentelemetry", &["node", "cli"]),
 ];
 
 /// What some layers do without, and why.

@@ -95,12 +95,11 @@ impl Once {
 }
 
 impl Wishes {
-    /// Where the key lives on a node, wishes included.
-    pub(super) fn path(&self, key: &OsStr, view: Option<&str>) -> String {
+    /// Where the key lives on a node, wishes included, and one more parameter.
+    pub(super) fn path(&self, key: &OsStr, more: Option<String>) -> String {
         let consistency = self.consistency.map(|level| format!("consistency={level}"));
         let timeout = self.timeout.map(|timeout| format!("timeout={}ms", timeout.as_millis()));
-        let view = view.map(|view| format!("view={view}"));
-        let query: Vec<String> = [consistency, timeout, view].into_iter().flatten().collect();
+        let query: Vec<String> = [consistency, timeout, more].into_iter().flatten().collect();
         let path = key_path(key.as_bytes());
         if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
     }

@@ -58,6 +58,9 @@ fn shown(told: &Told) -> String {
         ]);
     }
     text.push_str(&format!("\n\n{}", output::rendered(&table)));
+    for scrub in &told.scrubs {
+        text.push_str(&format!("\n{} last read all its rows: {}", scrub.node, date(scrub.ended_ms)));
+    }
     for pair in told.pairs.iter().filter(|pair| !pair.keys.is_empty()) {
         text.push_str(&format!("\n\n{} differ in", pair.nodes.join(" and ")));
         pair.keys.iter().for_each(|key| text.push_str(&format!("\n  {}", key_shown(key))));
@@ -67,10 +70,13 @@ fn shown(told: &Told) -> String {
 
 /// The time up to which all chunks are known to be equal.
 fn equal_up_to(pair: &Pair) -> String {
-    let least = pair.chunks.iter().map(|chunk| chunk.equal_up_to_ms.unwrap_or(0)).min().filter(|ms| *ms > 0);
-    let time = least.and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
+    date(pair.chunks.iter().map(|chunk| chunk.equal_up_to_ms.unwrap_or(0)).min().filter(|ms| *ms > 0))
+}
+
+fn date(ms: Option<u64>) -> String {
+    let time = ms.and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
     // What lies beyond the year 9999 is no date.
-    let time = time.filter(|_| least.is_some_and(|ms| ms < 253_402_300_800_000));
+    let time = time.filter(|_| ms.is_some_and(|ms| ms < 253_402_300_800_000));
     time.map_or_else(|| "-".into(), httpdate::fmt_http_date)
 }
 
@@ -96,7 +102,7 @@ mod tests {
                  "equal_up_to_ms": 86_400_000}], "keys": [{"key": "k"}, {"key": "a\u{1b}b"},
                  {"key": "\u{fffd}", "key_base64": "/w=="}]},
                 {"nodes": ["n1", "n3"], "status": "unknown", "reason": "unreachable", "chunks": []},
-            ]
+            ], "scrubs": [{"node": "n1", "ended_ms": 2000}, {"node": "n3", "ended_ms": null}]
         }))
         .unwrap();
         let shown = shown(&told);
@@ -105,7 +111,9 @@ mod tests {
         assert!(lines[3].starts_with("n1, n2") && lines[3].contains("1 of 2"), "{shown}");
         assert!(lines[3].ends_with("Thu, 01 Jan 1970 00:00:01 GMT"), "{shown}");
         assert!(lines[4].contains("unknown: unreachable") && lines[4].ends_with('-'), "{shown}");
-        assert_eq!(lines[6..], ["n1 and n2 differ in", "  k", "  a\\u{1b}b", "  (base64) /w=="]);
+        let scrubs = ["n1 last read all its rows: Thu, 01 Jan 1970 00:00:02 GMT", "n3 last read all its rows: -"];
+        assert_eq!(lines[5..7], scrubs);
+        assert_eq!(lines[8..], ["n1 and n2 differ in", "  k", "  a\\u{1b}b", "  (base64) /w=="]);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use super::Fault;
 use super::client::{Asked, Client, Wishes, block_on};
 use super::output::{self, Output};
 
-/// Print the value of a key, byte for byte; with -o json its record, the version for --if-match, and each replica's copy.
+/// Print the value of a key, byte for byte; with -o json its record, the version for --if-match, when it ends, and each
+/// replica's copy.
 #[derive(Debug, Args)]
 pub(super) struct Get {
     key: OsString,
@@ -24,11 +25,11 @@ pub(super) struct Get {
 
 impl Get {
     pub(super) fn run(self) -> Result<(), Fault> {
-        let view = self.output.is_json().then_some("record");
-        let path = self.wishes.path(&self.key, view);
+        let shows_record = self.output.is_json();
+        let path = self.wishes.path(&self.key, shows_record.then(|| "view=record".into()));
         let headers = self.wishes.headers();
         let answer =
             block_on(Client::new().send(Method::GET, &self.asked.host, &path, headers, Bytes::new()))?.success()?;
-        if view.is_some() { output::json(&answer.json()?) } else { output::write(&answer.body) }
+        if shows_record { output::json(&answer.json()?) } else { output::write(&answer.body) }
     }
 }

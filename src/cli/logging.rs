@@ -4,6 +4,8 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
+#[cfg(feature = "otlp")]
+use tracing_subscriber::{Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use super::Fault;
 use crate::config::{Config, LogFormat};
@@ -11,11 +13,19 @@ use crate::config::{Config, LogFormat};
 /// The target of the events that `DEBUG_LOG` shows.
 const EVENTS: &str = "a3::events=debug";
 
+/// What has to live as long as lines are written.
+#[derive(Debug)]
+pub(super) struct Logging {
+    #[cfg(feature = "otlp")]
+    _traces: Option<super::traces::Traces>,
+}
+
 /// Sends log lines to stderr: text on a terminal, one JSON object a line elsewhere, unless the settings say otherwise.
+/// Call it within the node's runtime.
 ///
 /// # Errors
 /// When logging was set up before in this process.
-pub(super) fn init(config: &Config) -> Result<(), Fault> {
+pub(super) fn init(config: &Config) -> Result<Logging, Fault> {
     let directives = match config.debug_log {
         true => format!("{},{EVENTS}", config.log_filter),
         false => config.log_filter.clone(),
@@ -28,7 +38,23 @@ pub(super) fn init(config: &Config) -> Result<(), Fault> {
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
+    #[cfg(feature = "otlp")]
+    if let Some(traces) = super::traces::Traces::begin(config)? {
+        let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
+        let lines = if json { lines.json().flatten_event(true).boxed() } else { lines.boxed() };
+        let both = tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces.layer());
+        both.try_init().map_err(|e| Fault::Failed(format!("logging: {e}")))?;
+        return Ok(Logging { _traces: Some(traces) });
+    }
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
     let set = if json { lines.json().flatten_event(true).try_init() } else { lines.try_init() };
-    set.map_err(|e| Fault::Failed(format!("logging: {e}")))
+    set.map_err(|e| Fault::Failed(format!("logging: {e}")))?;
+    #[cfg(not(feature = "otlp"))]
+    if std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT").is_some() {
+        tracing::warn!("OTEL_EXPORTER_OTLP_ENDPOINT is set, and this program was built without the feature `otlp`");
+    }
+    Ok(Logging {
+        #[cfg(feature = "otlp")]
+        _traces: None,
+    })
 }

@@ -26,6 +26,9 @@ mod settings;
 mod smoke;
 mod status;
 mod tombstones;
+mod touch;
+#[cfg(feature = "otlp")]
+mod traces;
 mod views;
 
 use std::process::ExitCode;
@@ -51,6 +54,7 @@ enum Command {
     Serve(serve::Serve),
     Put(put::Put),
     Get(get::Get),
+    Touch(touch::Touch),
     Delete(delete::Delete),
     Status(status::Status),
     Ring(ring::Ring),
@@ -77,6 +81,7 @@ impl Cli {
             Command::Dev(command) => return command.run(),
             Command::Put(command) => command.run(),
             Command::Get(command) => command.run(),
+            Command::Touch(command) => command.run(),
             Command::Delete(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Ring(command) => command.run(),

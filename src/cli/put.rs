@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
@@ -10,7 +11,7 @@ use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HeaderValue, IF_NONE_MATCH};
 
 use super::Fault;
-use super::client::{Asked, Client, Once, Wishes, block_on};
+use super::client::{Asked, Client, Once, Wishes, block_on, duration};
 use super::output::{self, Output};
 
 /// Store a value under a key.
@@ -24,6 +25,9 @@ pub(super) struct Put {
     /// Kept with the value and given back with it.
     #[arg(long, value_name = "TYPE")]
     content_type: Option<HeaderValue>,
+    /// How long it lives, such as 60s, 15m, 12h or 30d; then the key has no value any more.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    ttl: Option<Duration>,
     /// Only where the key has no value, so that one of many creates it; else exit code 4.
     #[arg(long, conflicts_with = "if_match")]
     if_absent: bool,
@@ -44,7 +48,7 @@ impl Put {
         headers.extend(self.content_type.map(|value| (CONTENT_TYPE, value)));
         headers.extend(self.if_absent.then(|| (IF_NONE_MATCH, HeaderValue::from_static("*"))));
         headers.extend(self.once.header());
-        let path = self.wishes.path(&self.key, None);
+        let path = self.wishes.path(&self.key, self.ttl.map(|ttl| format!("ttl={}ms", ttl.as_millis())));
         let answer = block_on(Client::new().send(Method::PUT, &self.asked.host, &path, headers, value))?;
         receipt(&answer.success()?.json()?, self.output)
     }

@@ -27,12 +27,16 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, Fault> {
         let (_, config) = self.settings.load()?;
-        logging::init(&config)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?;
+        // Let go of before the runtime, which what is left to be written needs.
+        let _logging = {
+            let _within = runtime.enter();
+            logging::init(&config)?
+        };
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?;
         runtime.block_on(serve(config, self.parent_pipe))?;
         Ok(ExitCode::SUCCESS)
     }

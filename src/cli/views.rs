@@ -95,6 +95,14 @@ pub(super) struct Convergence {
     pub(super) node: String,
     pub(super) status: String,
     pub(super) pairs: Vec<Pair>,
+    pub(super) scrubs: Vec<Scrub>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Scrub {
+    pub(super) node: String,
+    pub(super) ended_ms: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::bodies::{ReceiptBody, RecordBody};
 use super::conditions::{Judgement, ReadConditions, prefers_representation};
+use super::date;
 use super::error::{Operation, problem_of, unmet};
 use super::etag::VersionHeaders;
 use super::problem::{Code, Problem};
@@ -22,16 +23,18 @@ use crate::types::{Content, Key, Record, Version};
 static A3_VERSION: HeaderName = HeaderName::from_static("a3-version");
 static A3_STRICT: HeaderName = HeaderName::from_static("a3-strict");
 static A3_DELETED: HeaderName = HeaderName::from_static("a3-deleted");
+static A3_EXPIRES_AT: HeaderName = HeaderName::from_static("a3-expires-at");
 static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// What a page of an allowed origin may read of an answer.
-pub(super) static EXPOSED_HEADERS: [HeaderName; 8] = [
+pub(super) static EXPOSED_HEADERS: [HeaderName; 9] = [
     ETAG,
     LOCATION,
     RETRY_AFTER,
     HeaderName::from_static("a3-version"),
     HeaderName::from_static("a3-strict"),
     HeaderName::from_static("a3-deleted"),
+    HeaderName::from_static("a3-expires-at"),
     HeaderName::from_static("preference-applied"),
     HeaderName::from_static("x-request-id"),
 ];
@@ -49,6 +52,7 @@ pub(super) fn receipt(status: StatusCode, key: &Key, receipt: &Receipt, message:
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     insert_version(headers, &receipt.version);
     headers.insert(A3_STRICT.clone(), flag(receipt.strict));
+    insert_end(headers, receipt.expires_at_ms);
     response
 }
 
@@ -80,6 +84,7 @@ pub(super) fn found(key: &Key, found: &Found, conditions: &ReadConditions, recor
     headers.insert(A3_STRICT.clone(), flag(found.strict));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     insert_last_modified(headers, record);
+    insert_end(headers, record.expires_at_ms());
     response
 }
 
@@ -96,6 +101,7 @@ pub(super) fn refusal(asked: &HeaderMap, failure: Failure) -> Response {
             let applied = HeaderValue::from_static("return=representation");
             response.headers_mut().insert(PREFERENCE_APPLIED.clone(), applied);
             insert_last_modified(response.headers_mut(), &record);
+            insert_end(response.headers_mut(), record.expires_at_ms());
             response
         }
         None => problem.into_response(),
@@ -110,17 +116,15 @@ pub(super) fn refusal(asked: &HeaderMap, failure: Failure) -> Response {
 fn missing(record: Option<&Record>, strict: bool) -> Response {
     let detail = match record {
         None => "nothing is stored under this key",
-        Some(record) if record.is_tombstone() => "the key was deleted",
-        Some(_) => "the value has expired",
+        Some(record) if record.version.is_end() => "the value has expired",
+        Some(_) => "the key was deleted",
     };
     let mut response = Problem::new(Code::NoSuchKey, detail).into_response();
     let headers = response.headers_mut();
     headers.insert(A3_STRICT.clone(), flag(strict));
     if let Some(record) = record {
         headers.insert(A3_VERSION.clone(), VersionHeaders::of(&record.version).version);
-        if record.is_tombstone() {
-            headers.insert(A3_DELETED.clone(), flag(true));
-        }
+        headers.insert(A3_DELETED.clone(), flag(true));
     }
     response
 }
@@ -157,6 +161,15 @@ fn insert_last_modified(headers: &mut HeaderMap, record: &Record) {
     let written = UNIX_EPOCH + Duration::from_millis(record.written.ms().min(HTTP_DATE_MS_MAX));
     if let Ok(date) = HeaderValue::from_maybe_shared(Bytes::from(httpdate::fmt_http_date(written))) {
         headers.insert(LAST_MODIFIED, date);
+    }
+}
+
+/// When the value ends, if ever.
+fn insert_end(headers: &mut HeaderMap, expires_at_ms: Option<u64>) {
+    if let Some(ms) = expires_at_ms
+        && let Ok(date) = HeaderValue::from_maybe_shared(Bytes::from(date::exact(ms)))
+    {
+        headers.insert(A3_EXPIRES_AT.clone(), date);
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) fn key_texts(key: &Key) -> (std::borrow::Cow<'_, str>, Option<String>
 pub(super) struct ReceiptBody<'a> {
     /// Always true: a write that failed is a problem.
     ok: bool,
-    /// `stored` or `deleted`.
+    /// `stored`, `touched` or `deleted`.
     #[schema(example = "stored")]
     message: &'static str,
     /// The key as text; what is not UTF-8 in it shows as U+FFFD.
@@ -69,6 +69,10 @@ pub(super) struct ReceiptBody<'a> {
     hinted: HintedBody<'a>,
     /// False while fewer than a majority of the home replicas hold it.
     strict: bool,
+    /// When the value ends, milliseconds since 1970; absent where it does not, and where the answer was given before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    expires_at_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -98,6 +102,7 @@ impl<'a> ReceiptBody<'a> {
             acked: names(&receipt.acked),
             hinted: HintedBody(&receipt.hinted),
             strict: receipt.strict,
+            expires_at_ms: receipt.expires_at_ms,
         }
     }
 }
@@ -146,6 +151,10 @@ pub(super) struct RecordBody<'a> {
     version: String,
     /// When it was written, milliseconds since 1970.
     written_ms: u64,
+    /// When the value ends, milliseconds since 1970; absent where it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    expires_at_ms: Option<u64>,
     /// False where a stand-in was counted: the answer may miss strict writes.
     strict: bool,
     /// The key's home replicas.
@@ -169,6 +178,7 @@ impl<'a> RecordBody<'a> {
             content_type: content_type.as_ref().map_or("application/octet-stream", |c| c.as_str()),
             version: record.version.to_string(),
             written_ms: record.written.ms(),
+            expires_at_ms: record.expires_at_ms(),
             strict: found.strict,
             replicas: names(&found.replicas),
             copies: found.copies.iter().map(CopyBody::from).collect(),
@@ -191,6 +201,7 @@ mod tests {
             hinted: vec![(NodeNum(2), NodeNum(3))],
             strict: false,
             created: true,
+            expires_at_ms: None,
         }
     }
 

@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::etag::{Comparison, tags};
 use super::problem::{Code, Problem};
-use crate::node::request::NewContent;
+use crate::node::request::{Edit, NewContent, Ttl};
 use crate::types::limits::IDEMPOTENCY_KEY_BYTES_MAX;
 use crate::types::{Condition, Idempotency, Record, Tags};
 
@@ -44,18 +44,22 @@ impl<'a> WriteConditions<'a> {
 
     /// What the request is known by, if it has an `Idempotency-Key`: everything that decides what it does, as it was
     /// understood. How long it may take is not of it, so that a patient repeat is still the same request.
-    pub(super) fn idempotency(&self, method: &Method, content: &NewContent) -> Option<Idempotency> {
+    pub(super) fn idempotency(&self, method: &Method, edit: &Edit) -> Option<Idempotency> {
         let key = self.key?;
         let Condition { if_match, if_none_match, if_unmodified_since } = &self.condition;
         let (if_match, if_none_match) = (tags_text(if_match.as_ref()), tags_text(if_none_match.as_ref()));
         let since = if_unmodified_since.map_or_else(String::new, |seconds| seconds.to_string());
-        let (content_type, body) = match content {
-            NewContent::Value { bytes, content_type } => (content_type.as_ref().map_or("", |c| c.as_str()), &bytes[..]),
-            NewContent::Tombstone => ("", &[][..]),
+        let (content_type, body, ttl) = match edit {
+            Edit::Write(NewContent::Value { bytes, content_type, ttl }) => {
+                (content_type.as_ref().map_or("", |c| c.as_str()), &bytes[..], *ttl)
+            }
+            Edit::Write(NewContent::Tombstone) => ("", &[][..], None),
+            Edit::Touch { ttl } => ("", &[][..], *ttl),
         };
+        let ttl = ttl.map(Ttl::ms).unwrap_or_default().to_le_bytes();
         let text = [method.as_str(), &if_match, &if_none_match, &since, content_type].map(str::as_bytes);
         let [method, if_match, if_none_match, since, content_type] = text;
-        Some(Idempotency::of(key, &[method, if_match, if_none_match, since, content_type, body]))
+        Some(Idempotency::of(key, &[method, if_match, if_none_match, since, content_type, body, &ttl]))
     }
 }
 
@@ -234,19 +238,21 @@ mod tests {
         assert_eq!(write(&[("idempotency-key", "a"), ("idempotency-key", "a")]), Err(Code::BadRequest));
     }
 
-    fn value(bytes: &'static str, content_type: Option<&'static str>) -> NewContent {
-        NewContent::Value { bytes: bytes.into(), content_type: content_type.map(|c| ContentType::new(c).unwrap()) }
+    fn value(bytes: &'static str, content_type: Option<&'static str>) -> Edit {
+        let content_type = content_type.map(|c| ContentType::new(c).unwrap());
+        Edit::Write(NewContent::Value { bytes: bytes.into(), content_type, ttl: None })
     }
 
     #[test]
     fn a_request_is_known_by_all_that_decides_what_it_does() {
-        let known = |method: Method, fields: &[(&'static str, &str)], content: &NewContent| {
+        let known = |method: Method, fields: &[(&'static str, &str)], edit: &Edit| {
             let fields = [&[("idempotency-key", "a")], fields].concat();
-            WriteConditions::of(&headers(&fields)).unwrap().idempotency(&method, content).unwrap().request
+            WriteConditions::of(&headers(&fields)).unwrap().idempotency(&method, edit).unwrap().request
         };
         let first = known(Method::PUT, &[("if-match", TAG)], &value("v", None));
         let understood = format!(" ,{TAG}, \"x\", W/{TAG}");
         assert_eq!(first, known(Method::PUT, &[("if-match", &understood)], &value("v", None)), "as it was understood");
+        let short = Edit::Write(NewContent::Value { bytes: "v".into(), content_type: None, ttl: Ttl::from_ms(1) });
         let others = [
             known(Method::PUT, &[], &value("v", None)),
             known(Method::PUT, &[("if-match", "*")], &value("v", None)),
@@ -256,7 +262,10 @@ mod tests {
             known(Method::PUT, &[("if-match", TAG)], &value("w", None)),
             known(Method::PUT, &[("if-match", TAG)], &value("v", Some("text/plain"))),
             known(Method::PUT, &[("if-match", TAG)], &value("", None)),
-            known(Method::DELETE, &[("if-match", TAG)], &NewContent::Tombstone),
+            known(Method::PUT, &[("if-match", TAG)], &short),
+            known(Method::DELETE, &[("if-match", TAG)], &Edit::Write(NewContent::Tombstone)),
+            known(Method::PATCH, &[("if-match", TAG)], &Edit::Touch { ttl: Ttl::from_ms(1) }),
+            known(Method::PATCH, &[("if-match", TAG)], &Edit::Touch { ttl: None }),
         ];
         for (i, other) in others.iter().enumerate() {
             assert!(*other != first && !others[..i].contains(other), "{i}");

@@ -18,6 +18,17 @@ pub(super) struct ConvergenceBody {
     status: &'static str,
     /// The pairs of members that share slots.
     pairs: Vec<PairBody>,
+    /// When each member last read all its rows.
+    scrubs: Vec<ScrubBody>,
+}
+
+/// The last scrub of a member: it verified every row it has, and had others mend what was damaged.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Scrub)]
+pub(super) struct ScrubBody {
+    node: NodeName,
+    /// When it ended, milliseconds since 1970; null where none did since the node started, or it does not answer.
+    ended_ms: Option<u64>,
 }
 
 /// How the copies on two members agree.
@@ -87,7 +98,9 @@ impl ConvergenceBody {
     pub(super) fn of(view: ConvergenceView, look: Look) -> Self {
         let pairs: Vec<PairBody> =
             view.pairs.into_iter().map(|(a, b, told)| PairBody::of([a, b], told, look)).collect();
-        Self { node: NodeName(view.asked), status: overall(pairs.iter().map(|pair| pair.status)), pairs }
+        let scrubs = view.scrubs.into_iter().map(|(node, ended_ms)| ScrubBody { node: NodeName(node), ended_ms });
+        let status = overall(pairs.iter().map(|pair| pair.status));
+        Self { node: NodeName(view.asked), status, pairs, scrubs: scrubs.collect() }
     }
 }
 
@@ -208,7 +221,7 @@ pub(super) struct OperationBody {
     dry_run: bool,
     /// Leaves of the hash tree that were compared.
     done: u64,
-    /// Leaves to compare; null until the trees were.
+    /// Leaves to compare, peers that were not reached yet being taken to be like the others; null until the first was.
     total: Option<u64>,
     /// Records found to differ.
     differing: u64,
@@ -216,7 +229,8 @@ pub(super) struct OperationBody {
     sent: u64,
     /// Records taken from peers.
     received: u64,
-    /// Bytes of those records, and of the lists that were compared.
+    /// Bytes of those records, and of the lists that were compared. In a dry run the records' are those they would be by the
+    /// mean size of this node's records.
     bytes: u64,
     /// Leaves compared a second since it began.
     per_second: f64,
@@ -288,12 +302,14 @@ pub(super) mod tests {
             chunks: agreements.iter().enumerate().map(chunk).collect(),
             keys: keys.iter().map(|key| Key::new(key.to_vec()).unwrap()).collect(),
             differing: keys.len() as u64,
+            scrubbed_ms: 0,
         }
     }
 
     fn body(pairs: Vec<Result<Convergence, String>>, look: Look) -> serde_json::Value {
         let pairs = pairs.into_iter().map(|told| (NodeNum(1), NodeNum(2), told)).collect();
-        serde_json::to_value(ConvergenceBody::of(ConvergenceView { asked: NodeNum(3), pairs }, look)).unwrap()
+        let scrubs = vec![(NodeNum(1), Some(5)), (NodeNum(2), None)];
+        serde_json::to_value(ConvergenceBody::of(ConvergenceView { asked: NodeNum(3), pairs, scrubs }, look)).unwrap()
     }
 
     #[test]
@@ -306,7 +322,8 @@ pub(super) mod tests {
         let pair = json!({"nodes": ["n1", "n2"], "status": "differs", "chunks": chunks});
         assert_eq!(
             body(vec![Ok(told(&[Equal, Differs], &[]))], Look::Chunks),
-            json!({"node": "n3", "status": "differs", "pairs": [pair]})
+            json!({"node": "n3", "status": "differs", "pairs": [pair],
+                "scrubs": [{"node": "n1", "ended_ms": 5}, {"node": "n2", "ended_ms": null}]})
         );
         let named = body(vec![Ok(told(&[Equal, Differs], &[b"k", b"\xff"]))], Look::Keys);
         assert_eq!(named["pairs"][0]["differing"], 2);

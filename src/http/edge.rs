@@ -22,14 +22,14 @@ use super::meters::Meters;
 use super::problem::{Code, Problem};
 use super::{HEADERS_BYTES_MAX, Options, URI_BYTES_MAX};
 use crate::node::request::Outcome;
+use crate::node::trace;
 use crate::ports::Entropy;
+use crate::types::Trace;
+use crate::types::trace::{is_request_id, is_traceparent};
 
 pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-
-/// Longest request id that is taken from a client, in bytes.
-const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Marks a request that had a Content-Length beside its Transfer-Encoding: two readers would see two bodies.
 #[derive(Clone, Copy, Debug)]
@@ -159,19 +159,6 @@ fn hex(mut number: u64, digits: &mut [u8]) {
     }
 }
 
-fn is_request_id(id: &[u8]) -> bool {
-    !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic)
-}
-
-/// `00-<32 hex>-<16 hex>-<2 hex>`, as W3C Trace Context has it; anything else is not passed on.
-fn is_traceparent(value: &[u8]) -> bool {
-    let is_hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let mut parts = value.split(|b| *b == b'-');
-    let wanted = [2usize, 32, 16, 2];
-    let shaped = wanted.iter().all(|len| parts.next().is_some_and(|p| p.len() == *len && is_hex(p)));
-    shaped && parts.next().is_none() && !value.starts_with(b"ff")
-}
-
 /// Counts a request as under way until it is dropped.
 struct InFlight<'a>(&'a Edge);
 
@@ -190,6 +177,16 @@ impl Drop for InFlight<'_> {
     }
 }
 
+/// What a request is called at the other nodes. One that its client did not name gets a name only where lines about it are
+/// logged here: two names of 24 bytes in each write would be felt.
+fn name_of(request: &Request, id: &HeaderValue, trace: Option<&HeaderValue>) -> Option<Arc<Trace>> {
+    if trace.is_none() && !request.headers().contains_key(&X_REQUEST_ID) && !trace::wanted() {
+        return None;
+    }
+    let trace = trace.and_then(|t| t.to_str().ok());
+    Trace::new(id.to_str().ok()?, trace).map(Arc::new)
+}
+
 /// The layer.
 pub(super) async fn edge(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -197,11 +194,13 @@ pub(super) async fn edge(State(edge): State<Arc<Edge>>, request: Request, next: 
     let id = edge.ids.of(request.headers());
     let trace = request.headers().get(&TRACEPARENT).filter(|t| is_traceparent(t.as_bytes())).cloned();
     let method = request.method().clone();
-    // The events of a write carry the request id through this span; when they are off it costs one atomic load.
-    let span = tracing::debug_span!(target: "a3::events", "request", id = id.to_str().unwrap_or("?"),
-        trace = trace.as_ref().map(tracing::field::debug));
+    let name = name_of(&request, &id, trace.as_ref());
+    // The lines of a write carry its name through this span; when they are off it costs one atomic load.
+    let span = trace::span(name.as_deref());
+    let name = trace::within(&span, name);
     let mut response = match edge.admit(&request, others) {
-        Ok(()) => match AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span).await {
+        Ok(()) => match AssertUnwindSafe(trace::carried(name, next.run(request))).catch_unwind().instrument(span).await
+        {
             Ok(response) => response,
             Err(_) => panicked(&method),
         },
@@ -338,16 +337,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sound_traceparent_is_passed_on() {
-        assert!(is_traceparent(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
-        for bad in [
-            "",
-            "00",
-            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "00-4BF92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
-        ] {
-            assert!(!is_traceparent(bad.as_bytes()), "{bad}");
-        }
+    fn a_request_that_its_client_named_keeps_that_name_at_the_other_nodes() {
+        let id = HeaderValue::from_static("abc-1");
+        let parent = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let none = request("GET", "/", &[]);
+        assert_eq!(name_of(&none, &id, None), None, "drawn, and nobody looks");
+        let named = name_of(&request("GET", "/", &[("x-request-id", "abc-1")]), &id, None).unwrap();
+        assert_eq!((named.request_id(), named.traceparent()), ("abc-1", None));
+        let traced = name_of(&none, &id, Some(&parent)).unwrap();
+        assert_eq!(traced.traceparent(), parent.to_str().ok());
     }
 }

@@ -1,6 +1,6 @@
-//! `/kv/{key}`: PUT, GET, HEAD, DELETE.
+//! `/kv/{key}`: PUT, GET, HEAD, PATCH, DELETE.
 //!
-//! A write with a condition or an `Idempotency-Key` goes to the key's register ([`Node::put_if`]), any other to its
+//! A write with a condition or an `Idempotency-Key`, and one that only changes when a value ends, goes to the key's register ([`Node::put_if`]), any other to its
 //! replicas as it is ([`Node::put`]).
 //!
 //! [`Node::put_if`]: crate::node::Node::put_if
@@ -22,19 +22,19 @@ use utoipa_axum::routes;
 
 use super::bodies::{ReceiptBody, RecordBody, ValueBytes};
 use super::conditions::{ReadConditions, WriteConditions};
-use super::docs::{EtagsText, IdempotencyText, KeyText, LevelName, TimeoutText, ViewName};
+use super::docs::{EtagsText, IdempotencyText, KeyText, LevelName, NewEndText, TimeoutText, TtlText, ViewName};
 use super::error::{Operation, problem_of};
 use super::key::key_of_path;
 use super::problem::{Code, Problem};
 use super::query::{self, Query};
 use super::{Api, answer};
-use crate::node::request::{ConditionalPut, Failure, Get, NewContent, Put, Receipt};
+use crate::node::request::{ConditionalPut, Edit, Failure, Get, NewContent, Put, Receipt};
 use crate::types::{ContentType, Key, Level};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     // The empty key is a path of its own for the router; the handlers say what is wrong with it.
-    let empty = routing::get(get).put(put).delete(delete);
-    OpenApiRouter::new().routes(routes!(get, head, put, delete)).route("/kv/", empty)
+    let empty = routing::get(get).put(put).patch(touch).delete(delete);
+    OpenApiRouter::new().routes(routes!(get, head, put, touch, delete)).route("/kv/", empty)
 }
 
 /// Read a value
@@ -57,7 +57,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
         (status = 200, description = "The value.", content((ValueBytes = "application/octet-stream"), (ValueBytes = "*/*"), (RecordBody = "application/json")),
             headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."),
                 ("A3-Strict" = bool, description = "False where a stand-in was counted: the answer may miss strict writes."),
-                ("Last-Modified" = String, description = "When it was written."))),
+                ("Last-Modified" = String, description = "When it was written."),
+                ("A3-Expires-At" = String, description = "When it ends (RFC 3339); absent where it does not."))),
         (status = 304, description = "The client has this version already.", headers(("ETag" = String, description = "The version in quotes."))),
     ),
 )]
@@ -94,7 +95,8 @@ pub(super) async fn get(State(api): State<Arc<Api>>, request: Request) -> Result
             headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."),
                 ("A3-Strict" = bool, description = "False where a stand-in was counted."),
                 ("Content-Length" = u64, description = "Length of the value, in bytes."),
-                ("Last-Modified" = String, description = "When it was written."))),
+                ("Last-Modified" = String, description = "When it was written."),
+                ("A3-Expires-At" = String, description = "When it ends (RFC 3339); absent where it does not."))),
         (status = 304, description = "The client has this version already.", headers(("ETag" = String, description = "The version in quotes."))),
     ),
 )]
@@ -119,6 +121,7 @@ pub(super) async fn head(state: State<Arc<Api>>, request: Request) -> Result<Res
         ("key" = inline(KeyText), Path, description = KEY_HELP),
         ("consistency" = inline(Option<LevelName>), Query, description = WRITE_LEVEL_HELP),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
+        ("ttl" = inline(Option<TtlText>), Query, description = TTL_HELP),
         ("If-Match" = inline(EtagsText), Header, description = WRITE_IF_MATCH_HELP),
         ("If-None-Match" = inline(EtagsText), Header, description = WRITE_IF_NONE_MATCH_HELP),
         ("If-Unmodified-Since" = inline(String), Header, description = UNMODIFIED_HELP),
@@ -128,9 +131,11 @@ pub(super) async fn head(state: State<Arc<Api>>, request: Request) -> Result<Res
     request_body(content = ValueBytes, description = "The value, of any content type; without a body it is empty.", content_type = "application/octet-stream"),
     responses(
         (status = 200, description = "Stored; there was a value before.", body = ReceiptBody,
-            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."))),
+            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."),
+                ("A3-Expires-At" = String, description = "When it ends (RFC 3339); absent where it does not."))),
         (status = 201, description = "Stored; there was no value before.", body = ReceiptBody,
-            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."))),
+            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."),
+                ("A3-Expires-At" = String, description = "When it ends (RFC 3339); absent where it does not."))),
     ),
 )]
 pub(super) async fn put(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
@@ -139,18 +144,58 @@ pub(super) async fn put(State(api): State<Arc<Api>>, request: Request) -> Result
     let conditions = WriteConditions::of(&parts.headers)?;
     let mut query = Query::new(parts.uri.query(), &["consistency", "timeout", "ttl"]);
     let asked = Asked::take(&mut query, !conditions.is_empty());
-    let ttl = query.bytes("ttl").is_some();
+    let ttl = query.take("ttl", query::ttl);
     query.finish()?;
-    if ttl {
-        return Err(Problem::new(Code::NotImplemented, "expiry (?ttl=) is not implemented"));
-    }
     let content_type = stored_content_type(&parts)?;
     let held = api.bodies.read(body).await?;
-    let content = NewContent::Value { bytes: held.bytes.clone(), content_type };
-    match write(&api, &key, &asked, &conditions, &parts.method, content).await {
+    let edit = Edit::Write(NewContent::Value { bytes: held.bytes.clone(), content_type, ttl });
+    match write(&api, &key, &asked, &conditions, &parts.method, edit).await {
         Ok(receipt) => {
             let status = if receipt.created { StatusCode::CREATED } else { StatusCode::OK };
             Ok(answer::receipt(status, &key, &receipt, "stored"))
+        }
+        Err(failure) => Ok(answer::refusal(&parts.headers, failure)),
+    }
+}
+
+/// Change when a value ends
+///
+/// The value itself is not sent, and stays; its version is a new one. Without a value (deleted or expired, too) the answer
+/// is 404. Conditions and `Idempotency-Key` are as for PUT, and so is what the answers mean: it is linearizable.
+#[utoipa::path(
+    patch, path = "/kv/{*key}", operation_id = "touchValue", tag = "kv",
+    params(
+        ("key" = inline(KeyText), Path, description = KEY_HELP),
+        ("ttl" = inline(NewEndText), Query, description = NEW_END_HELP),
+        ("consistency" = inline(Option<LevelName>), Query, description = WRITE_LEVEL_HELP),
+        ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
+        ("If-Match" = inline(EtagsText), Header, description = WRITE_IF_MATCH_HELP),
+        ("If-None-Match" = inline(EtagsText), Header, description = TOUCH_IF_NONE_MATCH_HELP),
+        ("If-Unmodified-Since" = inline(String), Header, description = UNMODIFIED_HELP),
+        ("Idempotency-Key" = inline(IdempotencyText), Header, description = IDEMPOTENCY_HELP),
+        ("Prefer" = inline(String), Header, description = PREFER_HELP),
+    ),
+    responses(
+        (status = 200, description = "It ends then, or never.", body = ReceiptBody,
+            headers(("ETag" = String, description = "The version in quotes."), ("A3-Version" = String, description = "The version."),
+                ("A3-Expires-At" = String, description = "When it ends (RFC 3339); absent where it does not."))),
+    ),
+)]
+pub(super) async fn touch(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let key = key_of_path(parts.uri.path())?;
+    let conditions = WriteConditions::of(&parts.headers)?;
+    let mut query = Query::new(parts.uri.query(), &["ttl", "consistency", "timeout"]);
+    let asked = Asked::take(&mut query, true);
+    let ttl = query.needed("ttl", query::new_end);
+    query.finish()?;
+    if !api.bodies.read(body).await?.bytes.is_empty() {
+        return Err(Problem::new(Code::BadRequest, "a value's end is changed without a body; PUT replaces the value"));
+    }
+    match write(&api, &key, &asked, &conditions, &parts.method, Edit::Touch { ttl: ttl.flatten() }).await {
+        Ok(receipt) => Ok(answer::receipt(StatusCode::OK, &key, &receipt, "touched")),
+        Err(failure) if failure.met.as_ref().is_some_and(|met| met.version.is_none()) => {
+            Err(Problem::new(Code::NoSuchKey, "there is no value under this key whose end could be changed"))
         }
         Err(failure) => Ok(answer::refusal(&parts.headers, failure)),
     }
@@ -184,7 +229,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, request: Request) -> Res
     let mut query = Query::new(parts.uri.query(), &["consistency", "timeout"]);
     let asked = Asked::take(&mut query, !conditions.is_empty());
     query.finish()?;
-    match write(&api, &key, &asked, &conditions, &parts.method, NewContent::Tombstone).await {
+    match write(&api, &key, &asked, &conditions, &parts.method, Edit::Write(NewContent::Tombstone)).await {
         Ok(receipt) => Ok(answer::receipt(StatusCode::OK, &key, &receipt, "deleted")),
         Err(failure) => Ok(answer::refusal(&parts.headers, failure)),
     }
@@ -197,15 +242,19 @@ async fn write(
     asked: &Asked,
     conditions: &WriteConditions<'_>,
     method: &Method,
-    content: NewContent,
+    edit: Edit,
 ) -> Result<Receipt, Failure> {
     let (key, deadline) = (key.clone(), asked.deadline(api));
-    if conditions.is_empty() {
-        return api.node.put(Put { key, content, level: asked.level, deadline }).await;
+    match edit {
+        Edit::Write(content) if conditions.is_empty() => {
+            api.node.put(Put { key, content, level: asked.level, deadline }).await
+        }
+        edit => {
+            let idempotency = conditions.idempotency(method, &edit);
+            let condition = conditions.condition.clone();
+            api.node.put_if(ConditionalPut { key, condition, edit, idempotency, deadline }).await
+        }
     }
-    let idempotency = conditions.idempotency(method, &content);
-    let condition = conditions.condition.clone();
-    api.node.put_if(ConditionalPut { key, condition, content, idempotency, deadline }).await
 }
 
 const KEY_HELP: &str = "The key: any bytes, 1 to 1024 of them, percent-encoded. Everything after `/kv/` is the key, so a `/` in it may be sent as it is or as `%2F`. It is decoded once and never folded.";
@@ -223,8 +272,13 @@ const WRITE_IF_NONE_MATCH_HELP: &str = "`*`: only where there is no value, so th
 const IDEMPOTENCY_HELP: &str = "A name for this request, not used for another one. Sent again under it, to any node, it is done once and gets its first answer: the key's register remembers the last eight. Another request under the same name is 422.";
 const PREFER_HELP: &str = "`return=representation`: a 412 carries the value that stands there in place of a problem, with `Preference-Applied`. It does not where it repeats an earlier answer under an Idempotency-Key.";
 
+const TTL_HELP: &str = "How long the value lives, counted from its stamp: 1ms to 9999d, such as 60s, 15m, 12h or 30d. Then it reads as absent at every node and level. Without it the value has no end, also where the one that it replaces had one.";
+const NEW_END_HELP: &str = "How long the value lives from now on, as for PUT; `none`: it has no end any more.";
+const TOUCH_IF_NONE_MATCH_HELP: &str =
+    "ETags: only where the value has none of them; `*` is never true of a value. Else 412, and nothing is written.";
+
 /// Why a level cannot be had.
-const REGISTER_LEVEL: &str = "a write with a condition or an Idempotency-Key is linearizable: ask for quorum (which it exceeds), linearizable, or nothing";
+const REGISTER_LEVEL: &str = "a write with a condition or an Idempotency-Key, or of a value's end alone, is linearizable: ask for quorum (which it exceeds), linearizable, or nothing";
 
 /// What every operation on a key may be asked.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@ use axum::http::{Method, StatusCode};
 
 use crate::metrics;
 
-const METHODS: [&str; 7] = ["GET", "HEAD", "PUT", "DELETE", "POST", "OPTIONS", "other"];
+const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "POST", "OPTIONS", "other"];
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 pub(super) struct Meters {
@@ -61,10 +61,11 @@ fn method_index(method: &Method) -> usize {
         Method::GET => 0,
         Method::HEAD => 1,
         Method::PUT => 2,
-        Method::DELETE => 3,
-        Method::POST => 4,
-        Method::OPTIONS => 5,
-        _ => 6,
+        Method::PATCH => 3,
+        Method::DELETE => 4,
+        Method::POST => 5,
+        Method::OPTIONS => 6,
+        _ => 7,
     }
 }
 
@@ -83,10 +84,10 @@ mod tests {
 
     #[test]
     fn each_request_falls_in_its_row_and_column() {
-        for (i, name) in METHODS[..6].iter().enumerate() {
+        for (i, name) in METHODS[..7].iter().enumerate() {
             assert_eq!(method_index(&name.parse().unwrap()), i);
         }
-        assert_eq!(method_index(&Method::TRACE), 6);
+        assert_eq!(method_index(&Method::TRACE), 7);
         for (status, class) in [(200, "2xx"), (204, "2xx"), (304, "3xx"), (404, "4xx"), (503, "5xx"), (999, "5xx")] {
             assert_eq!(CLASSES[class_index(StatusCode::from_u16(status).unwrap())], class);
         }

@@ -18,8 +18,10 @@ mod bodies;
 mod body;
 mod cluster;
 mod conditions;
+mod console;
 mod convergence;
 mod convergence_views;
+mod date;
 mod docs;
 mod edge;
 mod error;
@@ -27,6 +29,8 @@ mod etag;
 mod guard;
 mod key;
 mod kv;
+mod live;
+mod live_views;
 mod meters;
 mod observe;
 mod operations;
@@ -41,6 +45,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::HeaderValue;
+use tokio::sync::Semaphore;
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 use utoipa_axum::router::OpenApiRouter;
@@ -116,6 +121,8 @@ struct Api {
     bodies: Bodies,
     request_timeout: Duration,
     render_metrics: RenderMetrics,
+    /// Streams of events that may begin.
+    streams: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Api {
@@ -127,9 +134,15 @@ impl fmt::Debug for Api {
 /// The whole API over one node.
 pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, render_metrics: RenderMetrics) -> Router {
     let edge = Arc::new(Edge::new(&*entropy, options));
-    let api = Api { node, bodies: Bodies::new(options), request_timeout: options.request_timeout, render_metrics };
+    let api = Api {
+        node,
+        bodies: Bodies::new(options),
+        request_timeout: options.request_timeout,
+        render_metrics,
+        streams: Arc::new(Semaphore::new(live::STREAMS_MAX)),
+    };
     let (documented, _) = routes().split_for_parts();
-    let router = documented.merge(docs::swagger_ui()).with_state(Arc::new(api));
+    let router = documented.merge(docs::swagger_ui()).merge(console::routes()).with_state(Arc::new(api));
     let router = match cors(&options.cors_origins) {
         Some(cors) => router.layer(cors),
         None => router,
@@ -141,6 +154,7 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
 fn routes() -> OpenApiRouter<Arc<Api>> {
     let described = OpenApiRouter::new()
         .merge(cluster::routes())
+        .merge(live::routes())
         .merge(convergence::routes())
         .merge(operations::routes())
         .merge(tombstones::routes())

@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderName, Uri};
-use axum::response::IntoResponse;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderName, Uri};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::Api;
 use super::bodies::NodeName;
 use super::docs::Flag;
 use super::problem::{CheckBody, Code, Problem};
 use super::query::Query;
+use super::{Api, console};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new().routes(routes!(index)).routes(routes!(livez)).routes(routes!(readyz)).routes(routes!(metrics))
@@ -51,6 +51,7 @@ struct Links {
     ring: &'static str,
     placement: &'static str,
     convergence: &'static str,
+    events: &'static str,
     operations: &'static str,
     hints: &'static str,
     tombstones: &'static str,
@@ -68,6 +69,7 @@ const LINKS: Links = Links {
     ring: "/cluster/ring",
     placement: "/cluster/placement?key={key}",
     convergence: "/cluster/convergence",
+    events: "/cluster/events",
     operations: "/operations",
     hints: "/hints",
     tombstones: "/tombstones",
@@ -80,20 +82,24 @@ const LINKS: Links = Links {
 
 /// The index
 ///
-/// Who this node is, and where to go from here.
+/// Who this node is, and where to go from here; for a browser (`Accept: text/html`) the console.
 #[utoipa::path(get, path = "/", operation_id = "getIndex", tag = "observe",
-    responses((status = 200, description = "The index.", body = IndexBody)))]
-async fn index(State(api): State<Arc<Api>>, uri: Uri) -> Result<impl IntoResponse, Problem> {
+    responses((status = 200, description = "The index.", content((IndexBody = "application/json"), (String = "text/html")))))]
+async fn index(State(api): State<Arc<Api>>, headers: HeaderMap, uri: Uri) -> Result<Response, Problem> {
     Query::new(uri.query(), &[]).finish()?;
+    if console::wants_page(&headers) {
+        return Ok(console::page(&headers));
+    }
     let identity = api.node.identity();
-    Ok(Json(IndexBody {
+    let index = IndexBody {
         name: "a3.store",
         version: env!("CARGO_PKG_VERSION"),
         node: NodeName(identity.node),
         instance: identity.instance.to_string(),
         cluster_id: identity.cluster.map(|id| id.to_string()),
         links: LINKS,
-    }))
+    };
+    Ok(([(VARY, "accept")], Json(index)).into_response())
 }
 
 /// The process is alive.

@@ -89,8 +89,6 @@ codes! {
         "All header fields together are at most 16384 bytes long.";
     Internal = "internal", INTERNAL_SERVER_ERROR, true, "The node failed to answer",
         "A defect in the node. Its log has an entry under the same request id.";
-    NotImplemented = "not-implemented", NOT_IMPLEMENTED, false, "This is not implemented",
-        "The request asks for something that this version does not do. It was refused rather than done differently; nothing was written.";
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, true, "Too many requests are under way",
         "The node or its replicas have as much under way as they can hold. Send it again a little later.";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, true, "Not enough replicas can be reached",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::key::percent_decoded;
 use super::problem::{BadParameter, Problem};
+use crate::types::Ttl;
 
 /// Shortest and longest `?timeout=`.
 pub(super) const TIMEOUT_MIN: Duration = Duration::from_millis(50);
@@ -65,6 +66,18 @@ impl<'a> Query<'a> {
         parsed.map_err(|reason| self.fault(name, reason)).ok()
     }
 
+    /// As [`Self::take`], and that it is missing is a fault.
+    pub(super) fn needed<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, Cow<'static, str>>,
+    ) -> Option<T> {
+        if !self.given.iter().any(|(n, _)| *n == name) {
+            self.fault(name, "missing");
+        }
+        self.take(name, parse)
+    }
+
     /// A parameter that is on by being there, or says `true` or `false`.
     pub(super) fn flag(&mut self, name: &'static str) -> bool {
         let parse = |text: &str| match text {
@@ -100,21 +113,31 @@ fn form_decoded(raw: &str) -> Option<Cow<'_, [u8]>> {
 
 /// `500ms`, `2s`, `1m`: a whole number without leading zeros and its unit, from [`TIMEOUT_MIN`] to [`TIMEOUT_MAX`].
 pub(super) fn timeout(text: &str) -> Result<Duration, Cow<'static, str>> {
-    let wrong = "a duration from 50ms to 60s, such as 500ms or 2s";
+    let ms = duration_ms(text, &[("ms", 1, 5), ("s", 1000, 2), ("m", 60_000, 1)]);
+    let duration = ms.map(Duration::from_millis).filter(|d| (TIMEOUT_MIN..=TIMEOUT_MAX).contains(d));
+    duration.ok_or_else(|| "a duration from 50ms to 60s, such as 500ms or 2s".into())
+}
+
+/// `60s`, `15m`, `12h`, `30d`: a whole number without leading zeros and its unit. Each unit has as many digits as keep it
+/// within the limit of a time to live, so that a pattern can say what is taken.
+pub(super) fn ttl(text: &str) -> Result<Ttl, Cow<'static, str>> {
+    let units = [("ms", 1, 12), ("s", 1000, 9), ("m", 60_000, 7), ("h", 3_600_000, 5), ("d", 86_400_000, 4)];
+    let ttl = duration_ms(text, &units).and_then(Ttl::from_ms);
+    ttl.ok_or_else(|| "a duration from 1ms to 9999d, such as 60s, 15m, 12h or 30d".into())
+}
+
+/// A time to live, or `none`.
+pub(super) fn new_end(text: &str) -> Result<Option<Ttl>, Cow<'static, str>> {
+    if text == "none" { Ok(None) } else { ttl(text).map(Some).map_err(|wrong| format!("{wrong}, or none").into()) }
+}
+
+/// Milliseconds of a number and its unit, of which the name, the length in milliseconds and the most digits are given.
+fn duration_ms(text: &str, units: &[(&str, u64, usize)]) -> Option<u64> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
-    let unit_ms = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => return Err(wrong.into()),
-    };
-    if number.starts_with('0') {
-        return Err(wrong.into());
-    }
-    let ms = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_ms));
-    let duration = ms.map(Duration::from_millis).filter(|d| (TIMEOUT_MIN..=TIMEOUT_MAX).contains(d));
-    duration.ok_or_else(|| wrong.into())
+    let (_, unit_ms, most) = units.iter().find(|(name, ..)| *name == unit)?;
+    let sound = digits <= *most && !number.starts_with('0');
+    number.parse::<u64>().ok().filter(|_| sound).map(|n| n * unit_ms)
 }
 
 #[cfg(test)]
@@ -157,6 +180,35 @@ mod tests {
             "²s",
         ] {
             assert!(timeout(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_to_live_is_from_a_millisecond_to_some_decades() {
+        let ms = |text| ttl(text).ok().map(Ttl::ms);
+        assert_eq!(
+            ["1ms", "2s", "15m", "12h", "30d"].map(ms).map(Option::unwrap),
+            [1, 2_000, 900_000, 43_200_000, 2_592_000_000]
+        );
+        for text in ["999999999999ms", "999999999s", "9999999m", "99999h", "9999d"] {
+            assert!(ms(text).is_some(), "{text}");
+        }
+        for text in [
+            "",
+            "0s",
+            "01s",
+            "1",
+            "s",
+            "1w",
+            "1.5s",
+            "-1s",
+            "1000000000000ms",
+            "1000000000s",
+            "100000h",
+            "10000d",
+            "none",
+        ] {
+            assert_eq!(ms(text), None, "{text}");
         }
     }
 

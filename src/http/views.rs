@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use super::bodies::{NodeName, key_texts, names};
 use crate::node::views::{ClusterHealth, ClusterView, HealthView, HintsView, MemberView, PlacementView, RingView};
 use crate::ports::NodeState;
-use crate::types::{Slot, Topology};
+use crate::types::{NodeNum, Slot, Topology};
 
 /// The cluster, as the asked node sees it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -71,6 +71,11 @@ pub(super) struct MemberBody {
     bytes: Option<u64>,
     /// Client operations begun in the last full second.
     requests_per_second: Option<u64>,
+    /// Milliseconds that 99 of 100 client operations of the last ten seconds took at most, to an eighth; null when there
+    /// were none.
+    latency_p99_ms: Option<f64>,
+    /// The hints it keeps for others.
+    hints_kept: Option<Vec<HintsKeptBody>>,
 }
 
 impl From<MemberView> for MemberBody {
@@ -89,6 +94,8 @@ impl From<MemberView> for MemberBody {
             keys: info.map(|i| i.keys),
             bytes: info.map(|i| i.bytes),
             requests_per_second: info.map(|i| i.requests_per_second),
+            latency_p99_ms: info.and_then(|i| i.p99_us).map(|us| us as f64 / 1000.0),
+            hints_kept: info.map(|i| i.hints.iter().map(HintsKeptBody::from).collect()),
             mesh_address: view.mesh_address,
             http_address: view.http_address,
             zone: view.zone,
@@ -97,7 +104,23 @@ impl From<MemberView> for MemberBody {
     }
 }
 
-fn state_name(state: NodeState) -> &'static str {
+/// Hints that a node keeps for another.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = HintsKept)]
+pub(super) struct HintsKeptBody {
+    /// Whom they are for.
+    node: NodeName,
+    count: u64,
+    bytes: u64,
+}
+
+impl From<&(NodeNum, u64, u64)> for HintsKeptBody {
+    fn from((node, count, bytes): &(NodeNum, u64, u64)) -> Self {
+        Self { node: NodeName(*node), count: *count, bytes: *bytes }
+    }
+}
+
+pub(super) fn state_name(state: NodeState) -> &'static str {
     match state {
         NodeState::Starting => "starting",
         NodeState::Serving => "serving",

@@ -76,9 +76,9 @@ impl Asks {
                 let request = rare::vote_request(header, epoch, ballot, proposal);
                 rare::split_vote_reply(answer(client.vote(request).await)?)
             }
-            PeerRequest::Propose { proposal, timeout_ms } => {
-                let reply = answer(client.propose(propose::request(header, *proposal, timeout_ms)).await)?;
-                return self.verdict(reply, instance);
+            PeerRequest::Propose { proposal, timeout_ms, trace } => {
+                let request = propose::request(header, *proposal, timeout_ms, trace.as_deref());
+                return self.verdict(answer(client.propose(request).await)?, instance);
             }
             PeerRequest::GetChunkHash { epoch, left_out, spans } => {
                 let request = self.told(tree::chunk_hash_request(header, epoch, left_out, &spans));
@@ -112,7 +112,9 @@ impl Asks {
     /// The connections that a request travels on, and what it weighs there.
     fn way_of(&self, request: &PeerRequest) -> (&Channels, usize) {
         match request {
-            PeerRequest::Propose { proposal, .. } => (&self.proposals, weight::of_proposal(proposal)),
+            PeerRequest::Propose { proposal, trace, .. } => {
+                (&self.proposals, weight::of_proposal(proposal, trace.as_deref()))
+            }
             PeerRequest::GetChunkHash { .. }
             | PeerRequest::FetchRange(_)
             | PeerRequest::FetchSlot { .. }

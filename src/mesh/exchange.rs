@@ -87,7 +87,7 @@ impl Exchange {
     /// # Errors
     /// Gives the caller back when the lane is full; nothing was queued.
     pub fn push(&mut self, call: ReplicaCall, reply_to: ReplyTo, now: Instant) -> Result<(Lane, bool), ReplyTo> {
-        let Weight { content, bytes } = weight::of_request(&call.request);
+        let Weight { content, bytes } = weight::of_call(&call);
         let lane = Lane::of(content);
         let taken = self.bytes[lane.index()];
         if taken > 0 && taken + bytes > self.bytes_max {

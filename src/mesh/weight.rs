@@ -4,10 +4,9 @@
 //! stays within its limit, and what is queued within its bound.
 
 use super::wire::register::is_as_stored;
-use super::wire::tree::ENTRY_BYTES;
-use crate::ports::{Answer, PeerRequest, ReplicaReply, ReplicaRequest};
-use crate::types::limits::{KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX};
-use crate::types::{Accepted, Condition, Proposal, Record, Span, Tags};
+use crate::ports::{Answer, PeerRequest, ReplicaCall, ReplicaReply, ReplicaRequest};
+use crate::types::limits::{KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
+use crate::types::{Accepted, Condition, Entry, Look, Proposal, Record, Span, Tags, Trace};
 
 /// What a request weighs beside its key and content: ids, versions, checksum, framing, and its place in our tables.
 const REQUEST_BYTES: usize = 128;
@@ -17,6 +16,8 @@ const REPLY_BYTES: usize = 128;
 const STATE_BYTES: usize = 128;
 /// What one remembered answer weighs.
 const REMEMBERED_BYTES: usize = 72;
+/// What a request's name weighs beside its texts.
+const TRACE_BYTES: usize = 12;
 /// What a proposal weighs beside its key, content and tags.
 const PROPOSAL_BYTES: usize = 256;
 /// What one version weighs in a list.
@@ -27,6 +28,10 @@ const HEALING_BYTES: usize = 4 * KEY_BYTES_MAX;
 const SPAN_BYTES: usize = 3 + Span::PARTS * 8;
 /// What one leaf weighs in a list.
 const LEAF_BYTES: usize = 3;
+/// What one token weighs in an answer.
+const WANTED_BYTES: usize = 8;
+/// What an answer that names keys may weigh: each stands behind its tag and its length.
+const NAMES_BYTES: usize = NAMES_BYTES_MAX + 4 * NAMES_MAX;
 /// What a topology weighs: near enough for a batch's limit.
 const TOPOLOGY_BYTES: usize = 32 * 1024;
 
@@ -39,13 +44,14 @@ pub(super) struct Weight {
     pub(super) bytes: usize,
 }
 
-pub(super) fn of_request(request: &ReplicaRequest) -> Weight {
-    let (content, more) = match request {
+pub(super) fn of_call(call: &ReplicaCall) -> Weight {
+    let (content, more) = match &call.request {
         ReplicaRequest::Read { .. } | ReplicaRequest::Prepare { .. } => (0, 0),
         ReplicaRequest::Write { record, .. } | ReplicaRequest::Hint { record, .. } => (record.content_bytes(), 0),
         ReplicaRequest::Accept { accepted, .. } => (content(accepted.record.as_ref()), state(accepted)),
     };
-    Weight { content, bytes: REQUEST_BYTES + request.key().as_bytes().len() + content + more }
+    let more = more + of_trace(call.trace.as_deref());
+    Weight { content, bytes: REQUEST_BYTES + call.request.key().as_bytes().len() + content + more }
 }
 
 pub(super) fn of_answer(answer: &Answer) -> Weight {
@@ -62,14 +68,18 @@ pub(super) fn of_answer(answer: &Answer) -> Weight {
 }
 
 /// What a proposal weighs in a call of its own, in bytes.
-pub(super) fn of_proposal(proposal: &Proposal) -> usize {
+pub(super) fn of_proposal(proposal: &Proposal, trace: Option<&Trace>) -> usize {
     let Condition { if_match, if_none_match, .. } = &proposal.condition;
     let tags = |tags: &Option<Tags>| match tags {
         Some(Tags::Of(versions)) => versions.len() * VERSION_BYTES,
         Some(Tags::Any) | None => 0,
     };
     let listed = tags(if_match) + tags(if_none_match);
-    PROPOSAL_BYTES + proposal.key.as_bytes().len() + proposal.content.size() + listed
+    PROPOSAL_BYTES + proposal.key.as_bytes().len() + proposal.edit.size() + listed + of_trace(trace)
+}
+
+fn of_trace(trace: Option<&Trace>) -> usize {
+    trace.map_or(0, |t| TRACE_BYTES + t.request_id().len() + t.traceparent().map_or(0, str::len))
 }
 
 /// What a call weighs by which copies are compared or repaired, in bytes: with its answer, which is the larger part.
@@ -78,11 +88,12 @@ pub(super) fn of_healing(request: &PeerRequest) -> usize {
     let more = match request {
         PeerRequest::GetChunkHash { spans, .. } => spans.len() * SPAN_BYTES,
         PeerRequest::FetchRange(exchange) => {
-            exchange.leaves.len() * LEAF_BYTES + exchange.held.len() * ENTRY_BYTES + MESH_MESSAGE_BYTES_MAX
+            let told = if exchange.names_only { NAMES_BYTES } else { MESH_MESSAGE_BYTES_MAX };
+            exchange.leaves.len() * LEAF_BYTES + exchange.held.len() * (Entry::BYTES + WANTED_BYTES) + told
         }
-        PeerRequest::FetchSlot { .. } | PeerRequest::Purge { .. } | PeerRequest::Converge { .. } => {
-            MESH_MESSAGE_BYTES_MAX
-        }
+        PeerRequest::FetchSlot { .. } | PeerRequest::Purge { .. } => MESH_MESSAGE_BYTES_MAX,
+        PeerRequest::Converge { look: Look::Chunks, .. } => 0,
+        PeerRequest::Converge { .. } => NAMES_BYTES,
         _ => return 0,
     };
     HEALING_BYTES + more
@@ -109,11 +120,13 @@ mod tests {
     use crate::mesh::wire::hot::{self, LastTopology};
     use crate::mesh::wire::propose;
     use crate::mesh::wire::tests::tree::{exchange, spans};
-    use crate::mesh::wire::tests::{answer, call, propose::proposal, topology};
+    use crate::mesh::wire::tests::{answer, call, propose::proposal, topology, trace};
     use crate::mesh::wire::tree;
     use crate::ports::PeerReply;
     use crate::types::limits::SMALL_VALUE_BYTES_MAX;
-    use crate::types::{ChunkHashes, Digest, Epoch, Key, Slot, SlotSet};
+    use crate::types::{
+        Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Epoch, Key, NodeNum, Slot, SlotSet, Token,
+    };
 
     /// In a message each stands behind its tag and its length.
     const IN_A_LIST: usize = 6;
@@ -121,7 +134,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_request_is_longer_than_its_weight(id: u64, call in call()) {
-            let weight = of_request(&call.request);
+            let weight = of_call(&call);
             prop_assert!(hot::request(id, call).encoded_len() + IN_A_LIST <= weight.bytes);
         }
 
@@ -132,9 +145,9 @@ mod tests {
         }
 
         #[test]
-        fn no_proposal_is_longer_than_its_weight(proposal in proposal(), timeout_ms: u64) {
-            let weight = of_proposal(&proposal);
-            prop_assert!(propose::request(None, proposal, timeout_ms).encoded_len() <= weight);
+        fn no_proposal_is_longer_than_its_weight(proposal in proposal(), timeout_ms: u64, trace in trace()) {
+            let weight = of_proposal(&proposal, trace.as_deref());
+            prop_assert!(propose::request(None, proposal, timeout_ms, trace.as_deref()).encoded_len() <= weight);
         }
     }
 
@@ -149,8 +162,14 @@ mod tests {
             let weight = of_healing(&PeerRequest::GetChunkHash { epoch, left_out, spans });
             prop_assert!(asked + answered <= weight);
             let asked = tree::range_request(None, &exchange).encoded_len();
+            let names = if exchange.names_only { NAMES_MAX } else { 0 };
+            let key = Key::new(vec![1; NAMES_BYTES_MAX / NAMES_MAX]).unwrap();
+            let wanted: Vec<Token> = exchange.held.iter().map(|entry| entry.token).collect();
+            let told = Difference { wanted, names: vec![key; names], more: true, serving: true, records: vec![] };
+            let told = tree::range_reply(None, PeerReply::Differences(told)).unwrap().encoded_len();
+            let records = if exchange.names_only { 0 } else { MESH_MESSAGE_BYTES_MAX };
             let weight = of_healing(&PeerRequest::FetchRange(exchange));
-            prop_assert!(asked + MESH_MESSAGE_BYTES_MAX <= weight);
+            prop_assert!(asked + told + records <= weight);
         }
     }
 
@@ -165,11 +184,24 @@ mod tests {
     }
 
     #[test]
+    fn a_comparison_weighs_what_it_may_name() {
+        let max = u64::MAX;
+        let chunk = ChunkState { chunk: 15, agreement: Agreement::Unknown, since_ms: max, equal_up_to_ms: max };
+        for (look, names) in [(Look::Chunks, 0), (Look::Keys, NAMES_MAX), (Look::Deep, NAMES_MAX)] {
+            let keys = vec![Key::new(vec![1; NAMES_BYTES_MAX / NAMES_MAX]).unwrap(); names];
+            let told = Convergence { chunks: vec![chunk; Span::PARTS], keys, differing: max, scrubbed_ms: max };
+            let told = tree::converge_reply(None, PeerReply::Convergence(Box::new(told))).unwrap().encoded_len();
+            let weight = of_healing(&PeerRequest::Converge { with: NodeNum(u16::MAX), look });
+            assert!(told <= weight && weight <= told + HEALING_BYTES + NAMES_MAX * 4, "{look:?}: {told} {weight}");
+        }
+    }
+
+    #[test]
     fn the_registers_records_choose_the_lane() {
         let half = SMALL_VALUE_BYTES_MAX / 2 + 1;
         let lane = |weight: Weight| Lane::of(weight.content);
-        assert_eq!(lane(of_request(&accept("k", vec![0; SMALL_VALUE_BYTES_MAX]).request)), Lane::Small);
-        assert_eq!(lane(of_request(&accept("k", vec![0; SMALL_VALUE_BYTES_MAX + 1]).request)), Lane::Large);
+        assert_eq!(lane(of_call(&accept("k", vec![0; SMALL_VALUE_BYTES_MAX]))), Lane::Small);
+        assert_eq!(lane(of_call(&accept("k", vec![0; SMALL_VALUE_BYTES_MAX + 1]))), Lane::Large);
         let promise = |accepted, stored| of_answer(&Ok(promised(accepted, stored)));
         assert_eq!(lane(promise(Some(vec![1; half]), Some(vec![1; half]))), Lane::Small, "it travels once");
         assert_eq!(lane(promise(Some(vec![1; half]), Some(vec![2; half]))), Lane::Large);

@@ -9,14 +9,19 @@
 //!   [`NodeClock::skewed_by_ms`] first and nothing is reserved while it says so: a wrong wall clock leaves no trace
 //!   once it is set right.
 //!
-//! The reservation grows on use: an idle node does not write. It reaches 10 s ahead of the wall; where the clock runs
-//! ahead of the wall already, it reaches only 1 s further, so that a node restarted over and over does not run away
-//! from its peers.
+//! - A value that was told to have ended has ended for good: whoever tells an end goes by [`NodeClock::end_of`], which
+//!   observes it. A wall clock that is off by more than is allowed, or was not compared yet, ends no values.
 //!
-//! Caveat: [`NodeClock::now`] goes back with a wall clock that is set back, to the last stamp issued or seen.
+//! The reservation grows on use: a node that stamped nothing for ten seconds does not write. It reaches 2 s ahead of the
+//! wall, as by so much a value may end too early or too late after a crash (docs/decisions/0009); where the clock runs ahead
+//! of the wall already, it reaches only 1 s further, so that a node restarted over and over does not run away from its
+//! peers. A clean stop gives the rest of it back ([`NodeClock::close`]).
+//!
+//! Caveat: [`NodeClock::now`] goes back with a wall clock that is set back, to the last reading issued or seen.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ::metrics::Gauge;
@@ -28,16 +33,18 @@ use crate::metrics;
 use crate::ports::{Clock, Store, StoreError};
 use crate::protocol::replica::too_far_ahead;
 use crate::protocol::skew::Skew;
-use crate::types::{Hlc, HybridClock, NodeNum};
+use crate::types::{Hlc, HybridClock, Key, NodeNum, Record};
 
 /// The reservation reaches this far ahead of the wall clock, in milliseconds.
-const RESERVE_MS: u64 = 10_000;
+const RESERVE_MS: u64 = 2_000;
 /// And at least this far ahead of the hybrid clock.
 const RESERVE_BEYOND_MS: u64 = 1_000;
-/// In use, it is extended when it could grow by this much: when 7 s are left.
-const EXTEND_AT_MS: u64 = 3_000;
+/// In use, it is extended when it could grow by this much: when 1 s is left.
+const EXTEND_AT_MS: u64 = 1_000;
+/// It is in use for so long after a stamp, so that one every few seconds does not wait for the disk.
+const IN_USE_FOR: Duration = Duration::from_secs(10);
 /// How often the driver looks.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Shared by everything in the node that reads or moves the clock.
 pub struct NodeClock {
@@ -47,6 +54,8 @@ pub struct NodeClock {
     state: Mutex<State>,
     skew: Mutex<Skew>,
     skew_seconds: Gauge,
+    /// Whether the wall clock was compared with others', or nobody was there to compare it with.
+    compared: AtomicBool,
     /// Wakes the driver: a stamp had to wait.
     demand: Notify,
     /// Wakes those that wait, in the order they came. (A `watch` would wake them in an order of its own, so that no seed
@@ -58,12 +67,16 @@ struct State {
     hybrid: HybridClock,
     /// On disk: stamps may be issued up to it.
     reserved: Hlc,
-    /// Whether a stamp was issued since the reservation last grew.
-    used: bool,
+    /// When the last stamp was issued; `None` where none was, or the last attempt to reserve failed since.
+    used: Option<Instant>,
     /// The greatest stamp that had to wait.
     wanted: Hlc,
     /// How many of the driver's attempts failed.
     failures: u64,
+    /// The latest end that was told.
+    told: Hlc,
+    /// No stamp is issued any more.
+    closed: bool,
 }
 
 impl NodeClock {
@@ -78,12 +91,15 @@ impl NodeClock {
             state: Mutex::new(State {
                 hybrid: HybridClock::above(reserved),
                 reserved,
-                used: false,
+                used: None,
                 wanted: Hlc::ZERO,
                 failures: 0,
+                told: Hlc::ZERO,
+                closed: false,
             }),
             skew: Mutex::new(Skew::new(skew_max_ms)),
             skew_seconds: metrics::gauge(metrics::CLOCK_SKEW, &[]),
+            compared: AtomicBool::new(false),
             demand: Notify::new(),
             outcome: Notify::new(),
         })
@@ -116,6 +132,59 @@ impl NodeClock {
         if too_far_ahead(seen, self.wall_ms(), self.skew_max_ms).is_none() {
             self.state.lock().hybrid.observe(seen);
         }
+    }
+
+    /// The wall clock was compared with others', or there is nobody to compare it with: from now on it ends values.
+    pub fn trust(&self) {
+        self.compared.store(true, Ordering::Relaxed);
+    }
+
+    /// By this reading values end: the hybrid time, without the wall where that is off or was not compared yet, and
+    /// without what was stamped far ahead of it. A clock that is wrong must not end values for everybody.
+    pub fn ends_by(&self) -> Hlc {
+        let wall_ms = self.wall_ms();
+        let off = self.skew.lock().skewed_by_ms(wall_ms, self.monotonic_ms()).is_some();
+        let (seen, told) = {
+            let state = self.state.lock();
+            (state.hybrid.now(0), state.told)
+        };
+        match (off || !self.compared.load(Ordering::Relaxed), too_far_ahead(seen, wall_ms, self.skew_max_ms)) {
+            (true, _) => seen,
+            (false, None) => seen.max(Hlc::from_ms(wall_ms)),
+            (false, Some(_)) => told.max(Hlc::from_ms(wall_ms)),
+        }
+    }
+
+    /// The tombstone to be told in place of a value whose time is up. From then on it is up for good: the wall clock may be
+    /// set back, and another replica may not have the tombstone yet. `None` where its time is not up, and where this is the
+    /// tombstone already.
+    pub fn end_of(&self, key: &Key, record: &Record) -> Option<Record> {
+        if record.version.is_end() {
+            if too_far_ahead(record.written, self.wall_ms(), self.skew_max_ms).is_none() {
+                self.tell(record.written);
+            }
+            return None;
+        }
+        // A record without an end costs no look at the clocks.
+        let end = record.expires_at_ms().filter(|_| record.has_ended(self.ends_by())).and_then(|_| record.end(key))?;
+        self.tell(end.written);
+        Some(end)
+    }
+
+    fn tell(&self, end: Hlc) {
+        let mut state = self.state.lock();
+        state.told = state.told.max(end);
+        state.hybrid.observe(end);
+    }
+
+    /// Ends the issue of stamps, for a stop in good order: nothing above what is returned was issued or seen.
+    pub fn close(&self) -> Hlc {
+        let mut state = self.state.lock();
+        state.closed = true;
+        let last = state.hybrid.now(0);
+        drop(state);
+        self.outcome.notify_waiters();
+        last
     }
 
     /// Takes note of another node's wall clock, as it stood on a message. Cheap: most calls note nothing.
@@ -157,12 +226,15 @@ impl NodeClock {
         let mut clock = state.hybrid;
         clock.observe(above);
         let stamp = clock.tick(wall_ms);
+        if state.closed {
+            return None;
+        }
         if stamp > state.reserved {
             state.wanted = state.wanted.max(stamp);
             return None;
         }
         state.hybrid = clock;
-        state.used = true;
+        state.used = Some(Instant::now());
         Some(stamp)
     }
 
@@ -179,7 +251,7 @@ impl NodeClock {
             if let Some(stamp) = self.stamp(above) {
                 return Some(stamp);
             }
-            if too_far_ahead(above, self.wall_ms(), self.skew_max_ms).is_some() {
+            if too_far_ahead(above, self.wall_ms(), self.skew_max_ms).is_some() || self.state.lock().closed {
                 return None;
             }
             self.demand.notify_one();
@@ -224,17 +296,20 @@ impl NodeClock {
     fn due(&self) -> Option<Hlc> {
         let wall_ms = self.wall_ms();
         let state = self.state.lock();
+        if state.closed {
+            return None;
+        }
         let ahead_ms = state.hybrid.now(wall_ms).max(state.wanted).ms() + RESERVE_BEYOND_MS;
         let target = Hlc::from_ms(ahead_ms.max(wall_ms + RESERVE_MS));
         let waited_for = state.wanted > state.reserved;
-        let running_out = state.used && target.ms() >= state.reserved.ms() + EXTEND_AT_MS;
+        let in_use = state.used.is_some_and(|at| at.elapsed() < IN_USE_FOR);
+        let running_out = in_use && target.ms() >= state.reserved.ms() + EXTEND_AT_MS;
         (waited_for || running_out).then_some(target)
     }
 
     fn grant(&self, until: Hlc) {
         let mut state = self.state.lock();
         state.reserved = state.reserved.max(until);
-        state.used = false;
         state.wanted = Hlc::ZERO;
         drop(state);
         self.outcome.notify_waiters();
@@ -242,7 +317,7 @@ impl NodeClock {
 
     fn refuse(&self) {
         let mut state = self.state.lock();
-        state.used = false;
+        state.used = None;
         state.wanted = Hlc::ZERO;
         state.failures += 1;
         drop(state);
@@ -270,152 +345,4 @@ impl fmt::Debug for NodeClock {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::fakes::{FakeClock, FakeStore};
-    use tokio::task::JoinHandle;
-
-    const WALL: u64 = 1_700_000_000_000;
-    const MAX: Duration = Duration::from_secs(300);
-
-    struct World {
-        wall: Arc<FakeClock>,
-        store: Arc<FakeStore>,
-    }
-
-    impl World {
-        fn new() -> Self {
-            Self { wall: FakeClock::at(WALL), store: FakeStore::new() }
-        }
-
-        /// A node's life, from the reservation it finds on disk.
-        async fn start(&self) -> (Arc<NodeClock>, JoinHandle<()>) {
-            let reserved = self.store.clock_reservation().await.unwrap();
-            let clock = NodeClock::new(Arc::clone(&self.wall) as Arc<dyn Clock>, MAX, reserved);
-            let driver = Arc::clone(&clock).keep_reserved(Arc::clone(&self.store) as Arc<dyn Store>);
-            #[expect(clippy::disallowed_methods, reason = "a test is its own node")]
-            let driver = tokio::spawn(driver);
-            (clock, driver)
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_stamp_is_issued_twice_through_crashes_and_clocks_set_back() {
-        let world = World::new();
-        let mut last = Hlc::ZERO;
-        for life in 0..6 {
-            let (clock, driver) = world.start().await;
-            assert_eq!(clock.stamp(Hlc::ZERO), None, "nothing is reserved yet");
-            for _ in 0..50 {
-                let stamp = clock.stamp_reserved(Hlc::ZERO).await.unwrap();
-                assert!(stamp > last, "life {life}: {stamp:?} after {last:?}");
-                assert!(stamp <= world.store.clock_reservation().await.unwrap(), "on disk before use");
-                last = stamp;
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                world.wall.advance(300);
-            }
-            driver.abort();
-            world.wall.set(if life % 2 == 0 { WALL - 60_000 } else { WALL + 60_000 });
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn in_use_no_stamp_waits_and_an_idle_node_does_not_write() {
-        let world = World::new();
-        let (clock, _driver) = world.start().await;
-        assert!(clock.stamp_reserved(Hlc::ZERO).await.is_some());
-        let writes = world.store.reservations();
-        for _ in 0..300 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            world.wall.advance(100);
-            assert!(clock.stamp(Hlc::ZERO).is_some());
-        }
-        let in_use = world.store.reservations() - writes;
-        assert!((5..=11).contains(&in_use), "{in_use} in 30 s");
-        let writes = world.store.reservations();
-        for _ in 0..60 {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            world.wall.advance(1_000);
-        }
-        assert!(world.store.reservations() - writes <= 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reading_seen_far_ahead_is_outbid_after_a_wait_and_an_absurd_one_ignored() {
-        let world = World::new();
-        let (clock, _driver) = world.start().await;
-        clock.stamp_reserved(Hlc::ZERO).await.unwrap();
-        let ahead = Hlc::from_ms(WALL + 299_000);
-        clock.observe(ahead);
-        assert_eq!(clock.stamp(Hlc::ZERO), None, "beyond the reservation");
-        assert!(clock.stamp_reserved(Hlc::ZERO).await.unwrap() > ahead);
-        clock.observe(Hlc::from_ms(WALL + 301_000));
-        assert!(clock.now() < Hlc::from_ms(WALL + 300_000));
-        assert_eq!(clock.stamp_reserved(Hlc::from_ms(WALL + 301_000)).await, None);
-        assert_eq!(clock.skewed_by_ms(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn those_that_wait_are_served_in_the_order_they_came() {
-        let world = World::new();
-        let (clock, _driver) = world.start().await;
-        let waiting = (0..40).map(|_| clock.stamp_reserved(Hlc::ZERO));
-        let mut served: futures_util::stream::FuturesUnordered<_> = waiting.collect();
-        let mut last = Hlc::ZERO;
-        while let Some(stamp) = futures_util::StreamExt::next(&mut served).await {
-            assert!(stamp > Some(last), "{stamp:?} after {last:?}");
-            last = stamp.unwrap();
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_store_that_fails_ends_the_wait_and_is_tried_again() {
-        let world = World::new();
-        let (clock, _driver) = world.start().await;
-        world.store.fail_with(Some(StoreError::DiskFull));
-        for _ in 0..2 {
-            let waited = tokio::time::timeout(Duration::from_secs(5), clock.stamp_reserved(Hlc::ZERO)).await;
-            assert_eq!(waited, Ok(None));
-        }
-        world.store.fail_with(None);
-        assert!(clock.stamp_reserved(Hlc::ZERO).await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_wall_clock_an_hour_ahead_reserves_nothing_and_leaves_no_trace() {
-        let world = World::new();
-        world.wall.set(WALL + 3_600_000);
-        let (clock, _driver) = world.start().await;
-        assert!(!clock.is_compared());
-        clock.heard(NodeNum(2), WALL);
-        clock.heard(NodeNum(3), WALL + 20);
-        assert!(clock.is_compared());
-        assert_eq!(clock.skewed_by_ms(), Some(3_600_000 - 20));
-        assert_eq!(clock.stamp_reserved(Hlc::ZERO).await, None);
-        world.wall.set(WALL);
-        assert_eq!(clock.skewed_by_ms(), None);
-        let stamp = clock.stamp_reserved(Hlc::ZERO).await.unwrap();
-        assert!(stamp.ms() < WALL + 1_000);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_node_that_stamped_an_hour_ahead_says_so_after_the_clock_is_set_right() {
-        let world = World::new();
-        world.wall.set(WALL + 3_600_000);
-        let (clock, _driver) = world.start().await;
-        clock.stamp_reserved(Hlc::ZERO).await.unwrap();
-        world.wall.set(WALL);
-        assert!(clock.skewed_by_ms().is_some_and(|by| by >= 3_600_000));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn restarts_in_quick_succession_do_not_run_away() {
-        let world = World::new();
-        for _ in 0..30 {
-            let (clock, driver) = world.start().await;
-            clock.stamp_reserved(Hlc::ZERO).await.unwrap();
-            driver.abort();
-        }
-        assert!(world.store.clock_reservation().await.unwrap().ms() <= WALL + 10_000 + 30 * 1_001);
-    }
-}
+mod tests;

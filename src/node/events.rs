@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::ports::{Answer, Inbox, ReplicaReply, ReplicaRequest, ReplyTo};
-use crate::types::{Key, NodeNum, Version};
+use super::trace;
+use crate::ports::{Answer, Inbox, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo};
+use crate::types::{Key, NodeNum, Trace, Version};
 
 /// Whether anybody looks.
 pub(super) fn shown() -> bool {
@@ -51,13 +52,14 @@ pub(super) fn answered(from: NodeNum, target: Option<NodeNum>, key: &Key, versio
 }
 
 /// Puts a line in the log between a replica's store and whoever waits, for what came from elsewhere and for hints.
-pub(super) fn noted(node: NodeNum, from: NodeNum, request: &ReplicaRequest, reply_to: ReplyTo) -> ReplyTo {
-    let (key, version, target) = match request {
+pub(super) fn noted(node: NodeNum, from: NodeNum, call: &ReplicaCall, reply_to: ReplyTo) -> ReplyTo {
+    let (key, version, target) = match &call.request {
         ReplicaRequest::Write { key, record } if from != node => (key, record.version, None),
         ReplicaRequest::Hint { target, key, record, .. } => (key, record.version, Some(*target)),
         _ => return reply_to,
     };
-    let note = Note { node, from, target, key: key.clone(), version, asked: Mutex::new(Some(reply_to)) };
+    let (key, trace, asked) = (key.clone(), call.trace.clone(), Mutex::new(Some(reply_to)));
+    let note = Note { node, from, target, key, version, trace, asked };
     ReplyTo::new(Arc::new(note), 0)
 }
 
@@ -68,12 +70,14 @@ struct Note {
     target: Option<NodeNum>,
     key: Key,
     version: Version,
+    trace: Option<Arc<Trace>>,
     asked: Mutex<Option<ReplyTo>>,
 }
 
 impl Inbox for Note {
     fn deliver(&self, _: u64, answer: Answer) {
         let Self { node, from, key, version, .. } = self;
+        let _request = trace::span(self.trace.as_deref()).entered();
         match (&answer, self.target) {
             (Ok(ReplicaReply::Hinted), Some(home)) => {
                 tracing::debug!(target: "a3::events", %node, %key, %version, "hint for {home} stored, from {from}");

@@ -1,8 +1,8 @@
 //! Small stand-ins for the node's world, for the tests of its drivers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::journal::Journal;
 use crate::ports::{
     Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, Purging,
     ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, SlotEntry, SlotPage, Store,
@@ -18,9 +19,12 @@ use crate::ports::{
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record,
-    Register, Sealed, Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, Version, Vote, Writer,
+    ClusterId, Dropped, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register,
+    Sealed, Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, Version, Vote, Writer,
 };
+
+/// A page of records, in bytes of contents.
+const PAGE_BYTES: usize = 1024 * 1024;
 
 /// A wall clock that stands still until it is set.
 #[derive(Debug)]
@@ -46,6 +50,11 @@ impl Clock for FakeClock {
     }
 }
 
+/// A journal at that clock's beginning.
+pub(crate) fn journal() -> Arc<Journal> {
+    Journal::new(FakeClock::at(0))
+}
+
 /// A counter, spread over the range: repeatable "randomness".
 #[derive(Debug, Default)]
 pub(crate) struct FakeEntropy(AtomicU64);
@@ -69,6 +78,12 @@ pub(crate) struct FakeStore {
     failing: Mutex<Option<StoreError>>,
     submitted: Mutex<Vec<usize>>,
     observed: Mutex<Hlc>,
+    listed: AtomicU64,
+    /// Keys whose rows are not what was written.
+    damaged: Mutex<BTreeSet<Key>>,
+    /// Keys of registers that are not.
+    lost: Mutex<BTreeSet<Key>>,
+    condemned: AtomicBool,
 }
 
 impl FakeStore {
@@ -81,6 +96,24 @@ impl FakeStore {
         *self.failing.lock() = error;
     }
 
+    /// The record of that key is damaged on disk, and its register where `register` says so.
+    pub(crate) fn damage(&self, key: &Key, register: bool) {
+        self.damaged.lock().insert(key.clone());
+        if register {
+            self.lost.lock().insert(key.clone());
+        }
+    }
+
+    /// The keys whose records are damaged.
+    pub(crate) fn damaged(&self) -> Vec<Key> {
+        self.damaged.lock().iter().cloned().collect()
+    }
+
+    /// Whether the database was given up.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::SeqCst)
+    }
+
     /// How often the clock was reserved.
     pub(crate) fn reservations(&self) -> u64 {
         self.reservations.load(Ordering::SeqCst)
@@ -88,6 +121,11 @@ impl FakeStore {
 
     pub(crate) fn record(&self, key: &Key) -> Option<Record> {
         self.records.lock().get(key).map(|(_, record)| record.clone())
+    }
+
+    /// Rows that were read for lists.
+    pub(crate) fn listed(&self) -> u64 {
+        self.listed.load(Ordering::SeqCst)
     }
 
     pub(crate) fn hint_count(&self) -> usize {
@@ -120,7 +158,8 @@ impl FakeStore {
             }
             ReplicaRequest::Write { key, record } => {
                 let mut records = self.records.lock();
-                let stored = records.get(&key).map(|(_, record)| record);
+                let intact = !self.damaged.lock().remove(&key);
+                let stored = records.get(&key).map(|(_, record)| record).filter(|_| intact);
                 let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
                 match (replica::write(stored.map(StoredRow::of).as_ref(), &floor, &record), seen) {
                     (WriteRule::Dominated, Some(by)) => ReplicaReply::Dominated { by },
@@ -283,23 +322,53 @@ impl Store for FakeStore {
 
     fn count_anew(&self, _: Slot) {}
 
+    fn condemn(&self, _: &str) {
+        self.condemned.store(true, Ordering::SeqCst);
+    }
+
+    fn discard(&self, _: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let keys = rows.into_iter().filter_map(|(_, name)| Key::new(name).ok());
+        let mut removed = 0;
+        for key in keys.filter(|key| self.damaged.lock().remove(key)) {
+            self.records.lock().remove(&key);
+            removed += 1;
+        }
+        self.rare(removed)
+    }
+
     fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
         let records = self.records.lock();
         let wanted = |token: &Token| token.slot() == slot && leaves.contains(&Leaf::of(*token));
-        let mut intact: Vec<(Entry, Key)> = records
-            .iter()
-            .filter(|(_, (token, _))| wanted(token))
-            .map(|(key, (token, record))| (Entry::of(*token, record), key.clone()))
-            .collect();
+        let (mut held, damaged) = (Holdings::default(), self.damaged.lock().clone());
+        for (key, (token, record)) in records.iter().filter(|(_, (token, _))| wanted(token)) {
+            if damaged.contains(key) {
+                held.damaged.push(key.clone());
+            } else {
+                held.add(*token, key.clone(), record);
+            }
+            if self.lost.lock().contains(key) {
+                held.lost.push(key.as_bytes().to_vec());
+            }
+        }
         drop(records);
-        intact.sort_unstable();
-        self.rare(Holdings { intact, damaged: Vec::new() })
+        held.intact.sort_unstable();
+        self.listed.fetch_add(held.intact.len() as u64, Ordering::SeqCst);
+        self.rare(held)
     }
 
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
-        let (many, found) = (keys.len(), keys.into_iter().filter_map(|(_, key)| self.record(&key).map(|r| (key, r))));
-        let found = found.collect();
-        self.rare((found, many))
+        let (mut found, mut looked_up, mut bytes) = (Vec::new(), 0, 0);
+        for (_, key) in keys {
+            if bytes >= PAGE_BYTES {
+                break;
+            }
+            looked_up += 1;
+            if let Some(record) = self.record(&key) {
+                bytes += record.content_bytes();
+                found.push((key, record));
+            }
+        }
+        self.rare((found, looked_up))
     }
 
     fn identity(&self) -> Identity {
@@ -352,6 +421,23 @@ impl Store for FakeStore {
             self.reservations.fetch_add(1, Ordering::SeqCst);
         }
         self.rare(())
+    }
+
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        *self.reserved.lock() = last;
+        self.rare(())
+    }
+
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        let mut records = self.records.lock();
+        let due = records.iter_mut().filter(|(_, (_, record))| record.has_ended(now)).take(limit);
+        let ended = due.filter_map(|(key, (_, record))| {
+            *record = record.end(key)?;
+            Some((key.clone(), record.clone()))
+        });
+        let ended = ended.collect();
+        drop(records);
+        self.rare(ended)
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {

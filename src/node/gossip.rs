@@ -27,8 +27,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Ports;
 use super::directory::Directory;
+use super::journal::Journal;
 use super::routing::Routing;
-use super::views::Liveness;
+use super::views::{EventKind, Liveness};
 use crate::metrics;
 use crate::ports::{Destination, InfoStamp, NodeInfo, PeerError, PeerRequest};
 use crate::protocol::membership::{Effects, GossipId, Membership, State, Timer};
@@ -82,6 +83,7 @@ pub struct Gossip {
     directory: Arc<Directory>,
     on_liveness: OnLiveness,
     own_info: OwnInfo,
+    journal: Arc<Journal>,
     machine: Mutex<Machine>,
     own: Mutex<info::Own>,
     /// Whether a member's address changed since they were saved.
@@ -90,6 +92,7 @@ pub struct Gossip {
     wanted: Mutex<BTreeMap<NodeNum, Option<InfoStamp>>>,
     rescheduled: Notify,
     wanting: Notify,
+    looked: Mutex<Option<Instant>>,
     in_flight: Arc<()>,
     strangers: Arc<strangers::Strangers>,
     gauges: [(Liveness, Gauge); 3],
@@ -108,6 +111,7 @@ impl Gossip {
         directory: Arc<Directory>,
         on_liveness: OnLiveness,
         own_info: OwnInfo,
+        journal: Arc<Journal>,
     ) -> Arc<Self> {
         let identity = ports.store.identity();
         let me = GossipId {
@@ -127,6 +131,7 @@ impl Gossip {
             directory,
             on_liveness,
             own_info,
+            journal,
             machine: Mutex::new(Machine {
                 membership,
                 timers: BTreeMap::new(),
@@ -139,6 +144,7 @@ impl Gossip {
             wanted: Mutex::default(),
             rescheduled: Notify::new(),
             wanting: Notify::new(),
+            looked: Mutex::default(),
             in_flight: Arc::new(()),
             strangers: Arc::default(),
             gauges: [gauge(Liveness::Alive), gauge(Liveness::Suspect), gauge(Liveness::Down)],
@@ -277,6 +283,7 @@ impl Gossip {
             self.tell(id, was, liveness, before.and_then(|e| e.info));
         } else if moved {
             tracing::debug!(target: "a3::events", node = %id.node, address = %id.address, "member moved");
+            self.journal.note(id.node, EventKind::Membership, format!("moved to {}", id.address));
         }
         // Whoever comes, or comes again, has something to tell.
         if liveness == Liveness::Alive {
@@ -299,6 +306,14 @@ impl Gossip {
             Liveness::Down if leaving => tracing::debug!(target: "a3::events", %node, "member left"),
             Liveness::Down => tracing::debug!(target: "a3::events", %node, "member down"),
         }
+        let text = match now {
+            Liveness::Alive if was == Some(Liveness::Suspect) => "answers again".to_owned(),
+            Liveness::Alive => format!("is up, at {address}"),
+            Liveness::Suspect => "did not answer a probe: it is suspected".to_owned(),
+            Liveness::Down if leaving => "has stopped, and said so".to_owned(),
+            Liveness::Down => "is down".to_owned(),
+        };
+        self.journal.note(node, EventKind::Membership, text);
     }
 
     fn count_members(&self) {
@@ -382,6 +397,7 @@ impl Gossip {
             if !waits {
                 (self.on_liveness)(*node, Liveness::Down);
                 tracing::debug!(target: "a3::events", %node, "member not heard of");
+                self.journal.note(*node, EventKind::Membership, "was not heard of: it counts as down");
             }
             waits
         });

@@ -19,15 +19,13 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use super::Ports;
 use super::answers::Answers;
-use super::clock::NodeClock;
-use super::reach::{Ask, Reach};
-use super::routing::Routing;
+use super::parts::Parts;
+use super::reach::Ask;
+use super::views::EventKind;
 use crate::metrics;
 use crate::ports::{
-    Answer, Entropy, Hint, HintTotals, PeerError, Peers, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Store,
-    StoreError,
+    Answer, Hint, HintTotals, PeerError, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, StoreError,
 };
 use crate::protocol::hints::Schedule;
 use crate::types::NodeNum;
@@ -48,29 +46,6 @@ const DROP_EVERY: Duration = Duration::from_secs(60);
 pub struct Options {
     /// `HINT_WINDOW`: hints that count towards no level are dropped when they are older.
     pub hint_window: Duration,
-}
-
-/// The ports and shared parts handoff works with.
-pub struct Parts {
-    pub store: Arc<dyn Store>,
-    pub peers: Arc<dyn Peers>,
-    pub entropy: Arc<dyn Entropy>,
-    pub reach: Arc<Reach>,
-    pub routing: Arc<Routing>,
-    pub clock: Arc<NodeClock>,
-}
-
-impl Parts {
-    pub fn of(ports: &Ports, reach: &Arc<Reach>, routing: &Arc<Routing>, clock: &Arc<NodeClock>) -> Self {
-        Self {
-            store: Arc::clone(&ports.store),
-            peers: Arc::clone(&ports.peers),
-            entropy: Arc::clone(&ports.entropy),
-            reach: Arc::clone(reach),
-            routing: Arc::clone(routing),
-            clock: Arc::clone(clock),
-        }
-    }
 }
 
 /// The driver.
@@ -186,6 +161,7 @@ impl Handoff {
         if ended.delivered > 0 {
             self.delivered.increment(ended.delivered);
             tracing::debug!(target: "a3::events", "{} hints delivered to {target}", ended.delivered);
+            self.note(format!("delivered {} to {target}", hints(ended.delivered)));
         }
         ended
     }
@@ -216,7 +192,8 @@ impl Handoff {
         let deadline = Some(Instant::now() + DEADLINE);
         for (tag, hint) in (0..).zip(&page) {
             let request = ReplicaRequest::Write { key: hint.key.clone(), record: hint.record.clone() };
-            self.parts.peers.send(target, ReplicaCall { epoch, request, deadline }, answers.reply_to(tag));
+            let call = ReplicaCall { epoch, request, deadline, behind: true, trace: None };
+            self.parts.peers.send(target, call, answers.reply_to(tag));
         }
         SentPage { page, answers }
     }
@@ -254,15 +231,25 @@ impl Handoff {
         match self.parts.store.drop_hints_before(before_ms).await {
             Ok(0) => {}
             Ok(dropped) => {
-                tracing::info!(dropped, "hints dropped: older than the hint window; reads repair what they find")
+                tracing::info!(dropped, "hints dropped: older than the hint window; reads repair what they find");
+                self.note(format!("dropped {} undelivered: older than the hint window", hints(dropped)));
             }
             Err(error) => tracing::warn!(%error, "old hints could not be dropped"),
         }
     }
 
+    fn note(&self, text: String) {
+        self.parts.journal.note(self.parts.me, EventKind::Hints, text);
+    }
+
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
+}
+
+/// So many hints, in words.
+fn hints(count: u64) -> String {
+    format!("{count} hint{}", if count == 1 { "" } else { "s" })
 }
 
 struct SentPage {
@@ -329,12 +316,6 @@ impl Meters {
 impl fmt::Debug for Handoff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handoff").field("options", &self.options).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Parts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
     }
 }
 

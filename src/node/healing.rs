@@ -8,8 +8,9 @@ use uuid::Uuid;
 use super::Node;
 use super::anti_entropy::{AntiEntropy, Stop};
 use super::operations::Progress;
-use super::reach::Reach;
-use super::views::{ConvergenceView, MemberTombstones, OperationState, OperationView, RepairRequest, TombstonesView};
+use super::views::{
+    ConvergenceView, EventKind, MemberTombstones, OperationState, OperationView, RepairRequest, TombstonesView,
+};
 use crate::types::{Look, NodeNum};
 
 /// Repairs that run at a time; more are refused, as they would only wait for each other.
@@ -43,9 +44,13 @@ impl Node {
         let (clock, operations) = (Arc::clone(&self.clock), Arc::clone(&self.operations));
         let id = self.ports.entropy.uuid();
         let (view, progress) = operations.begin(id, "repair", request.dry_run, clock.wall_ms());
-        let (driver, reach) = (Arc::clone(&self.anti_entropy), Arc::clone(&self.reach));
+        let driver = Arc::clone(&self.anti_entropy);
+        let (journal, me) = (Arc::clone(&self.journal), self.identity.node);
+        let what = if request.dry_run { "dry run of a repair" } else { "repair" };
+        journal.note(me, EventKind::Repair, format!("begins a {what}, as a client asked: {}", view.id));
         self.ports.spawn.spawn(Box::pin(async move {
-            let state = run(&driver, &reach, &peers, &request, &progress).await;
+            let state = run(&driver, &peers, &request, &progress).await;
+            journal.note(me, EventKind::Repair, format!("ended the {what} {id}: {}", how(&state)));
             operations.end(id, state, clock.wall_ms());
         }));
         Ok(view)
@@ -98,32 +103,34 @@ impl Node {
     }
 }
 
+/// How it ended, for a person.
+fn how(state: &OperationState) -> &str {
+    match state {
+        OperationState::Running => "running",
+        OperationState::Done => "done",
+        OperationState::Aborted => "aborted",
+        OperationState::Failed(why) => why,
+    }
+}
+
 /// One peer after the other. A peer that cannot be had does not keep the others from being repaired; the repair has failed
 /// all the same, and says where.
-async fn run(
-    driver: &AntiEntropy,
-    reach: &Reach,
-    peers: &[NodeNum],
-    request: &RepairRequest,
-    progress: &Progress,
-) -> OperationState {
+async fn run(driver: &AntiEntropy, peers: &[NodeNum], request: &RepairRequest, progress: &Progress) -> OperationState {
     let mut failed = Vec::new();
-    for peer in peers {
-        let ended = if !reach.is_reachable(*peer) {
-            Err("unreachable".to_owned())
+    progress.expect_peers(peers.len() as u64);
+    for (peer, compared) in peers.iter().zip(1..) {
+        let ended = if request.dry_run {
+            driver.look(*peer, Look::Keys, &request.chunks, progress).await.map(drop)
         } else {
-            let ended = if request.dry_run {
-                driver.look(*peer, Look::Keys, &request.chunks, progress).await.map(drop)
-            } else {
-                driver.repair(*peer, &request.chunks, progress).await
-            };
-            match ended {
-                Err(Stop::Aborted) => return OperationState::Aborted,
-                ended => ended.map_err(|stop| stop.to_string()),
-            }
+            driver.repair(*peer, &request.chunks, progress).await
         };
-        if let Err(why) = ended {
-            failed.push(format!("{peer}: {why}"));
+        match ended {
+            Ok(()) => {}
+            Err(Stop::Aborted) => return OperationState::Aborted,
+            Err(stop) => failed.push(format!("{peer}: {stop}")),
+        }
+        if progress.compared() < compared {
+            progress.expect(0);
         }
     }
     if failed.is_empty() { OperationState::Done } else { OperationState::Failed(failed.join("; ")) }

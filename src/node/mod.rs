@@ -19,16 +19,20 @@ pub mod founding;
 pub mod gossip;
 pub mod handoff;
 pub mod healing;
+pub mod journal;
 pub mod operations;
 pub mod own;
+pub mod parts;
 pub mod purge;
 pub mod reach;
+mod reaper;
 pub mod rebuild;
 pub mod replica;
 pub mod request;
 pub mod routing;
 pub mod succession;
 mod survey;
+pub mod trace;
 pub mod views;
 #[cfg(test)]
 mod world;
@@ -38,7 +42,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep};
+use tracing::Instrument as _;
 
 use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
@@ -54,8 +59,10 @@ use directory::Directory;
 use founding::{Founding, FoundingError, FoundingOptions};
 use gossip::{Gossip, GossipOptions};
 use handoff::Handoff;
+use journal::Journal;
 use operations::Operations;
 use own::Own;
+use parts::Parts;
 use purge::Purge;
 use reach::Reach;
 use rebuild::Rebuild;
@@ -172,6 +179,7 @@ pub struct Node {
     anti_entropy: Arc<AntiEntropy>,
     purge: Arc<Purge>,
     operations: Arc<Operations>,
+    journal: Arc<Journal>,
     ports: Ports,
     /// Once there is one it stays, and every message asks for it.
     cluster: OnceLock<ClusterId>,
@@ -195,7 +203,8 @@ impl Node {
         let routing = Arc::new(Routing::default());
         let reserved = store.clock_reservation().await?;
         let clock = NodeClock::new(Arc::clone(&ports.clock), options.clock_skew_max, reserved);
-        let reach = Reach::new(Arc::clone(&peers), me);
+        let journal = Journal::new(Arc::clone(&ports.clock));
+        let reach = Reach::new(Arc::clone(&peers), me, Arc::clone(&journal));
         let coordinator = Coordinator::new(
             me,
             Arc::clone(&peers),
@@ -207,10 +216,11 @@ impl Node {
         let conditional =
             Conditional::new(me, &ports, Arc::clone(&clock), Arc::clone(&reach), Arc::clone(&coordinator));
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
-        let replica = Replica::new(options.replica(me), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store));
-        let handoff = Handoff::new(options.handoff(), handoff::Parts::of(&ports, &reach, &routing, &clock));
-        let parts = anti_entropy::Parts::of(&ports, &reach, &routing, &clock, &coordinator);
-        let anti_entropy = AntiEntropy::new(options.anti_entropy(), parts);
+        let parts = Parts::of(&ports, &reach, &routing, &clock);
+        let replica = Replica::new(options.replica(me), &parts);
+        let handoff = Handoff::new(options.handoff(), parts.clone());
+        let anti_entropy = AntiEntropy::new(options.anti_entropy(), parts.clone());
+        let purge = Purge::new(options.purge(), parts, &replica, &conditional, &anti_entropy);
         let founding = Founding::new(
             options.founding(),
             Arc::clone(&peers),
@@ -219,12 +229,8 @@ impl Node {
             Arc::clone(&ports.entropy),
         );
         let directory = Arc::new(Directory::default());
-        let succession =
-            Succession::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&directory));
-        let rebuild =
-            Rebuild::new(me, ports.clone(), Arc::clone(&routing), Arc::clone(&replica), Arc::clone(&succession));
-        let parts = purge::Parts::of(&ports, &replica, &routing, &clock, &reach, &conditional, &anti_entropy);
-        let purge = Purge::new(options.purge(), parts);
+        let succession = Succession::new(me, &ports, &routing, &clock, &directory, &journal);
+        let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),
@@ -233,6 +239,7 @@ impl Node {
             Arc::clone(&directory),
             Box::new(move |node, liveness| heard.gossip(node, liveness)),
             Box::new(move |stamp| told.info(stamp)),
+            Arc::clone(&journal),
         );
         let node = Arc::new(Self {
             identity,
@@ -252,6 +259,7 @@ impl Node {
             anti_entropy,
             purge,
             operations: Arc::default(),
+            journal,
             ports,
             cluster: OnceLock::new(),
         });
@@ -265,8 +273,10 @@ impl Node {
         spawn.spawn(Box::pin(handoff.run()));
         self.anti_entropy.start(spawn);
         spawn.spawn(Box::pin(Arc::clone(&self.purge).run()));
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        spawn.spawn(Box::pin(reaper::run(store, clock, Arc::clone(&self.own))));
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
-        spawn.spawn(Box::pin(take_rates(Arc::clone(&self.own))));
+        spawn.spawn(Box::pin(Arc::clone(&self.own).keep_rates()));
         self.coordinator.start(spawn);
     }
 
@@ -283,24 +293,41 @@ impl Node {
         while others && !self.clock.is_compared() && Instant::now() < until {
             sleep(COMPARE_EVERY).await;
         }
+        if self.routing.is_rebuilding() {
+            self.note("is a new instance: it fetches its slots from the others before it serves");
+        }
+        self.clock.trust();
         self.rebuild.run().await?;
         self.own.set_state(NodeState::Serving);
+        self.note("serves clients");
         self.gossip.refresh();
         Ok(())
     }
 
     /// Takes leave: readiness ends, and the other members are told.
     pub async fn leave(&self) {
+        self.note("is stopping: it takes no new requests");
         self.own.set_state(NodeState::Draining);
         self.gossip.leave().await;
     }
 
-    /// Reads a key; see [`Coordinator::get`].
+    /// The last of a life in good order, when nothing runs any more: the next one need not begin above what was reserved.
+    ///
+    /// # Errors
+    /// When the store could not note it down; then it begins there, up to two seconds ahead.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.store.release_clock(self.clock.close()).await
+    }
+
+    /// Reads a key; see [`Coordinator::get`] and [`Conditional::get`].
     ///
     /// # Errors
     /// As there; [`request::FailureKind::NotReady`] before there is a topology.
     pub async fn get(&self, get: Get) -> Result<Found, Failure> {
-        self.coordinator.get(get).await
+        match get.level {
+            Level::Linearizable => self.conditional.get(get).await,
+            _ => self.coordinator.get(get).await,
+        }
     }
 
     /// Writes a key; see [`Coordinator::put`].
@@ -362,15 +389,6 @@ impl Node {
     }
 }
 
-async fn take_rates(own: Arc<Own>) {
-    let mut second = interval(Duration::from_secs(1));
-    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        second.tick().await;
-        own.take_rate();
-    }
-}
-
 impl PeerHandler for Node {
     fn header(&self) -> Header {
         Header {
@@ -408,9 +426,12 @@ impl PeerHandler for Node {
                     Ok(PeerReply::Done)
                 }
                 PeerRequest::NodeInfo { digest } => Ok(self.gossip.answer_node_info(from.node, &digest)),
-                PeerRequest::Propose { proposal, timeout_ms } => {
+                PeerRequest::Propose { proposal, timeout_ms, trace } => {
                     self.check_joined(Level::Linearizable).map_err(|f| PeerError::Refused(f.kind.to_string()))?;
-                    self.conditional.answer(*proposal, Duration::from_millis(timeout_ms)).await
+                    let span = trace::span(trace.as_deref());
+                    let trace = trace::within(&span, trace);
+                    let answer = self.conditional.answer(*proposal, Duration::from_millis(timeout_ms));
+                    trace::carried(trace, answer).instrument(span).await
                 }
                 PeerRequest::GetChunkHash { epoch, left_out, spans } => {
                     self.anti_entropy.answer_chunk_hash(from.node, epoch, left_out, &spans)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -15,22 +16,45 @@ use super::views::{OperationState, OperationView};
 /// Operations that are remembered; those that ended longest ago go first.
 const REMEMBERED_MAX: usize = 100;
 
-/// How far a round is; shared by who works and who looks. Counters only grow.
+/// How far a round is, or one with each of several peers; shared by who works and who looks. Counters only grow.
 #[derive(Debug, Default)]
 pub struct Progress {
     done: AtomicU64,
+    /// Of the peers that were compared with so far.
     total: AtomicU64,
+    peers: AtomicU64,
+    compared: AtomicU64,
     differing: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
     bytes: AtomicU64,
     aborted: AtomicBool,
+    abort: Notify,
 }
 
 impl Progress {
-    /// So many leaves more are to be compared.
+    /// There will be a round with each of so many peers, one after the other.
+    pub(super) fn expect_peers(&self, peers: u64) {
+        self.peers.store(peers, Ordering::Relaxed);
+    }
+
+    /// A round with one more peer has that many leaves to settle; or the peer could not be had, and none.
     pub(super) fn expect(&self, leaves: u64) {
         self.total.fetch_add(leaves, Ordering::Relaxed);
+        self.compared.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Peers that a number of leaves was said for.
+    pub(super) fn compared(&self) -> u64 {
+        self.compared.load(Ordering::Relaxed)
+    }
+
+    /// How many leaves there are to settle: `None` while that is not known of any peer. As long as it is known of some, the
+    /// others are taken to be like them.
+    fn total(&self) -> Option<u64> {
+        let [total, peers, compared] =
+            [&self.total, &self.peers, &self.compared].map(|counter| counter.load(Ordering::Relaxed));
+        (compared > 0).then(|| total * peers.max(compared) / compared)
     }
 
     /// So many leaves are settled.
@@ -61,10 +85,20 @@ impl Progress {
 
     pub(super) fn abort(&self) {
         self.aborted.store(true, Ordering::Relaxed);
+        self.abort.notify_waiters();
     }
 
-    pub(super) fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::Relaxed)
+    /// Does the work, whatever it waits for, until it is aborted: then `None`. What was sent by then may still be done.
+    pub(super) async fn unless_aborted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let abort = self.abort.notified();
+        if self.aborted.load(Ordering::Relaxed) {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            () = abort => None,
+            done = work => Some(done),
+        }
     }
 }
 
@@ -84,14 +118,15 @@ impl Operation {
     fn view(&self) -> OperationView {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let progress = &self.progress;
-        let (done, total) = (of(&progress.done), of(&progress.total));
+        let running = self.ended.is_none();
+        let done = of(&progress.done);
+        let total = if running { progress.total() } else { Some(of(&progress.total)) };
         let seconds = match self.ended {
             Some((_, ended_ms)) => ended_ms.saturating_sub(self.started_ms) as f64 / 1000.0,
             None => self.started.elapsed().as_secs_f64(),
         };
         let per_second = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
-        let left = total.saturating_sub(done) as f64;
-        let running = self.ended.is_none();
+        let left = total.filter(|_| running && per_second > 0.0).map(|total| total.saturating_sub(done) as f64);
         OperationView {
             id: self.id,
             kind: self.kind,
@@ -100,13 +135,13 @@ impl Operation {
             ended_ms: self.ended.as_ref().map(|(_, at)| *at),
             dry_run: self.dry_run,
             done,
-            total: (total > 0 || !running).then_some(total),
+            total,
             differing: of(&progress.differing),
             sent: of(&progress.sent),
             received: of(&progress.received),
             bytes: of(&progress.bytes),
             per_second,
-            eta_ms: (running && total > 0 && per_second > 0.0).then(|| (left / per_second * 1000.0) as u64),
+            eta_ms: left.map(|left| (left / per_second * 1000.0) as u64),
         }
     }
 }
@@ -183,15 +218,34 @@ mod tests {
         let id = Uuid::from_u128(1);
         let (view, progress) = operations.begin(id, "repair", false, 1_000);
         assert_eq!((view.state, view.total, view.eta_ms), (OperationState::Running, None, None));
+        progress.expect_peers(2);
         progress.expect(40);
         progress.settled(10);
         tokio::time::advance(std::time::Duration::from_secs(5)).await;
         let view = operations.view(id).unwrap();
-        assert_eq!((view.done, view.total, view.eta_ms), (10, Some(40), Some(15_000)));
+        assert_eq!(
+            (view.done, view.total, view.eta_ms),
+            (10, Some(80), Some(35_000)),
+            "as if the other were like this"
+        );
+        progress.settled(30);
+        assert_eq!(operations.view(id).unwrap().eta_ms, Some(5_000), "between two peers");
+        progress.expect(0);
+        let view = operations.view(id).unwrap();
+        assert_eq!((view.done, view.total, view.eta_ms), (40, Some(40), Some(0)));
         operations.end(id, OperationState::Done, 6_000);
         let view = operations.view(id).unwrap();
         assert_eq!((view.state, view.ended_ms, view.eta_ms), (OperationState::Done, Some(6_000), None));
         assert!(operations.abort(Uuid::from_u128(2)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_abort_ends_whatever_is_waited_for() {
+        let progress = Arc::new(Progress::default());
+        let waiting = progress.unless_aborted(std::future::pending::<()>());
+        let aborting = async { progress.abort() };
+        assert_eq!(futures_util::future::join(waiting, aborting).await.0, None);
+        assert_eq!(progress.unless_aborted(std::future::ready(1)).await, None, "nothing begins any more");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,10 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::coordinator::Coordinator;
 use super::routing::Routing;
 use crate::ports::{InfoStamp, NodeInfo, NodeState, Store};
+use crate::protocol::latency::Window;
 use crate::types::Identity;
 
 /// The facts about this node, and the parts that know those which change while it runs.
@@ -23,6 +28,14 @@ pub struct Own {
     requests_per_second: AtomicU64,
     /// Requests counted when the rate was last taken.
     requests_then: AtomicU64,
+    lately: Mutex<Lately>,
+}
+
+/// How long operations took in the last ten seconds.
+#[derive(Debug, Default)]
+struct Lately {
+    window: Window,
+    p99_us: Option<u64>,
 }
 
 impl fmt::Debug for Own {
@@ -50,6 +63,7 @@ impl Own {
             state: AtomicU8::new(NodeState::Starting as u8),
             requests_per_second: AtomicU64::new(0),
             requests_then: AtomicU64::new(0),
+            lately: Mutex::default(),
         })
     }
 
@@ -70,15 +84,32 @@ impl Own {
         self.state.load(Ordering::Relaxed) != NodeState::Starting as u8
     }
 
+    /// Whether it has begun to stop, for whatever reason.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == NodeState::Draining as u8
+    }
+
     pub(super) fn set_state(&self, state: NodeState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
-    /// Takes the request rate; called once a second.
-    pub(super) fn take_rate(&self) {
+    /// Takes the rates each second, for the node's life.
+    pub(super) async fn keep_rates(self: Arc<Self>) {
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            second.tick().await;
+            self.take_rates();
+        }
+    }
+
+    /// The request rate and the latency.
+    fn take_rates(&self) {
         let requests = self.coordinator.requests();
         let then = self.requests_then.swap(requests, Ordering::Relaxed);
         self.requests_per_second.store(requests - then, Ordering::Relaxed);
+        let mut lately = self.lately.lock();
+        lately.p99_us = lately.window.look(self.coordinator.took());
     }
 
     /// As peers hear it, under that stamp.
@@ -98,6 +129,7 @@ impl Own {
             bytes: totals.bytes,
             hints: hints.into_iter().map(|(n, t)| (n, t.count, t.bytes)).collect(),
             requests_per_second: self.requests_per_second.load(Ordering::Relaxed),
+            p99_us: self.lately.lock().p99_us,
         }
     }
 }

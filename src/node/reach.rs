@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::views::Liveness;
+use super::journal::Journal;
+use super::views::{EventKind, Liveness};
 use crate::ports::Peers;
 pub use crate::protocol::reach::Ask;
 use crate::protocol::reach::PeerReach;
@@ -21,9 +22,10 @@ use crate::types::NodeNum;
 pub struct Reach {
     me: NodeNum,
     peers: Arc<dyn Peers>,
+    journal: Arc<Journal>,
     started: Instant,
     known: Mutex<BTreeMap<NodeNum, Known>>,
-    returned: watch::Sender<u64>,
+    returned: watch::Sender<BTreeMap<NodeNum, u64>>,
 }
 
 #[derive(Default)]
@@ -34,8 +36,14 @@ struct Known {
 }
 
 impl Reach {
-    pub fn new(peers: Arc<dyn Peers>, me: NodeNum) -> Arc<Self> {
-        Arc::new(Self { me, peers, started: Instant::now(), known: Mutex::default(), returned: watch::Sender::new(0) })
+    pub fn new(peers: Arc<dyn Peers>, me: NodeNum, journal: Arc<Journal>) -> Arc<Self> {
+        let (started, returned) = (Instant::now(), watch::Sender::default());
+        Arc::new(Self { me, peers, journal, started, known: Mutex::default(), returned })
+    }
+
+    /// What happened to this node and its peers.
+    pub(super) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
     }
 
     /// Whether to send a request to that node now. Whoever gets [`Ask::Probe`] should send: it is given once a second.
@@ -86,7 +94,8 @@ impl Reach {
         let back = what(&mut self.known.lock().entry(node).or_default().reach);
         if back {
             tracing::info!(%node, "answers again");
-            self.returned.send_modify(|n| *n += 1);
+            self.journal.note(node, EventKind::Membership, "answers requests again");
+            self.note_return(node);
         }
     }
 
@@ -98,6 +107,7 @@ impl Reach {
         let now_us = self.now_us();
         if self.known.lock().entry(node).or_default().reach.hung(now_us) {
             tracing::warn!(%node, "does not answer: stand-ins take its place, one probe a second tries it");
+            self.journal.note(node, EventKind::Membership, "does not answer requests: stand-ins take its place");
         }
     }
 
@@ -109,7 +119,7 @@ impl Reach {
         let back = entry.reach.gossip(liveness == Liveness::Down);
         drop(known);
         if back {
-            self.returned.send_modify(|n| *n += 1);
+            self.note_return(node);
         }
     }
 
@@ -121,9 +131,13 @@ impl Reach {
         self.known.lock().get(&node).and_then(|k| k.liveness).unwrap_or(Liveness::Suspect)
     }
 
-    /// Changes whenever some node can be asked again.
-    pub fn returns(&self) -> watch::Receiver<u64> {
+    /// How often each node could be asked again after it could not. Changes whenever one can.
+    pub fn returns(&self) -> watch::Receiver<BTreeMap<NodeNum, u64>> {
         self.returned.subscribe()
+    }
+
+    fn note_return(&self, node: NodeNum) {
+        self.returned.send_modify(|returns| *returns.entry(node).or_default() += 1);
     }
 
     fn now_us(&self) -> u64 {
@@ -140,7 +154,7 @@ impl fmt::Debug for Reach {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::fakes::FakePeers;
+    use crate::node::fakes::{FakePeers, journal};
     use crate::ports::PeerError;
 
     const ME: NodeNum = NodeNum(1);
@@ -149,7 +163,7 @@ mod tests {
     fn world() -> (Arc<FakePeers>, Arc<Reach>) {
         let peers = FakePeers::new();
         peers.set(OTHER, |_| Err(PeerError::TimedOut));
-        (Arc::clone(&peers), Reach::new(peers, ME))
+        (Arc::clone(&peers), Reach::new(peers, ME, journal()))
     }
 
     #[tokio::test(start_paused = true)]

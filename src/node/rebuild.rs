@@ -21,12 +21,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ::metrics::{Counter, Gauge};
 use tokio::time::{Instant, sleep};
 
 use super::Ports;
 use super::replica::Replica;
 use super::routing::Routing;
 use super::succession::Succession;
+use crate::metrics;
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, StoreError};
 use crate::protocol::ring::Ring;
 use crate::types::{Epoch, Floor, Key, NodeNum, Slot, majority};
@@ -46,6 +48,21 @@ pub struct Rebuild {
     succession: Arc<Succession>,
     /// Slots that are fetched.
     fetched: AtomicUsize,
+    meters: Meters,
+}
+
+struct Meters {
+    slots: Gauge,
+    sent: Counter,
+    received: Counter,
+}
+
+impl Meters {
+    fn new() -> Self {
+        let keys = |direction| metrics::counter(metrics::TRANSFER_KEYS, &[("direction", direction)]);
+        let slots = metrics::gauge(metrics::TRANSFER_SLOTS, &[]);
+        Self { slots, sent: keys("sent"), received: keys("received") }
+    }
 }
 
 /// Why a slot was not fetched from a source.
@@ -59,12 +76,20 @@ enum Unfetched {
 impl Rebuild {
     pub fn new(
         me: NodeNum,
-        ports: Ports,
-        routing: Arc<Routing>,
-        replica: Arc<Replica>,
-        succession: Arc<Succession>,
+        ports: &Ports,
+        routing: &Arc<Routing>,
+        replica: &Arc<Replica>,
+        succession: &Arc<Succession>,
     ) -> Arc<Self> {
-        Arc::new(Self { me, ports, routing, replica, succession, fetched: AtomicUsize::new(0) })
+        Arc::new(Self {
+            me,
+            ports: ports.clone(),
+            routing: Arc::clone(routing),
+            replica: Arc::clone(replica),
+            succession: Arc::clone(succession),
+            fetched: AtomicUsize::new(0),
+            meters: Meters::new(),
+        })
     }
 
     /// What it waits for, for a person to read; `None` where nothing has to be fetched.
@@ -89,6 +114,7 @@ impl Rebuild {
         identity.rebuilding = false;
         self.ports.store.save_identity(identity).await?;
         self.routing.set_rebuilding(false);
+        self.meters.slots.set(0.0);
         tracing::info!("{} has its slots again", self.me);
         Ok(())
     }
@@ -98,6 +124,7 @@ impl Rebuild {
         let Some(ring) = self.routing.ring() else { return Ok(false) };
         self.fetched.store(0, Ordering::Relaxed);
         for slot in Slot::all() {
+            self.meters.slots.set((Slot::COUNT - self.fetched.load(Ordering::Relaxed)) as f64);
             if !self.fetch_slot(&ring, slot).await? {
                 return Ok(false);
             }
@@ -164,6 +191,7 @@ impl Rebuild {
                 checked.push((token, entry));
             }
             if !checked.is_empty() {
+                self.meters.received.increment(checked.len() as u64);
                 self.ports.store.absorb(checked).await.map_err(Unfetched::Store)?;
             }
             match next {
@@ -198,6 +226,7 @@ impl Rebuild {
             self.ports.store.save_topology(topology).await.map_err(|e| refused(e.to_string()))?;
         }
         let page = self.ports.store.slot_page(slot, after).await.map_err(|e| refused(e.to_string()))?;
+        self.meters.sent.increment(page.entries.len() as u64);
         Ok(PeerReply::SlotPage { entries: page.entries, floor: page.floor, next: page.next })
     }
 }
@@ -207,3 +236,6 @@ impl fmt::Debug for Rebuild {
         f.debug_struct("Rebuild").field("me", &self.me).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

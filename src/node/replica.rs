@@ -19,6 +19,7 @@ use parking_lot::RwLock;
 
 use super::clock::NodeClock;
 use super::events;
+use super::parts::{Parts, Served};
 use super::routing::Routing;
 use crate::metrics;
 use crate::ports::{Deliveries, Refusal, ReplicaReply, ReplicaRequest, Store, Submission, Submissions};
@@ -41,15 +42,23 @@ pub struct Replica {
     routing: Arc<Routing>,
     clock: Arc<NodeClock>,
     store: Arc<dyn Store>,
+    served: Arc<Served>,
     stamps_refused: Counter,
     /// Held while a message is checked and queued: whoever held all of it knows that what came before is queued.
     under_way: RwLock<()>,
 }
 
 impl Replica {
-    pub fn new(options: Options, routing: Arc<Routing>, clock: Arc<NodeClock>, store: Arc<dyn Store>) -> Arc<Self> {
-        let stamps_refused = metrics::counter(metrics::CLOCK_REFUSED, &[]);
-        Arc::new(Self { options, routing, clock, store, stamps_refused, under_way: RwLock::new(()) })
+    pub fn new(options: Options, parts: &Parts) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            routing: Arc::clone(&parts.routing),
+            clock: Arc::clone(&parts.clock),
+            store: Arc::clone(&parts.store),
+            served: Arc::clone(&parts.served),
+            stamps_refused: metrics::counter(metrics::CLOCK_REFUSED, &[]),
+            under_way: RwLock::new(()),
+        })
     }
 
     /// Waits until every message that was let in under a topology before the one in force is queued at the store.
@@ -88,10 +97,10 @@ impl Replica {
                 Ok((token, stamp)) => {
                     newest = newest.max(stamp);
                     let reply_to = match log {
-                        true => events::noted(self.options.node, from, &call.request, delivery.reply_to),
+                        true => events::noted(self.options.node, from, &call, delivery.reply_to),
                         false => delivery.reply_to,
                     };
-                    passed.push(Submission { token, request: call.request, reply_to });
+                    passed.push(Submission { token, request: call.request, reply_to, behind: call.behind });
                 }
                 Err(refusal) => delivery.reply_to.send(Ok(ReplicaReply::Refused(refusal))),
             }
@@ -99,6 +108,7 @@ impl Replica {
         if passed.is_empty() {
             return;
         }
+        self.served.add(passed.iter().filter(|submission| !submission.behind).count() as u64);
         self.clock.observe(newest);
         self.store.observe(self.clock.seen());
         self.store.submit(passed);
@@ -190,7 +200,8 @@ mod tests {
 
     use super::*;
     use crate::node::answers::Answers;
-    use crate::node::fakes::{FakeClock, FakeStore, topology};
+    use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, journal, topology};
+    use crate::node::reach::Reach;
     use crate::ports::{Delivery, ReadPart, ReplicaCall};
     use crate::types::{Epoch, Version, Writer};
 
@@ -216,8 +227,19 @@ mod tests {
         let clock = NodeClock::new(wall.clone(), Duration::from_secs(300), Hlc::ZERO);
         let store = FakeStore::new();
         let options = Options { node: ME, value_bytes_max: 10 };
-        let replica =
-            Replica::new(options, Arc::clone(&routing), Arc::clone(&clock), Arc::clone(&store) as Arc<dyn Store>);
+        let peers = FakePeers::new();
+        let parts = Parts {
+            me: ME,
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            peers: Arc::clone(&peers) as Arc<dyn crate::ports::Peers>,
+            entropy: Arc::new(FakeEntropy::default()),
+            reach: Reach::new(peers, ME, journal()),
+            routing: Arc::clone(&routing),
+            clock: Arc::clone(&clock),
+            served: Arc::default(),
+            journal: journal(),
+        };
+        let replica = Replica::new(options, &parts);
         World { routing, wall, clock, store, replica }
     }
 
@@ -237,7 +259,7 @@ mod tests {
         fn ask(&self, from: NodeNum, epoch: u64, requests: Vec<ReplicaRequest>) -> Vec<ReplicaReply> {
             let answers = Answers::new();
             let delivery = |(tag, request)| Delivery {
-                call: ReplicaCall { epoch: Epoch(epoch), request, deadline: None },
+                call: ReplicaCall { epoch: Epoch(epoch), request, deadline: None, behind: false, trace: None },
                 reply_to: answers.reply_to(tag),
             };
             let count = requests.len();

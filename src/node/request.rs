@@ -1,10 +1,10 @@
 //! What a client asks of a coordinator, and what it is told: honest about what really happened.
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::ports::Seen;
-use crate::types::{Condition, ContentType, Idempotency, Key, Level, NodeNum, Record, Version};
+use crate::types::{Condition, Idempotency, Key, Level, NodeNum, Record, Version};
+pub use crate::types::{Edit, NewContent, Ttl};
 
 /// A client's read.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct Get {
 /// What a read found.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The newest record among those that count; a tombstone or an expired value too.
+    /// The newest record among those that count; a tombstone too, also in place of a value that has ended.
     pub record: Option<Record>,
     /// Whether a reader finds a value, by the coordinator's hybrid clock.
     pub live: bool,
@@ -42,21 +42,14 @@ pub struct Put {
 }
 
 /// A client's write that is decided by the key's register: it does something only where its condition is true, or it
-/// carries an `Idempotency-Key`, or both. It is linearizable.
+/// carries an `Idempotency-Key`, or it changes the value that is there. It is linearizable.
 #[derive(Clone, Debug)]
 pub struct ConditionalPut {
     pub key: Key,
     pub condition: Condition,
-    pub content: NewContent,
+    pub edit: Edit,
     pub idempotency: Option<Idempotency>,
     pub deadline: Instant,
-}
-
-/// What a write leaves behind.
-#[derive(Clone, Debug)]
-pub enum NewContent {
-    Value { bytes: Bytes, content_type: Option<ContentType> },
-    Tombstone,
 }
 
 /// What a write really did, from the replies.
@@ -74,6 +67,8 @@ pub struct Receipt {
     pub strict: bool,
     /// No answering replica had a live value before.
     pub created: bool,
+    /// When what was written ends, wall milliseconds. Not said of a request that was done before.
+    pub expires_at_ms: Option<u64>,
 }
 
 /// What became of a write that failed.

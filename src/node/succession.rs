@@ -22,8 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::Ports;
 use super::clock::NodeClock;
 use super::directory::Directory;
+use super::journal::Journal;
 use super::routing::Routing;
-use super::views::Liveness;
+use super::views::{EventKind, Liveness};
 use crate::ports::{Announcement, Destination, PeerError, PeerReply, PeerRequest};
 use crate::protocol::ring::Ring;
 use crate::protocol::succession::{self, Round};
@@ -47,6 +48,7 @@ pub struct Succession {
     routing: Arc<Routing>,
     clock: Arc<NodeClock>,
     directory: Arc<Directory>,
+    journal: Arc<Journal>,
     voting: tokio::sync::Mutex<()>,
     proposing: tokio::sync::Mutex<()>,
     /// Members that are down, and since when.
@@ -56,13 +58,23 @@ pub struct Succession {
 impl Succession {
     pub fn new(
         me: NodeNum,
-        ports: Ports,
-        routing: Arc<Routing>,
-        clock: Arc<NodeClock>,
-        directory: Arc<Directory>,
+        ports: &Ports,
+        routing: &Arc<Routing>,
+        clock: &Arc<NodeClock>,
+        directory: &Arc<Directory>,
+        journal: &Arc<Journal>,
     ) -> Arc<Self> {
-        let (voting, proposing) = Default::default();
-        Arc::new(Self { me, ports, routing, clock, directory, voting, proposing, down: Mutex::default() })
+        Arc::new(Self {
+            me,
+            ports: ports.clone(),
+            routing: Arc::clone(routing),
+            clock: Arc::clone(clock),
+            directory: Arc::clone(directory),
+            journal: Arc::clone(journal),
+            voting: tokio::sync::Mutex::default(),
+            proposing: tokio::sync::Mutex::default(),
+            down: Mutex::default(),
+        })
     }
 
     /// Keeps an eye on the members and their epochs, and tells the mesh of each new instance. Runs for the node's life.
@@ -92,9 +104,12 @@ impl Succession {
 
     /// Where the new instances are is known from the topology until gossip knows better.
     fn introduce(&self, before: &Ring, now: &Ring) {
+        self.journal.note(self.me, EventKind::Topology, format!("has epoch {} in force", now.epoch()));
         for node in succession::gone(before.topology(), now.topology()) {
             if let Some(m) = now.topology().member(node).filter(|m| m.node != self.me) {
                 tracing::info!(epoch = %now.epoch(), instance = %m.instance, "{node} is another instance from now on");
+                let text = format!("is another instance since epoch {}: {}", now.epoch(), m.instance);
+                self.journal.note(node, EventKind::Topology, text);
                 self.ports.peers.introduce(m.node, m.instance, &m.mesh_address);
             }
         }
@@ -275,3 +290,6 @@ impl fmt::Debug for Succession {
         f.debug_struct("Succession").field("me", &self.me).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

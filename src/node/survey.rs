@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::node::Node;
 use crate::node::views::{
-    Check, ClusterHealth, ClusterView, HealthView, HintsView, Liveness, MemberView, PlacementView, Readiness, RingView,
+    Check, ClusterHealth, ClusterView, Event, EventKind, HealthView, HintsView, Liveness, MemberView, PlacementView,
+    Readiness, RingView,
 };
 use crate::ports::NodeState;
 use crate::protocol::ring::{Ring, SlotHealth};
@@ -117,6 +118,36 @@ impl Node {
     /// The hints kept here.
     pub fn hints(&self) -> HintsView {
         HintsView { asked: self.identity.node, targets: self.store.hint_totals() }
+    }
+
+    /// What happened since this node's event of that number, oldest first; 0: all that it remembers.
+    pub fn events(&self, after: u64) -> Vec<Event> {
+        self.journal.after(after)
+    }
+
+    /// Notes what became of this node.
+    pub(super) fn note(&self, text: &str) {
+        self.journal.note(self.identity.node, EventKind::Membership, text);
+    }
+
+    /// Its wall clock, milliseconds since 1970.
+    pub fn wall_ms(&self) -> u64 {
+        self.clock.wall_ms()
+    }
+
+    /// Where this node is in its life.
+    pub fn state(&self) -> NodeState {
+        self.own.state()
+    }
+
+    /// Whether it has begun to stop, for whatever reason.
+    pub fn is_stopping(&self) -> bool {
+        self.own.is_stopping()
+    }
+
+    /// A person looks at the members now: what they tell of themselves is asked of them more often than gossip does.
+    pub fn look_around(&self) {
+        self.gossip.look_around();
     }
 
     /// Whether clients are answered, and what is waited for.

@@ -114,6 +114,47 @@ pub struct HintsView {
     pub targets: Vec<(NodeNum, HintTotals)>,
 }
 
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EventKind {
+    /// A member came, went, moved, hung or answered again.
+    Membership,
+    /// Another topology is in force.
+    Topology,
+    /// Copies were compared and made equal, or could not be.
+    Repair,
+    /// Hints went to their home replica, or were dropped.
+    Hints,
+    /// What was on a disk is not what was written.
+    Damage,
+}
+
+impl EventKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventKind::Membership => "membership",
+            EventKind::Topology => "topology",
+            EventKind::Repair => "repair",
+            EventKind::Hints => "hints",
+            EventKind::Damage => "damage",
+        }
+    }
+}
+
+/// Something that happened to the cluster, as the node that tells of it saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Counted from 1 since that node's start.
+    pub number: u64,
+    /// Of that node's wall clock.
+    pub at_ms: u64,
+    /// Whom it is about.
+    pub node: NodeNum,
+    pub kind: EventKind,
+    /// Goes on from the name of `node`: "is down".
+    pub text: String,
+}
+
 /// The ring, slot by slot.
 pub type RingView = Arc<Topology>;
 
@@ -123,6 +164,8 @@ pub struct ConvergenceView {
     pub asked: NodeNum,
     /// Pairs that share slots, in order of their numbers. `Err`: neither of the two could say, and why.
     pub pairs: Vec<(NodeNum, NodeNum, Result<Convergence, String>)>,
+    /// When each member last ended reading all its rows, wall milliseconds; `None`: not since it started, or it did not say.
+    pub scrubs: Vec<(NodeNum, Option<u64>)>,
 }
 
 /// What a repair is to do.
@@ -155,14 +198,14 @@ pub struct OperationView {
     /// Wall milliseconds; `None` while it runs.
     pub ended_ms: Option<u64>,
     pub dry_run: bool,
-    /// Leaves compared, and to compare. `total` is known once the trees are compared.
+    /// Leaves compared, and to compare: as far as is known, with peers that were not reached yet taken to be like the others.
     pub done: u64,
     pub total: Option<u64>,
     /// Records found to differ; sent to peers, and taken from them.
     pub differing: u64,
     pub sent: u64,
     pub received: u64,
-    /// Of those records' contents and of the lists that were compared, both ways.
+    /// Of those records and of the lists that were compared, both ways; in a dry run an estimate for the records.
     pub bytes: u64,
     /// Leaves compared a second since it began.
     pub per_second: f64,

@@ -148,6 +148,12 @@ impl Store for DiskStore {
 
     fn count_anew(&self, _: Slot) {}
 
+    fn condemn(&self, _: &str) {}
+
+    fn discard(&self, _: Slot, _: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        Box::pin(async { Ok(0) })
+    }
+
     fn holdings(&self, _: Slot, _: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
         Box::pin(async { Ok(Holdings::default()) })
     }
@@ -228,6 +234,14 @@ impl Store for DiskStore {
 
     fn reserve_clock(&self, _: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn release_clock(&self, _: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn end_due(&self, _: Hlc, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {

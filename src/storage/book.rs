@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
@@ -101,10 +102,12 @@ struct Walk {
     summed: bool,
     /// How often its sums came into doubt.
     doubts: u64,
+    /// The last walk did not get to its end.
+    failed: bool,
 }
 
 impl Walk {
-    const DUE: Walk = Walk { due: true, counted: false, summed: false, doubts: 0 };
+    const DUE: Walk = Walk { due: true, counted: false, summed: false, doubts: 0, failed: false };
 
     fn doubt(&mut self) {
         *self = Walk { due: true, summed: false, doubts: self.doubts + 1, ..*self };
@@ -127,8 +130,13 @@ impl Rows {
 
     fn take_due(&mut self) -> Option<Slot> {
         let slot = Slot::all().find(|slot| self.walks[slot.index()].due)?;
-        self.walks[slot.index()].due = false;
+        let walk = &mut self.walks[slot.index()];
+        (walk.due, walk.failed) = (false, false);
         Some(slot)
+    }
+
+    fn any_failed(&self) -> bool {
+        self.walks.iter().any(|walk| walk.failed)
     }
 }
 
@@ -221,13 +229,19 @@ impl Book {
         self.due.notify_one();
     }
 
+    /// That walk did not get to its end; it is tried again in a while.
+    pub(super) fn walk_failed(&self, slot: Slot) {
+        self.rows.lock().walks[slot.index()].failed = true;
+    }
+
     /// A slot to be walked.
     pub(super) fn take_due(&self) -> Option<Slot> {
         self.rows.lock().take_due()
     }
 
-    /// Waits for a slot to be walked; `None` once [`Book::stop_walks`] was called.
-    pub(super) fn wait_due(&self) -> Option<Slot> {
+    /// Waits for a slot to be walked; `None` once [`Book::stop_walks`] was called. One whose walk failed is due `again` later,
+    /// or when it is doubted.
+    pub(super) fn wait_due(&self, again: Duration) -> Option<Slot> {
         let mut rows = self.rows.lock();
         loop {
             if rows.closing {
@@ -236,7 +250,11 @@ impl Book {
             if let Some(slot) = rows.take_due() {
                 return Some(slot);
             }
-            self.due.wait(&mut rows);
+            if !rows.any_failed() {
+                self.due.wait(&mut rows);
+            } else if self.due.wait_for(&mut rows, again).timed_out() {
+                rows.walks.iter_mut().filter(|walk| walk.failed).for_each(|walk| walk.due = true);
+            }
         }
     }
 
@@ -267,7 +285,7 @@ impl Book {
         let mut rows = self.rows.lock();
         rows.merge(slot, count, 1);
         rows.tree.replace(slot, leaves, &[Sum::default(); Leaf::IN_SLOT]);
-        rows.walks[slot.index()] = Walk { due: false, counted: true, summed: true, doubts: 0 };
+        rows.walks[slot.index()] = Walk { due: false, counted: true, summed: true, ..Walk::DUE };
     }
 
     /// Tombstones in a slot; `None` while it is counted.

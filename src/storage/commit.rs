@@ -2,7 +2,10 @@
 //!
 //! Invariants:
 //! - Nobody waits for a batch to fill: it is what came while the one before was on its way to the disk.
-//! - Changes are applied and answered in the order they were submitted.
+//! - Changes are applied and answered in the order they were submitted; those for healing in an order of their own, *behind*
+//!   the others. A new topology is behind everything that was submitted before it.
+//! - While others write, a batch holds few changes for healing, so that nobody waits long for them; but always some, so that
+//!   healing goes on under any load.
 //! - An acknowledgement leaves after the commit that holds it.
 //! - Its last transaction keeps the sums for the next start.
 //! - After a failed write or sync nothing is written again: the batch it hit is answered *lost* (it may be on disk),
@@ -10,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
@@ -29,6 +33,14 @@ const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// that stalls must not fill the memory: whoever asked gives up after a second and would send the next.
 const WAITING_BYTES_MAX: usize = 128 * 1024 * 1024;
 
+/// Changes for healing in one transaction while others write, or did within the last [`OTHERS_WITHIN`]: they take a few
+/// milliseconds together.
+const BEHIND_MAX: usize = 128;
+/// The same in bytes of contents; one change may be larger.
+const BEHIND_BYTES_MAX: usize = 256 * 1024;
+/// Others write if they did within so long.
+const OTHERS_WITHIN: Duration = Duration::from_millis(50);
+
 /// Who is told.
 pub(super) enum AnswerTo {
     Replica(ReplyTo),
@@ -38,6 +50,8 @@ pub(super) enum AnswerTo {
 pub(super) struct Job {
     pub(super) change: Change,
     pub(super) answer: AnswerTo,
+    /// It is for healing, and goes behind the others.
+    pub(super) behind: bool,
 }
 
 /// Work for the writer thread that is no change of the database.
@@ -46,8 +60,9 @@ pub(super) type Task = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
-    /// Of contents, of the jobs.
-    bytes: usize,
+    behind: VecDeque<Job>,
+    /// Of contents: of the jobs, and of those behind.
+    bytes: [usize; 2],
     tasks: Vec<Task>,
     closing: bool,
 }
@@ -67,11 +82,10 @@ impl WriteQueue {
         for job in jobs {
             if waiting.closing {
                 refused.push((job, Refusal::NotReady));
-            } else if waiting.jobs.len() >= limit || waiting.is_full_for(&job) {
+            } else if waiting.jobs.len() + waiting.behind.len() >= limit || waiting.is_full_for(&job) {
                 refused.push((job, Refusal::Overloaded));
             } else {
-                waiting.bytes += job.change.content_bytes();
-                waiting.jobs.push_back(job);
+                waiting.add(job);
             }
         }
         drop(waiting);
@@ -96,25 +110,62 @@ impl WriteQueue {
         self.wake.notify_one();
     }
 
-    /// Everything queued; `None` once the queue is closed and empty.
-    fn take(&self) -> Option<(Vec<Task>, VecDeque<Job>)> {
+    /// Everything queued, but of what is behind only a batch; `None` once the queue is closed and empty.
+    fn take(&self, others_wrote: &mut Option<Instant>) -> Option<(Vec<Task>, VecDeque<Job>)> {
         let mut waiting = self.waiting.lock();
-        while waiting.jobs.is_empty() && waiting.tasks.is_empty() {
+        while waiting.jobs.is_empty() && waiting.behind.is_empty() && waiting.tasks.is_empty() {
             if waiting.closing {
                 return None;
             }
             self.wake.wait(&mut waiting);
         }
-        waiting.bytes = 0;
-        Some((std::mem::take(&mut waiting.tasks), std::mem::take(&mut waiting.jobs)))
+        let mut jobs = std::mem::take(&mut waiting.jobs);
+        waiting.bytes[0] = 0;
+        if !jobs.is_empty() {
+            *others_wrote = Some(Instant::now());
+        }
+        if !waiting.behind.is_empty() {
+            let behind = waiting.take_behind(others_wrote.is_some_and(|at| at.elapsed() < OTHERS_WITHIN));
+            // In front, so that they are in the first transaction, which is soonest over.
+            behind.into_iter().rev().for_each(|job| jobs.push_front(job));
+        }
+        Some((std::mem::take(&mut waiting.tasks), jobs))
     }
 }
 
 impl Waiting {
+    fn add(&mut self, job: Job) {
+        self.bytes[usize::from(job.behind)] += job.change.content_bytes();
+        if job.behind {
+            self.behind.push_back(job);
+            return;
+        }
+        if matches!(job.change, Change::Topology(_)) {
+            // Whoever stores it relies on all that was let in before being on disk with it.
+            self.jobs.append(&mut self.behind);
+            self.bytes = [self.bytes.iter().sum(), 0];
+        }
+        self.jobs.push_back(job);
+    }
+
+    fn take_behind(&mut self, others_write: bool) -> Vec<Job> {
+        let (most, bytes_max) =
+            if others_write { (BEHIND_MAX, BEHIND_BYTES_MAX) } else { (BATCH_MAX, BATCH_BYTES_MAX) };
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < most && (taken.is_empty() || bytes < bytes_max) {
+            let Some(job) = self.behind.pop_front() else { break };
+            bytes += job.change.content_bytes();
+            taken.push(job);
+        }
+        self.bytes[1] -= bytes;
+        taken
+    }
+
     /// One request always fits, and what has no contents does.
     fn is_full_for(&self, job: &Job) -> bool {
         let bytes = job.change.content_bytes();
-        bytes > 0 && self.bytes > 0 && self.bytes + bytes > WAITING_BYTES_MAX
+        let waiting: usize = self.bytes.iter().sum();
+        bytes > 0 && waiting > 0 && waiting + bytes > WAITING_BYTES_MAX
     }
 }
 
@@ -160,8 +211,8 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn run(mut self) {
-        let (mut changes, mut answers) = (Vec::new(), Vec::new());
-        while let Some((tasks, mut jobs)) = self.queue.take() {
+        let (mut changes, mut answers, mut others_wrote) = (Vec::new(), Vec::new(), None);
+        while let Some((tasks, mut jobs)) = self.queue.take(&mut others_wrote) {
             tasks.into_iter().for_each(|task| task());
             while !jobs.is_empty() {
                 fill(&mut jobs, &mut changes, &mut answers);
@@ -214,7 +265,7 @@ impl Writer {
 fn fill(jobs: &mut VecDeque<Job>, changes: &mut Vec<Change>, answers: &mut Vec<AnswerTo>) {
     let mut bytes = 0;
     while changes.len() < BATCH_MAX && (changes.is_empty() || bytes < BATCH_BYTES_MAX) {
-        let Some(Job { change, answer }) = jobs.pop_front() else { break };
+        let Some(Job { change, answer, .. }) = jobs.pop_front() else { break };
         bytes += change.content_bytes();
         changes.push(change);
         answers.push(answer);
@@ -224,27 +275,64 @@ fn fill(jobs: &mut VecDeque<Job>, changes: &mut Vec<Change>, answers: &mut Vec<A
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::tests::rare::topology;
     use crate::types::{Content, Hlc, Key, Record, Token, Version, Writer as WriterNum};
 
-    fn job(bytes: usize) -> (Job, oneshot::Receiver<Result<Outcome, StoreError>>) {
+    fn job(bytes: usize, behind: bool) -> (Job, oneshot::Receiver<Result<Outcome, StoreError>>) {
         let (caller, answer) = oneshot::channel();
         let key = Key::new("k").unwrap();
         let record = Record::seal(&key, Version::plain(Hlc(1), WriterNum(1)), Hlc(1), Content::value(vec![0; bytes]));
-        (Job { change: Change::Write { token: Token(0), key, record }, answer: AnswerTo::Caller(caller) }, answer)
+        (
+            Job { change: Change::Write { token: Token(0), key, record }, answer: AnswerTo::Caller(caller), behind },
+            answer,
+        )
     }
 
     #[test]
     fn what_waits_is_bounded_in_bytes_but_one_always_fits() {
         let queue = WriteQueue::default();
         let push = |bytes| {
-            let (job, mut answer) = job(bytes);
+            let (job, mut answer) = job(bytes, false);
             queue.push([job].into_iter(), usize::MAX);
             answer.try_recv().is_err()
         };
         assert!(push(WAITING_BYTES_MAX + 1));
         assert!(!push(1));
         assert!(push(0));
-        assert_eq!(queue.take().unwrap().1.len(), 2);
+        assert_eq!(queue.take(&mut None).unwrap().1.len(), 2);
         assert!(push(WAITING_BYTES_MAX / 2) && push(WAITING_BYTES_MAX / 2) && !push(1));
+    }
+
+    #[test]
+    fn what_is_behind_goes_in_small_parts_while_others_write_and_never_stands_still() {
+        let (queue, mut others_wrote) = (WriteQueue::default(), None);
+        let push = |behind, count| queue.push((0..count).map(|_| job(1, behind).0), usize::MAX);
+        let mut take = || {
+            let jobs = queue.take(&mut others_wrote).unwrap().1;
+            let behind = jobs.iter().filter(|job| job.behind).count();
+            assert!(jobs.iter().skip(behind).all(|job| !job.behind), "they are over soonest in front");
+            (jobs.len() - behind, behind)
+        };
+        push(true, 2 * BATCH_MAX);
+        assert_eq!(take(), (0, BATCH_MAX), "nobody else writes");
+        push(false, 3);
+        assert_eq!(take(), (3, BEHIND_MAX));
+        assert_eq!(take(), (0, BEHIND_MAX), "others did a moment ago");
+        let large = job(BEHIND_BYTES_MAX, true).0;
+        queue.push([large].into_iter(), usize::MAX);
+        std::iter::repeat_with(&mut take).find(|(_, behind)| *behind < BEHIND_MAX).unwrap();
+        assert_eq!(queue.waiting.lock().bytes, [0, 0]);
+    }
+
+    #[test]
+    fn a_new_topology_is_behind_all_that_came_before_it() {
+        let queue = WriteQueue::default();
+        let other = Job { change: Change::ReserveClock(Hlc(1)), ..job(0, false).0 };
+        queue.push([job(5, true).0, other].into_iter(), usize::MAX);
+        assert_eq!(queue.waiting.lock().bytes, [0, 5]);
+        let newer = Job { change: Change::Topology(topology(1)), ..job(0, false).0 };
+        queue.push([newer].into_iter(), usize::MAX);
+        let jobs = queue.take(&mut None).unwrap().1;
+        assert!(matches!(jobs.back(), Some(Job { change: Change::Topology(_), .. })) && jobs.len() == 3);
     }
 }

@@ -1,15 +1,22 @@
 //! Counting and summing what a file holds, beside everything else: slot by slot, each from a short snapshot of its own, so
 //! that a large file neither delays the start nor keeps the log from being checkpointed.
 //!
-//! A row adds to the sums what its columns say, unverified, so that a walk reads no large value. A row whose key does not
-//! belong to its slot was damaged there; it adds nothing to the sums, and nobody can overwrite it.
+//! A row is verified before it adds to the sums, but for one with a large value, which a walk does not read: that adds what
+//! its columns say. A row whose key does not belong to its slot was damaged there and adds nothing; it still counts in the
+//! totals of the slot it says.
 
-use rusqlite::{Connection, params};
+use std::time::Duration;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row, params};
 
 use super::book::{Book, Count};
-use super::row::{self, AFTER_RECORD};
-use crate::types::limits::KEY_BYTES_MAX;
-use crate::types::{Leaf, Slot, Sum, TokenSeed};
+use super::row::{self, COLUMN_LARGE, Loaded, Stored};
+use super::walk;
+use crate::types::{Key, Leaf, Slot, Sum, Token, TokenSeed};
+
+/// After how long a slot that could not be walked is tried again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// What stood in a slot.
 pub(super) struct Found {
@@ -26,9 +33,12 @@ pub(super) fn run(
     seed: impl Fn() -> Option<TokenSeed>,
     failed: impl Fn(&rusqlite::Error),
 ) {
-    while let Some(slot) = book.wait_due() {
-        let walked = walk(conn, book, slot, &seed);
-        walked.as_ref().err().into_iter().for_each(&failed);
+    while let Some(slot) = book.wait_due(AGAIN) {
+        let walked = count(conn, book, slot, &seed);
+        if let Err(error) = &walked {
+            book.walk_failed(slot);
+            failed(error);
+        }
         report(slot, walked);
     }
 }
@@ -36,7 +46,7 @@ pub(super) fn run(
 /// The same for whoever has no thread: returns once nothing is due.
 pub(super) fn run_due(conn: &Connection, book: &Book, seed: Option<TokenSeed>) {
     while let Some(slot) = book.take_due() {
-        report(slot, walk(conn, book, slot, &|| seed));
+        report(slot, count(conn, book, slot, &|| seed));
     }
 }
 
@@ -46,7 +56,7 @@ fn report(slot: Slot, walked: rusqlite::Result<()>) {
     }
 }
 
-fn walk(conn: &Connection, book: &Book, slot: Slot, seed: &impl Fn() -> Option<TokenSeed>) -> rusqlite::Result<()> {
+fn count(conn: &Connection, book: &Book, slot: Slot, seed: &impl Fn() -> Option<TokenSeed>) -> rusqlite::Result<()> {
     let opened = {
         let _between_commits = book.gate();
         let opened = conn.execute_batch("BEGIN; SELECT 1 FROM records LIMIT 1");
@@ -65,17 +75,33 @@ fn walk(conn: &Connection, book: &Book, slot: Slot, seed: &impl Fn() -> Option<T
 fn find(conn: &Connection, slot: Slot, seed: Option<TokenSeed>) -> rusqlite::Result<Found> {
     let mut count = Count::default();
     let mut leaves = vec![Sum::default(); Leaf::IN_SLOT];
-    let mut select = conn.prepare_cached(row::SCAN_OUTLINES)?;
+    let mut select = conn.prepare_cached(row::WALK_OUTLINES)?;
     let mut rows = select.query(params![slot.0, &[] as &[u8]])?;
     while let Some(row) = rows.next()? {
-        let key = row::bytes_of(row.get_ref(AFTER_RECORD)?).unwrap_or_default();
-        count.add(row::weight(row, key)?, 1);
-        let token = seed.filter(|_| (1..=KEY_BYTES_MAX).contains(&key.len())).map(|seed| seed.token(key));
-        let Some(token) = token.filter(|token| token.slot() == slot) else { continue };
-        if let Some((version, checksum)) = row::stamp(row) {
-            leaves[Leaf::of(token).within_slot()].add(Sum::of(token, &version, checksum));
+        let Ok((lies_in, name)) = walk::spot(row) else { continue };
+        let token = seed.map(|seed| seed.token(name)).filter(|token| i64::from(token.slot().0) == lies_in);
+        if lies_in != i64::from(slot.0) {
+            // A row under another slot that belongs there ends this one.
+            if token.is_some() || seed.is_none() {
+                break;
+            }
+            continue;
+        }
+        count.add(row::weight(row, name)?, 1);
+        if let Some((token, sum)) = token.and_then(|token| Some((token, sum_of(row, token, name).transpose()?))) {
+            leaves[Leaf::of(token).within_slot()].add(sum?);
         }
     }
     let known = seed.is_some() || count == Count::default();
     Ok(Found { count, leaves: known.then_some(leaves) })
+}
+
+/// What a row adds; nothing where it is damaged, as far as its large value need not be read to see that.
+fn sum_of(row: &Row<'_>, token: Token, name: &[u8]) -> rusqlite::Result<Option<Sum>> {
+    let Ok(key) = Key::new(name.to_vec()) else { return Ok(None) };
+    if row.get_ref(COLUMN_LARGE)? == ValueRef::Null {
+        let stored = Loaded::of(row, &key)?.stored;
+        return Ok(stored.map(|Stored { record, .. }| Sum::of(token, &record.version, record.checksum)));
+    }
+    Ok(row::stamp(row).map(|(version, checksum)| Sum::of(token, &version, checksum)))
 }

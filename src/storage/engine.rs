@@ -28,8 +28,8 @@ use super::tree::Moved;
 use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    Accepted, Ballot, Dropped, Floor, Hlc, Key, NodeNum, Record, Slot, SlotDrop, SlotFloor, Token, Topology, Version,
-    Vote,
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, NodeNum, Record, Slot, SlotDrop, SlotFloor, Token, TokenSeed, Topology,
+    Version, Vote,
 };
 
 /// What a batch consists of.
@@ -69,6 +69,12 @@ pub enum Change {
     Proposal(Arc<Topology>),
     Vote(Box<Vote>),
     ReserveClock(Hlc),
+    ReleaseClock(Hlc),
+    /// Writes the tombstones of at most that many values whose time is up then.
+    EndDue {
+        now: Hlc,
+        limit: usize,
+    },
     /// Merges what another replica holds of these keys.
     Absorb(Vec<(Token, SlotEntry)>),
     /// Merges floors and seals into those of these slots.
@@ -77,6 +83,12 @@ pub enum Change {
     Purge {
         drop: SlotDrop,
         keys: Vec<(Token, Key)>,
+    },
+    /// Removes those of these rows (slot and key as they read) that are not what was written.
+    Discard {
+        seed: TokenSeed,
+        slot: Slot,
+        rows: Vec<(i64, Vec<u8>)>,
     },
 }
 
@@ -99,9 +111,10 @@ impl Change {
         match self {
             Change::Prepare { .. } | Change::Accept { .. } => true,
             Change::Topology(_) | Change::Proposal(_) | Change::Vote(_) | Change::ReserveClock(_) => true,
-            Change::Absorb(_) | Change::Raise(_) => true,
+            Change::ReleaseClock(_) | Change::Absorb(_) | Change::Raise(_) => true,
             Change::Purge { .. } => false,
             Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
+            Change::EndDue { .. } | Change::Discard { .. } => false,
         }
     }
 }
@@ -111,10 +124,12 @@ impl Change {
 pub enum Outcome {
     /// To `Write`, `Hint`, `Prepare` and `Accept`.
     Reply(ReplicaReply),
-    /// To `DropHints`: how many.
+    /// To `DropHints` and `Discard`: how many.
     Dropped(u64),
     /// To `Purge`.
     Purged(Dropped),
+    /// To `EndDue`: which.
+    Ended(Vec<(Key, Record)>),
     Done,
     /// The database is damaged where the change belongs. That change did nothing.
     Damaged,
@@ -354,7 +369,10 @@ impl<'e> Batch<'e> {
             Change::Absorb(entries) => self.absorb(entries),
             Change::Raise(floors) => self.raise(floors).map(|()| Outcome::Done),
             Change::Purge { drop, keys } => self.purge(drop, keys).map(Outcome::Purged),
+            Change::Discard { seed, slot, rows } => self.discard(*seed, *slot, rows).map(Outcome::Dropped),
             Change::ReserveClock(until) => facts::reserve_clock(conn, *until).map(|()| Outcome::Done),
+            Change::ReleaseClock(last) => facts::release_clock(conn, *last).map(|()| Outcome::Done),
+            Change::EndDue { now, limit } => self.end_due(*now, *limit),
         }
     }
 
@@ -401,10 +419,18 @@ impl<'e> Batch<'e> {
         Ok(ReplicaReply::Stored { replaced: seen })
     }
 
-    fn store(&mut self, token: Token, key: &Key, record: &Record, old: Option<&Loaded>) -> rusqlite::Result<()> {
-        let large = old.and_then(|loaded| loaded.stored.as_ref()).and_then(|stored| stored.large);
+    pub(super) fn store(
+        &mut self,
+        token: Token,
+        key: &Key,
+        record: &Record,
+        old: Option<&Loaded>,
+    ) -> rusqlite::Result<()> {
+        let stored = old.and_then(|loaded| loaded.stored.as_ref());
+        let large = stored.and_then(|stored| stored.large);
         let columns = Columns::place(&self.engine.conn, key, record, large)?;
         columns.put_record(&mut self.put, token.slot(), key)?;
+        self.move_end(token, key, stored.map(|stored| &stored.record), record)?;
         let count = Count::change(old.map(|loaded| loaded.weight), columns.weight(key));
         self.entries.rows.push(Moved::new(token, old, record, count));
         Ok(())

@@ -58,6 +58,11 @@ pub(super) fn reserve_clock(conn: &Connection, until: Hlc) -> rusqlite::Result<(
     save(conn, CLOCK, &until.0.to_be_bytes())
 }
 
+/// The reservation ends there, also where it reached further.
+pub(super) fn release_clock(conn: &Connection, last: Hlc) -> rusqlite::Result<()> {
+    save(conn, CLOCK, &last.0.to_be_bytes())
+}
+
 /// Marks the saved sums as those of the rows; `checksum` names them.
 pub(super) fn mark_sums(conn: &Connection, checksum: u64) -> rusqlite::Result<()> {
     save(conn, SUMS, &checksum.to_be_bytes())
@@ -72,6 +77,22 @@ pub(super) fn sums_mark(conn: &Connection) -> rusqlite::Result<Option<Option<u64
 pub(super) fn unmark_sums(conn: &Connection) -> rusqlite::Result<()> {
     conn.execute("DELETE FROM facts WHERE name = ?1", [SUMS])?;
     Ok(())
+}
+
+/// A value whose name was damaged would read as one that was never stored: a vote or a reservation forgotten.
+///
+/// # Errors
+/// [`StoreError::Damaged`] where there is a value under another name than these.
+pub(super) fn are_known(conn: &Connection) -> Result<(), StoreError> {
+    let damaged = |what: String| StoreError::Damaged(format!("the single values: {what}"));
+    let names = || -> rusqlite::Result<Vec<String>> {
+        conn.prepare("SELECT name FROM facts")?.query_map([], |row| row.get(0))?.collect()
+    };
+    let known = [TOPOLOGY, PROPOSAL, CLOCK, VOTE, SUMS];
+    match names().map_err(|e| damaged(e.to_string()))?.iter().find(|name| !known.contains(&&name[..])) {
+        Some(name) => Err(damaged(format!("one is called {name:?}"))),
+        None => Ok(()),
+    }
 }
 
 fn save(conn: &Connection, name: &str, body: &[u8]) -> rusqlite::Result<()> {

@@ -2,9 +2,10 @@
 //! production, by the same code.
 
 use super::count;
+use super::ends;
 use super::engine::Engine;
 use super::holdings::{self, Gathered, Wanted};
-use super::read;
+use super::read::{self, Source};
 use super::transfer;
 use crate::ports::{Hint, HintTotals, Holdings, ReadPart, RecordPage, ReplicaReply, SlotPage, StoreError};
 use crate::types::{Hlc, Key, Leaf, NodeNum, Slot, Sum, TokenSeed};
@@ -13,7 +14,8 @@ impl Engine {
     /// The answer to a read.
     pub fn read(&self, now: Hlc, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
         let targets = if hints { self.book.hint_targets() } else { Default::default() };
-        read::answer(&self.conn, &self.floors, &self.meters, now, (slot, key), part, &targets)
+        let from = Source { conn: &self.conn, meters: &self.meters, seed: None };
+        read::answer(&from, &self.floors, now, (slot, key), part, &targets)
     }
 
     /// Hints for one node in (slot, key) order after `after`.
@@ -22,6 +24,14 @@ impl Engine {
     /// [`StoreError::Damaged`] where they cannot be read.
     pub fn hints(&self, target: NodeNum, after: Option<&(Slot, Key)>, limit: usize) -> Result<Vec<Hint>, StoreError> {
         read::scan_hints(&self.conn, &self.meters, target, after, limit).map(|(hints, _)| hints)
+    }
+
+    /// Whether the time of some value is up: `Change::EndDue` would write its tombstone.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where that cannot be read.
+    pub fn any_due(&self, now: Hlc) -> Result<bool, StoreError> {
+        ends::any_due(&self.conn, &self.meters, now)
     }
 
     /// Per target, in order. From memory.
@@ -55,9 +65,15 @@ impl Engine {
         let mut after = Some(Vec::new());
         while let Some(from) = after {
             let piece = holdings::piece(&self.conn, &self.meters, &wanted, &from)?;
-            if piece.strays {
+            if !piece.held.strays.is_empty() {
                 self.book.doubt(slot);
             }
+            gathered.add(piece.held);
+            after = piece.next;
+        }
+        after = wanted.is_all().then(Vec::new);
+        while let Some(from) = after {
+            let piece = holdings::registers(&self.conn, &self.meters, slot, &from)?;
             gathered.add(piece.held);
             after = piece.next;
         }
@@ -68,8 +84,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`StoreError::Damaged`] where anything of it cannot be told.
-    pub fn slot_page(&self, slot: Slot, after: Option<&Key>) -> Result<SlotPage, StoreError> {
-        transfer::page(&self.conn, &self.meters, &self.floors, slot, after)
+    pub fn slot_page(&self, seed: TokenSeed, slot: Slot, after: Option<&Key>) -> Result<SlotPage, StoreError> {
+        transfer::page(&self.conn, &self.meters, Some(seed), &self.floors, slot, after)
     }
 
     /// The records of these keys, until about 1 MiB is full, and how many of the keys were looked up.

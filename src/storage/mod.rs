@@ -5,6 +5,7 @@
 //!        \--> read queue ----> reader threads: one snapshot a drain -------------> answers
 //!                              checkpointer thread: the log into the database, in steps
 //!                              counter thread: slot by slot after an unclean stop, and where sums are in doubt
+//!                              walker thread: once through all pages of a database too large for that at its start
 //! ```
 //!
 //! Invariants:
@@ -17,8 +18,8 @@
 //! - A database that is damaged outside of its rows is not served on where others have its records: it is moved aside, and
 //!   the directory becomes a new instance's (`data_dir`, `examine`).
 //!
-//! Caveats: SQLite has no checksums of pages, so damage outside of rows shows as `SQLITE_CORRUPT` or not at all until
-//! the row is missed; copies on other nodes are what heals it. Mapped pages are read without a system call, and a disk
+//! Caveats: SQLite has no checksums of pages, so damage outside of rows shows as `SQLITE_CORRUPT`, as rows out of order or as
+//! a row that is none (`walk`); copies on other nodes are what heals it. Mapped pages are read without a system call, and a disk
 //! that fails under them kills the process instead of failing the read.
 
 mod book;
@@ -27,6 +28,7 @@ mod commit;
 mod connection;
 mod count;
 mod data_dir;
+mod ends;
 mod engine;
 mod examine;
 mod facts;
@@ -46,8 +48,10 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod transfer;
 mod tree;
+mod walk;
 
 pub use connection::Durability;
 pub use engine::{BatchError, Change, Engine, Now, Outcome};

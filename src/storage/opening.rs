@@ -58,16 +58,17 @@ impl OpenError {
 }
 
 /// Opens what the directory holds, moves it aside where it is damaged, and marks the directory as in use. On disk when it
-/// returns: nothing that is written later can be missed without being noticed.
+/// returns: nothing that is written later can be missed without being noticed. Says whether all pages were walked that are
+/// to be.
 pub(super) fn open(
     dir: &DataDir,
     options: &Options,
     now_ms: u64,
     entropy: &dyn Entropy,
-) -> Result<(Identity, Engine), OpenError> {
+) -> Result<(Identity, Engine, bool), OpenError> {
     let identity = dir.start(options.node, now_ms, entropy)?;
-    let (identity, engine) = match sound(dir, options, has_peers(&identity)) {
-        Ok(engine) => (identity, engine),
+    let (identity, (engine, walked)) = match sound(dir, options, has_peers(&identity)) {
+        Ok(sound) => (identity, sound),
         Err(OpenError::Damaged { reason, .. }) => {
             let identity = dir.set_aside(identity, &reason, now_ms, entropy)?;
             (identity, sound(dir, options, true)?)
@@ -75,14 +76,14 @@ pub(super) fn open(
         Err(error) => return Err(error),
     };
     dir.opened(&identity, KNOWN).map_err(|source| OpenError::Io { path: options.data_dir.clone(), source })?;
-    Ok((identity, engine))
+    Ok((identity, engine, walked))
 }
 
 /// A database of which nobody else has the records is not walked: what can be read of it is all there is.
 ///
 /// # Errors
 /// [`OpenError::Damaged`] where the database is not as it was written, and the others as they say.
-fn sound(dir: &DataDir, options: &Options, replaceable: bool) -> Result<Engine, OpenError> {
+fn sound(dir: &DataDir, options: &Options, replaceable: bool) -> Result<(Engine, bool), OpenError> {
     let path = dir.database();
     let damaged = |reason: String| OpenError::Damaged { path: path.clone(), reason };
     let failed = |source| OpenError::Io { path: path.clone(), source };
@@ -105,7 +106,7 @@ fn sound(dir: &DataDir, options: &Options, replaceable: bool) -> Result<Engine, 
     };
     let walk = replaceable && bytes > 0 && examine::is_worth_walking(bytes, marks.running);
     match examine::contents(&engine.conn, walk) {
-        Ok(None) => Ok(engine),
+        Ok(None) => Ok((engine, walk || !replaceable || bytes == 0)),
         Ok(Some(what)) => Err(damaged(what)),
         Err(error) => Err(OpenError::sqlite(&path, &error)),
     }

@@ -39,9 +39,9 @@ const CANDIDATES: &str = "SELECT key FROM records WHERE slot = ?1 AND key > ?3 A
      UNION SELECT g.key FROM registers g WHERE g.slot = ?1 AND g.key > ?3 AND g.promised_hlc <= ?2 \
      AND NOT EXISTS (SELECT 1 FROM records r WHERE r.slot = g.slot AND r.key = g.key) ORDER BY key LIMIT ?4";
 
-fn count(conn: &Connection, query: &str, slot: Slot) -> Result<u64, StoreError> {
+fn count(conn: &Connection, meters: &Meters, query: &str, slot: Slot) -> Result<u64, StoreError> {
     let counted = conn.prepare_cached(query).and_then(|mut q| q.query_row([slot.0], |row| row.get::<_, i64>(0)));
-    counted.map(|n| n as u64).map_err(damaged)
+    counted.map(|n| n as u64).map_err(|error| damaged(meters, error))
 }
 
 fn key_at(row: &rusqlite::Row<'_>, column: usize) -> Option<Key> {
@@ -52,17 +52,19 @@ fn key_at(row: &rusqlite::Row<'_>, column: usize) -> Option<Key> {
 /// What is kept of a slot. `tombstones`: as counted in memory, where that is known.
 pub(super) fn survey(
     conn: &Connection,
+    meters: &Meters,
     slot: Slot,
     floor: Floor,
     tombstones: Option<u64>,
 ) -> Result<Survey, StoreError> {
-    let tombstones = tombstones.map_or_else(|| count(conn, COUNT_TOMBSTONES, slot), Ok)?;
-    let promised = Hlc(count(conn, MAX_PROMISED, slot)?);
-    Ok(Survey { slot, floor, tombstones, orphans: count(conn, COUNT_ORPHANS, slot)?, promised })
+    let tombstones = tombstones.map_or_else(|| count(conn, meters, COUNT_TOMBSTONES, slot), Ok)?;
+    let promised = Hlc(count(conn, meters, MAX_PROMISED, slot)?);
+    Ok(Survey { slot, floor, tombstones, orphans: count(conn, meters, COUNT_ORPHANS, slot)?, promised })
 }
 
 /// The tombstones of a slot.
-pub(super) fn tombstones(conn: &Connection, slot: Slot, up_to: Hlc) -> Result<Tombstones, StoreError> {
+pub(super) fn tombstones(conn: &Connection, meters: &Meters, slot: Slot, up_to: Hlc) -> Result<Tombstones, StoreError> {
+    let damaged = |error| damaged(meters, error);
     let mut found = Tombstones::default();
     let mut select = conn.prepare_cached(SCAN_TOMBSTONES).map_err(damaged)?;
     let mut rows = select.query([slot.0]).map_err(damaged)?;
@@ -79,7 +81,8 @@ pub(super) fn tombstones(conn: &Connection, slot: Slot, up_to: Hlc) -> Result<To
 }
 
 /// The slots with hints written up to that time.
-pub(super) fn hinted(conn: &Connection, up_to: Hlc) -> Result<SlotSet, StoreError> {
+pub(super) fn hinted(conn: &Connection, meters: &Meters, up_to: Hlc) -> Result<SlotSet, StoreError> {
+    let damaged = |error| damaged(meters, error);
     let mut select = conn.prepare_cached(HINTED).map_err(damaged)?;
     let rows = select.query_map([up_to.0 as i64], |row| row.get(0).map(Slot)).map_err(damaged)?;
     rows.collect::<rusqlite::Result<SlotSet>>().map_err(damaged)
@@ -92,6 +95,7 @@ pub(super) fn unsettled(
     slot: Slot,
     kept: &SlotFloor,
 ) -> Result<Sealed, StoreError> {
+    let damaged = |error| damaged(meters, error);
     let mut sealed = Sealed { slot, unsettled: Vec::new(), more: false };
     let mut select = conn.prepare_cached(REGISTERS).map_err(damaged)?;
     let mut record = conn.prepare_cached(row::SELECT_RECORD).map_err(damaged)?;
@@ -117,7 +121,8 @@ pub(super) fn unsettled(
 }
 
 /// The next keys that may be dropped.
-fn candidates(conn: &Connection, drop: &SlotDrop, after: &[u8]) -> Result<Vec<Key>, StoreError> {
+fn candidates(conn: &Connection, meters: &Meters, drop: &SlotDrop, after: &[u8]) -> Result<Vec<Key>, StoreError> {
+    let damaged = |error| damaged(meters, error);
     let mut select = conn.prepare_cached(CANDIDATES).map_err(damaged)?;
     let mut rows = select.query(params![drop.slot.0, drop.up_to.0 as i64, after, DROP_STEP as i64]).map_err(damaged)?;
     let mut keys = Vec::new();
@@ -219,7 +224,9 @@ impl Purging for SqliteStore {
             // Slot by slot: clients' reads get in between.
             for slot in slots.iter() {
                 let (floor, tombstones) = (floors.get(slot).floor, book.tombstones(slot));
-                all.push(read_through(&reads, move |conn, _| survey(conn, slot, floor, tombstones)).await?);
+                all.push(
+                    read_through(&reads, move |conn, meters| survey(conn, meters, slot, floor, tombstones)).await?,
+                );
             }
             Ok(all)
         }
@@ -227,11 +234,11 @@ impl Purging for SqliteStore {
     }
 
     fn tombstones(&self, slot: Slot, up_to: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
-        self.read(move |conn, _| tombstones(conn, slot, up_to))
+        self.read(move |conn, meters| tombstones(conn, meters, slot, up_to))
     }
 
     fn hinted(&self, up_to: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {
-        self.read(move |conn, _| hinted(conn, up_to))
+        self.read(move |conn, meters| hinted(conn, meters, up_to))
     }
 
     fn seal(&self, slots: SlotSet, up_to: Hlc) -> BoxFuture<'static, Result<Vec<Sealed>, StoreError>> {
@@ -263,7 +270,7 @@ impl Purging for SqliteStore {
                 let mut after = Vec::new();
                 loop {
                     let from = after;
-                    let keys = read_through(&reads, move |conn, _| candidates(conn, &drop, &from)).await?;
+                    let keys = read_through(&reads, move |conn, meters| candidates(conn, meters, &drop, &from)).await?;
                     let Some(last) = keys.last() else { break };
                     after = last.as_bytes().to_vec();
                     let change = Change::Purge { drop, keys: with_tokens(seed, keys) };
@@ -286,7 +293,7 @@ impl Engine {
     /// # Errors
     /// [`StoreError::Damaged`] where it cannot be read; so with the others.
     pub fn survey(&self, slot: Slot) -> Result<Survey, StoreError> {
-        survey(&self.conn, slot, self.floors.get(slot).floor, None)
+        survey(&self.conn, &self.meters, slot, self.floors.get(slot).floor, None)
     }
 
     /// The tombstones of a slot.
@@ -294,7 +301,7 @@ impl Engine {
     /// # Errors
     /// As for [`Self::survey`].
     pub fn tombstones(&self, slot: Slot, up_to: Hlc) -> Result<Tombstones, StoreError> {
-        tombstones(&self.conn, slot, up_to)
+        tombstones(&self.conn, &self.meters, slot, up_to)
     }
 
     /// The slots with hints written up to that time.
@@ -302,7 +309,7 @@ impl Engine {
     /// # Errors
     /// As for [`Self::survey`].
     pub fn hinted(&self, up_to: Hlc) -> Result<SlotSet, StoreError> {
-        hinted(&self.conn, up_to)
+        hinted(&self.conn, &self.meters, up_to)
     }
 
     /// What a seal leaves to be settled in a slot.
@@ -318,7 +325,7 @@ impl Engine {
     /// # Errors
     /// As for [`Self::survey`].
     pub fn purging(&self, seed: TokenSeed, drop: SlotDrop) -> Result<Change, StoreError> {
-        let keys = candidates(&self.conn, &drop, &[])?;
+        let keys = candidates(&self.conn, &self.meters, &drop, &[])?;
         Ok(Change::Purge { drop, keys: with_tokens(seed, keys) })
     }
 

@@ -5,7 +5,8 @@
 //!   before it was submitted. No request joins an open snapshot.
 //! - A snapshot lives as long as its drain, and a drain is bounded: it keeps neither the log from being checkpointed
 //!   nor small reads waiting behind many scans.
-//! - A row that fails its checksum is never served.
+//! - A row that fails its checksum is never served, and a key is not called absent where its row may be the damaged one
+//!   beside its place (see `walk`): both are answered as damaged.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,8 +20,9 @@ use super::floors::Floors;
 use super::meters::Meters;
 use super::row::{self, AFTER_RECORD, Loaded, LoadedHint};
 use super::status::Status;
+use super::walk;
 use crate::ports::{Hint, ReadPart, Refusal, ReplicaReply, ReplyTo, Seen, StoreError};
-use crate::types::{Hlc, Key, NodeNum, Record, Slot};
+use crate::types::{Hlc, Identity, Key, NodeNum, Record, Slot, TokenSeed};
 
 /// Requests of the hot path in one snapshot. Small enough that all threads get work from one burst.
 const DRAIN_MAX: usize = 128;
@@ -120,6 +122,15 @@ pub(super) struct Reader {
     pub(super) book: Arc<Book>,
     pub(super) floors: Arc<Floors>,
     pub(super) status: Arc<Status>,
+    pub(super) identity: Arc<Mutex<Identity>>,
+}
+
+/// Where is read from.
+pub(super) struct Source<'a> {
+    pub(super) conn: &'a Connection,
+    pub(super) meters: &'a Meters,
+    /// What the tokens of its rows are seeded with, where that is known.
+    pub(super) seed: Option<TokenSeed>,
 }
 
 impl Reader {
@@ -140,11 +151,13 @@ impl Reader {
         let now = self.status.hlc();
         // Looked up after the requests were taken: a hint acknowledged before is booked by now.
         let targets = self.book.hint_targets();
+        let seed = self.identity.lock().cluster.map(TokenSeed::of);
+        let from = Source { conn: &self.conn, meters: &self.status.meters, seed };
         // The snapshot itself opens with the first statement in it. Without a transaction each read has its own.
         let open = self.conn.prepare_cached("BEGIN").and_then(|mut begin| begin.execute([])).is_ok();
         for Read { slot, key, part, hints, reply_to } in reads.drain(..) {
             let targets = if hints { &targets[..] } else { &[] };
-            let reply = answer(&self.conn, &self.floors, &self.status.meters, now, (slot, &key), part, targets);
+            let reply = answer(&from, &self.floors, now, (slot, &key), part, targets);
             reply_to.send(Ok(reply));
         }
         if open && self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).is_err() {
@@ -156,18 +169,17 @@ impl Reader {
 
 /// What a replica answers to a read, with the hints it keeps for these targets merged in.
 pub(super) fn answer(
-    conn: &Connection,
+    from: &Source<'_>,
     floors: &Floors,
-    meters: &Meters,
     now: Hlc,
     (slot, key): (Slot, &Key),
     part: ReadPart,
     targets: &[NodeNum],
 ) -> ReplicaReply {
-    let record = match newest(conn, meters, slot, key, targets) {
+    let record = match newest(from, slot, key, targets) {
         Ok(record) => record,
         Err(damage) => {
-            meters.damaged(slot, key, &damage);
+            from.meters.damaged(slot, key, &damage);
             return ReplicaReply::Refused(Refusal::Damaged);
         }
     };
@@ -181,8 +193,7 @@ pub(super) fn answer(
 
 /// What is wrong with a row, as text.
 fn newest(
-    conn: &Connection,
-    meters: &Meters,
+    &Source { conn, meters, seed }: &Source<'_>,
     slot: Slot,
     key: &Key,
     targets: &[NodeNum],
@@ -194,7 +205,10 @@ fn newest(
     let mut select = conn.prepare_cached(row::SELECT_RECORD).map_err(text)?;
     let found = row::load(&mut select, slot, key).map_err(text)?;
     let mut newest = match found {
-        None => None,
+        None => match seed.map(|seed| walk::is_absent(conn, seed, slot, key)).transpose().map_err(text)? {
+            Some(false) => return Err("the row beside its place, which may be its own".into()),
+            _ => None,
+        },
         Some(Loaded { stored: Some(stored), .. }) => Some(stored.record),
         Some(Loaded { stored: None, .. }) => return Err("checksum".into()),
     };
@@ -217,6 +231,7 @@ pub(super) fn scan(
     after: Option<&Key>,
     limit: usize,
 ) -> Result<Vec<(Key, Record)>, StoreError> {
+    let damaged = |error| damaged(meters, error);
     let mut page = Page::new(limit);
     let mut select = conn.prepare_cached(row::SCAN_RECORDS).map_err(damaged)?;
     let after = after.map_or(&[][..], Key::as_bytes);
@@ -245,6 +260,7 @@ pub(super) fn scan_hints(
     after: Option<&(Slot, Key)>,
     limit: usize,
 ) -> Result<HintPage, StoreError> {
+    let damaged = |error| damaged(meters, error);
     let mut page = Page::new(limit);
     let mut lost = SmallVec::new();
     let mut select: CachedStatement<'_> = conn.prepare_cached(row::SCAN_HINTS).map_err(damaged)?;
@@ -277,8 +293,9 @@ fn key_of(row: &rusqlite::Row<'_>, column: usize) -> Option<Key> {
     Key::new(bytes.to_vec()).ok()
 }
 
-/// A read never fails the store: what cannot be read is missing and suspect.
-pub(super) fn damaged(error: rusqlite::Error) -> StoreError {
+/// A read fails nothing by itself: what cannot be read is missing and suspect. A damaged page is remembered.
+pub(super) fn damaged(meters: &Meters, error: rusqlite::Error) -> StoreError {
+    meters.met(&error);
     StoreError::Damaged(error.to_string())
 }
 

@@ -55,6 +55,10 @@ const HEAD_BEFORE: &str = concat!(
 );
 const HEAD_AFTER: &str =
     concat!("SELECT ", head_columns!(), " FROM registers WHERE (slot, key) > (?1, ?2) ORDER BY slot, key LIMIT 1");
+const SCAN_HEADS: &str =
+    concat!("SELECT ", head_columns!(), " FROM registers WHERE slot = ?1 AND key > ?2 ORDER BY key LIMIT ?3");
+/// Rows of [`SCAN_HEADS`]: a few milliseconds of a reader's time.
+const SCAN_ROWS: usize = 2048;
 const PUT_PROMISE: &str = "INSERT INTO registers (slot, key, promised_hlc, promised_writer, seal, place) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
      ON CONFLICT DO UPDATE SET promised_hlc = ?3, promised_writer = ?4, seal = ?5, place = ?6";
@@ -256,6 +260,35 @@ pub(super) fn read(conn: &Connection, slot: Slot, key: &Key) -> Result<Option<Re
         Err(Unread::Damaged(what)) => Err(what.to_owned()),
         Err(Unread::Sqlite(error)) => Err(error.to_string()),
     }
+}
+
+/// Adds the keys, as they read, of a part of a slot's registers that are not what was written, and says after which key to
+/// go on. Nobody can mend them: what they promised is not known.
+pub(super) fn lost(
+    conn: &Connection,
+    slot: Slot,
+    after: &[u8],
+    lost: &mut Vec<Vec<u8>>,
+) -> rusqlite::Result<Option<Vec<u8>>> {
+    let (mut seen, mut last) = (0, Vec::new());
+    let mut select = conn.prepare_cached(SCAN_HEADS)?;
+    let mut rows = select.query(params![slot.0, after, SCAN_ROWS as i64])?;
+    while let Some(row) = rows.next()? {
+        seen += 1;
+        last = row::bytes_of(row.get_ref(1)?).unwrap_or_default().to_vec();
+        let sound = match (Head::of(row), Key::new(last.clone())) {
+            (Some(Head { accepted: Some(state), .. }), Ok(key)) => match accepted(conn, slot, &key, &state) {
+                Ok(_) => true,
+                Err(Unread::Damaged(_)) => false,
+                Err(Unread::Sqlite(error)) => return Err(error),
+            },
+            (head, key) => head.is_some() && key.is_ok(),
+        };
+        if !sound {
+            lost.push(last.clone());
+        }
+    }
+    Ok((seen == SCAN_ROWS).then_some(last))
 }
 
 fn put_promise(

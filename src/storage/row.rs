@@ -40,9 +40,23 @@ pub(super) const SCAN_RECORDS: &str = concat!(
     record_columns!(),
     ", r.key FROM records r LEFT JOIN large_values l ON l.id = r.large WHERE r.slot = ?1 AND r.key > ?2 ORDER BY r.key"
 );
-/// The same rows without looking for large values: whole where [`COLUMN_LARGE`] is NULL.
-pub(super) const SCAN_OUTLINES: &str =
-    concat!("SELECT ", own_columns!(), ", NULL, r.key FROM records r WHERE r.slot = ?1 AND r.key > ?2 ORDER BY r.key");
+/// Rows from a place on without looking for large values, whatever slot they are of: whole where [`COLUMN_LARGE`] is NULL.
+pub(super) const WALK_OUTLINES: &str = concat!(
+    "SELECT ",
+    own_columns!(),
+    ", NULL, r.key, r.slot FROM records r WHERE (r.slot, r.key) > (?1, ?2) ORDER BY r.slot, r.key"
+);
+/// The last row before a place, and the first one behind it.
+pub(super) const OUTLINE_BEFORE: &str = concat!(
+    "SELECT ",
+    own_columns!(),
+    ", NULL, r.key, r.slot FROM records r WHERE (r.slot, r.key) < (?1, ?2) ORDER BY r.slot DESC, r.key DESC LIMIT 1"
+);
+pub(super) const OUTLINE_AFTER: &str = concat!(
+    "SELECT ",
+    own_columns!(),
+    ", NULL, r.key, r.slot FROM records r WHERE (r.slot, r.key) > (?1, ?2) ORDER BY r.slot, r.key LIMIT 1"
+);
 pub(super) const SELECT_HINT: &str = concat!(
     "SELECT ",
     record_columns!(),

@@ -68,11 +68,15 @@ impl Status {
     /// Where others have the records, ends the store once one of its threads met a damaged page: at the next start the
     /// database is moved aside. Elsewhere what can be read is all there is, and is served on.
     pub(super) fn stop_if_damaged(&self, met: &Meters) {
-        if let Some(page) = met.page()
-            && self.replaceable.load(Ordering::Relaxed)
-            && self.damage.set(page.to_owned()).is_ok()
-        {
-            self.fail(format!("the database is damaged ({page}); at the next start it is moved aside and rebuilt"));
+        if let Some(page) = met.page() {
+            self.condemn(page);
+        }
+    }
+
+    /// The same for damage that somebody else found.
+    pub(super) fn condemn(&self, what: &str) {
+        if self.replaceable.load(Ordering::Relaxed) && self.damage.set(what.to_owned()).is_ok() {
+            self.fail(format!("the database is damaged ({what}); at the next start it is moved aside and rebuilt"));
         }
     }
 
@@ -96,12 +100,14 @@ impl Status {
     /// Says once that the disk is full, until something was written again.
     pub(super) fn disk_full(&self) {
         if !self.full.swap(true, Ordering::Relaxed) {
+            self.meters.writable.set(0.0);
             tracing::error!("the disk is full; writes are refused until there is space");
         }
     }
 
     pub(super) fn wrote(&self) {
         if self.full.load(Ordering::Relaxed) && self.full.swap(false, Ordering::Relaxed) {
+            self.meters.writable.set(f64::from(u8::from(self.writable())));
             tracing::info!("the disk has space again; writes go on");
         }
     }

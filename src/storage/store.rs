@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use rusqlite::Connection;
+use rusqlite::{Connection, InterruptHandle};
 use tokio::sync::oneshot;
 
 use super::book::Book;
@@ -24,7 +24,8 @@ use super::migrations::MigrationError;
 use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
-use super::{count, facts, opening, transfer};
+use super::threads::{join, thread};
+use super::{count, ends, examine, facts, opening, transfer};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
     StoreTotals, Submission, Submissions,
@@ -76,6 +77,7 @@ struct Threads {
     writer: JoinHandle<()>,
     readers: Vec<JoinHandle<()>>,
     counter: JoinHandle<()>,
+    walker: Option<(InterruptHandle, JoinHandle<()>)>,
     checkpointer: JoinHandle<()>,
     /// Let go of last.
     dir: Arc<DataDir>,
@@ -90,7 +92,7 @@ impl SqliteStore {
     pub fn open(options: Options, clock: Arc<dyn Clock>, entropy: &dyn Entropy) -> Result<Arc<Self>, OpenError> {
         let dir = Arc::new(DataDir::open(&options.data_dir)?);
         let database = dir.database();
-        let (identity, engine) = opening::open(&dir, &options, clock.wall_ms(), entropy)?;
+        let (identity, engine, walked) = opening::open(&dir, &options, clock.wall_ms(), entropy)?;
         let connect = |role| {
             connection::open(&database, role).map_err(|e| match e {
                 MigrationError::Newer { found } => OpenError::NewerSchema { path: database.clone(), found },
@@ -101,6 +103,7 @@ impl SqliteStore {
             readers: (0..readers()).map(|_| connect(Role::Reader)).collect::<Result<_, _>>()?,
             counter: connect(Role::Counter)?,
             checkpointer: connect(Role::Checkpointer)?,
+            walker: if walked { None } else { Some(connect(Role::Counter)?) },
         };
         let status = Arc::new(Status::new(clock));
         status.set_replaceable(has_peers(&identity));
@@ -128,8 +131,9 @@ impl SqliteStore {
         let mut readers = Vec::new();
         for conn in conns.readers {
             let (queue, book, floors) = (self.reads.clone(), self.book.clone(), engine.floors());
-            let reader = Reader { conn, queue, book, floors, status: status.clone() };
-            readers.push(thread("a3-reader", status, move || reader.run())?);
+            let (status, identity) = (self.status.clone(), self.identity.clone());
+            let reader = Reader { conn, queue, book, floors, status, identity };
+            readers.push(thread("a3-reader", &self.status, move || reader.run())?);
         }
         let (book, identity, counting) = (self.book.clone(), self.identity.clone(), conns.counter);
         let counted = status.clone();
@@ -140,6 +144,11 @@ impl SqliteStore {
             };
             count::run(&counting, &book, || seed_of(&identity.lock()), failed);
         })?;
+        let walk = |conn: Connection| {
+            let (interrupt, walked) = (conn.get_interrupt_handle(), status.clone());
+            thread("a3-walker", status, move || examine::run(&conn, &walked)).map(|walker| (interrupt, walker))
+        };
+        let walker = conns.walker.map(walk).transpose()?;
         let (checkpointer, conn) = (self.checkpointer.clone(), conns.checkpointer);
         let checkpointing = thread("a3-checkpointer", status, move || checkpointer.run(&conn))?;
         let writer = Writer {
@@ -149,7 +158,7 @@ impl SqliteStore {
             checkpointer: self.checkpointer.clone(),
         };
         let writer = thread("a3-writer", status, move || writer.run())?;
-        Ok(Threads { writer, readers, counter, checkpointer: checkpointing, dir })
+        Ok(Threads { writer, readers, counter, walker, checkpointer: checkpointing, dir })
     }
 
     /// Finishes what is queued, empties the log into the database, ends the threads and lets go of the directory.
@@ -162,6 +171,10 @@ impl SqliteStore {
         threads.readers.into_iter().for_each(join);
         self.book.stop_walks();
         join(threads.counter);
+        if let Some((interrupt, walker)) = threads.walker {
+            interrupt.interrupt();
+            join(walker);
+        }
         self.checkpointer.close();
         join(threads.checkpointer);
         let damage = self.status.damage();
@@ -190,11 +203,13 @@ struct Connections {
     readers: Vec<Connection>,
     counter: Connection,
     checkpointer: Connection,
+    /// Where pages are still to be walked.
+    walker: Option<Connection>,
 }
 
 pub(super) fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
     let (caller, answer) = oneshot::channel();
-    let job = Job { change, answer: AnswerTo::Caller(caller) };
+    let job = Job { change, answer: AnswerTo::Caller(caller), behind: false };
     writes.push([job].into_iter(), usize::MAX);
     answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
 }
@@ -216,36 +231,6 @@ pub(super) fn seed_of(identity: &Identity) -> Option<TokenSeed> {
     identity.cluster.map(TokenSeed::of)
 }
 
-#[expect(clippy::disallowed_methods, reason = "storage owns its threads, and this is the one place that starts them")]
-fn thread(name: &'static str, status: &Arc<Status>, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    let watch = Watch { name, status: status.clone() };
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let _watch = watch;
-        run();
-    })
-}
-
-/// A thread that dies of a bug takes the store's promise with it: nobody may go on waiting for what it would answer.
-struct Watch {
-    name: &'static str,
-    status: Arc<Status>,
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.status.fail(format!("the thread {} died", self.name));
-        }
-    }
-}
-
-fn join(thread: JoinHandle<()>) {
-    // The last owner may be an inbox that one of these threads answers; a thread that died has said so itself.
-    if thread.thread().id() != std::thread::current().id() {
-        let _ = thread.join();
-    }
-}
-
 impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.close();
@@ -261,9 +246,9 @@ impl std::fmt::Debug for SqliteStore {
 impl Store for SqliteStore {
     fn submit(&self, batch: Submissions) {
         let (mut jobs, mut reads) = (Submitted::<Job>::new(), Submitted::<Read>::new());
-        for Submission { token, request, reply_to } in batch {
+        for Submission { token, request, reply_to, behind } in batch {
             match change_of(token, request) {
-                Ok(change) => jobs.push(Job { change, answer: AnswerTo::Replica(reply_to) }),
+                Ok(change) => jobs.push(Job { change, answer: AnswerTo::Replica(reply_to), behind }),
                 Err((key, part, hints)) => reads.push(Read { slot: token.slot(), key, part, hints, reply_to }),
             }
         }
@@ -359,7 +344,8 @@ impl Store for SqliteStore {
             // There are no records before there is a cluster.
             return std::future::ready(Ok(Holdings::default())).boxed();
         };
-        let (reads, book, wanted) = (self.reads.clone(), self.book.clone(), Arc::new(Wanted::new(seed, slot, &leaves)));
+        let (reads, book) = (self.reads.clone(), self.book.clone());
+        let wanted = Arc::new(Wanted::new(seed, slot, &leaves));
         async move {
             let mut gathered = Gathered::default();
             let mut after = Some(Vec::new());
@@ -367,15 +353,35 @@ impl Store for SqliteStore {
                 let wanted = wanted.clone();
                 let piece = move |conn: &Connection, meters: &Meters| holdings::piece(conn, meters, &wanted, &from);
                 let piece = read_through(&reads, piece).await?;
-                if piece.strays {
+                if !piece.held.strays.is_empty() {
+                    // The sums still count the keys they were.
                     book.doubt(slot);
                 }
+                gathered.add(piece.held);
+                after = piece.next;
+            }
+            after = wanted.is_all().then(Vec::new);
+            while let Some(from) = after {
+                let piece = move |conn: &Connection, meters: &Meters| holdings::registers(conn, meters, slot, &from);
+                let piece = read_through(&reads, piece).await?;
                 gathered.add(piece.held);
                 after = piece.next;
             }
             Ok(gathered.finish())
         }
         .boxed()
+    }
+
+    fn discard(&self, slot: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let Some(seed) = seed_of(&self.identity.lock()) else { return std::future::ready(Ok(0)).boxed() };
+        let outcome = self.change(Change::Discard { seed, slot, rows });
+        outcome
+            .map(|outcome| outcome.map(|outcome| if let Outcome::Dropped(rows) = outcome { rows } else { 0 }))
+            .boxed()
+    }
+
+    fn condemn(&self, what: &str) {
+        self.status.condemn(what);
     }
 
     fn records(&self, keys: Vec<(Slot, Key)>) -> BoxFuture<'static, Result<RecordPage, StoreError>> {
@@ -424,8 +430,8 @@ impl Store for SqliteStore {
     }
 
     fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
-        let floors = self.floors.clone();
-        self.read(move |conn, meters| transfer::page(conn, meters, &floors, slot, after.as_ref()))
+        let (floors, seed) = (self.floors.clone(), seed_of(&self.identity.lock()));
+        self.read(move |conn, meters| transfer::page(conn, meters, seed, &floors, slot, after.as_ref()))
     }
 
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
@@ -438,6 +444,14 @@ impl Store for SqliteStore {
 
     fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
         done(self.change(Change::ReserveClock(until)))
+    }
+
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        done(self.change(Change::ReleaseClock(last)))
+    }
+
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        ends::end_due(&self.reads, self.writes.clone(), now, limit)
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {

@@ -2,9 +2,10 @@
 
 mod damage;
 mod failures;
+mod flips;
 mod model;
 mod purge;
-mod rare;
+pub(super) mod rare;
 mod register;
 mod tree;
 
@@ -102,7 +103,7 @@ fn ask_all(store: &dyn Store, requests: Vec<ReplicaRequest>) -> Vec<Answer> {
     let many = requests.len();
     let batch = requests.into_iter().zip(0..).map(|(request, tag)| {
         let token = request.key().token(seed());
-        Submission { token, request, reply_to: ReplyTo::new(tray.clone(), tag) }
+        Submission { token, request, reply_to: ReplyTo::new(tray.clone(), tag), behind: false }
     });
     store.submit(batch.collect::<SmallVec<_>>());
     drop(tray);

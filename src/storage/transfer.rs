@@ -13,8 +13,9 @@ use super::meters::Meters;
 use super::read::damaged;
 use super::register;
 use super::row::{self, Loaded};
+use super::walk::{self, Place, Walk};
 use crate::ports::{SlotEntry, SlotPage, StoreError};
-use crate::types::{Floor, Key, Record, Slot, Token};
+use crate::types::{Floor, Key, Record, Slot, Token, TokenSeed};
 
 /// A page ends at this many keys, or at about so many bytes of them and their contents.
 const KEYS_MAX: usize = 1024;
@@ -30,12 +31,15 @@ const KEYS: &str = "SELECT key FROM records WHERE slot = ?1 AND key > ?2 \
 pub(super) fn page(
     conn: &Connection,
     meters: &Meters,
+    seed: Option<TokenSeed>,
     floors: &Floors,
     slot: Slot,
     after: Option<&Key>,
 ) -> Result<SlotPage, StoreError> {
+    let damaged = |error| damaged(meters, error);
     conn.execute_batch("BEGIN").map_err(damaged)?;
-    let page = read(conn, slot, after);
+    let page =
+        read(conn, slot, after).and_then(|page| complete(conn, seed, slot, after, page.1.as_ref()).map(|()| page));
     // Not a commit, which a damaged page would make fail.
     conn.execute_batch("ROLLBACK").map_err(damaged)?;
     match page {
@@ -77,6 +81,32 @@ fn read(conn: &Connection, slot: Slot, after: Option<&Key>) -> Result<(Vec<SlotE
     let full = bytes >= BYTES_MAX || entries.len() == KEYS_MAX;
     let next = entries.last().filter(|_| full).map(|(key, ..)| key.clone());
     Ok((entries, next))
+}
+
+/// Whether the rows of the page and those beside it are all where they belong: else one may be missing.
+fn complete(
+    conn: &Connection,
+    seed: Option<TokenSeed>,
+    slot: Slot,
+    after: Option<&Key>,
+    next: Option<&Key>,
+) -> Result<(), Unread> {
+    let Some(seed) = seed else { return Ok(()) };
+    let sqlite = |e: rusqlite::Error| ("a page".to_owned(), e.to_string());
+    let after = after.map_or(&[][..], Key::as_bytes);
+    let mut walk = Walk::new(seed, slot, after);
+    let mut select = conn.prepare_cached(row::WALK_OUTLINES).map_err(sqlite)?;
+    let mut rows = select.query(params![slot.0, after]).map_err(sqlite)?;
+    while let Some(row) = rows.next().map_err(sqlite)? {
+        let (place, (_, name)) = (walk.place(row).map_err(sqlite)?, walk::spot(row).map_err(sqlite)?);
+        match place {
+            Place::Here(_) if next.is_some_and(|next| name > next.as_bytes()) => break,
+            Place::Here(_) => {}
+            Place::Stray => return Err((name.escape_ascii().to_string(), "a key of another slot".into())),
+            Place::End => break,
+        }
+    }
+    Ok(())
 }
 
 impl Batch<'_> {

@@ -36,6 +36,11 @@ impl Condition {
         *self == Self::default()
     }
 
+    /// One that is true of nothing: who asks it only wants to be told what stands there.
+    pub fn never() -> Self {
+        Self { if_match: Some(Tags::Of(Vec::new())), ..Self::default() }
+    }
+
     /// Whether it is true of the live record, or of there being none. In the order of RFC 9110, section 13.2.2; a time is
     /// compared in whole seconds, as `Last-Modified` tells it, and what has no value has no time of modification, so that
     /// there a time asks nothing.

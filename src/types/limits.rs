@@ -5,6 +5,8 @@
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest content type that is stored with a value, in bytes.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+/// The longest a value may be given to live, in milliseconds (some 31 years). The shortest is one.
+pub const TTL_MS_MAX: u64 = 999_999_999_999;
 /// The most a value may be configured to hold, in bytes (the setting `VALUE_BYTES_MAX` defaults to 1 MiB).
 pub const VALUE_BYTES_CEILING: usize = 64 * 1024 * 1024;
 /// Most members a topology may list.
@@ -37,4 +39,4 @@ pub const CHUNK_HASH_SPANS_MAX: usize = 4096;
 pub const EXCHANGE_ENTRIES_MAX: usize = 16_384;
 /// Keys that one comparison names, and how many bytes they may have together.
 pub const NAMES_MAX: usize = 100_000;
-pub const NAMES_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const NAMES_BYTES_MAX: usize = 4 * 1024 * 1024;

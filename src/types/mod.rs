@@ -4,6 +4,7 @@
 //! design says, a [`Record`] carries the checksum of all it is.
 
 mod condition;
+mod edit;
 mod id;
 mod identity;
 mod key;
@@ -16,10 +17,12 @@ mod record;
 mod register;
 mod replica;
 mod topology;
+pub mod trace;
 mod tree;
 mod version;
 
 pub use condition::{Condition, Tags};
+pub use edit::{Edit, NewContent, Ttl};
 pub use id::{ClusterId, Epoch, InstanceId, NodeNum, OpId, Writer};
 pub use identity::Identity;
 pub use key::{Key, KeyError, Slot, Token, TokenSeed};
@@ -34,5 +37,6 @@ pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
 pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Remembered, RememberedAnswer};
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
 pub use topology::{Member, Topology, TopologyError, Vote};
+pub use trace::Trace;
 pub use tree::{Digest, Entry, Leaf, SlotSet, Span, Sum};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

@@ -11,6 +11,7 @@ use super::purge::{PurgeReply, PurgeStep};
 use super::record::{Floor, Record};
 use super::register::{Ballot, Register};
 use super::topology::{Topology, Vote};
+use super::trace::Trace;
 use super::tree::{Digest, Entry, Leaf, SlotSet, Span};
 use super::version::Hlc;
 
@@ -37,7 +38,7 @@ pub enum PeerRequest {
     /// Vote on the epoch after yours: promise that ballot, or accept this proposal under it.
     Vote { epoch: Epoch, ballot: Ballot, proposal: Option<Arc<Topology>> },
     /// Propose this conditional write, and give up after so many milliseconds. Never repeated, and never passed on again.
-    Propose { proposal: Box<Proposal>, timeout_ms: u64 },
+    Propose { proposal: Box<Proposal>, timeout_ms: u64, trace: Option<Arc<Trace>> },
     /// The digests of the sixteen parts of each of these spans, summed over the slots that asker and asked share under
     /// this epoch, but for those left out. At most [`limits::CHUNK_HASH_SPANS_MAX`](super::limits::CHUNK_HASH_SPANS_MAX)
     /// spans, all with the same number of digits.
@@ -92,6 +93,8 @@ pub struct Convergence {
     pub keys: Vec<Key>,
     /// How many differ, at least; 0 where only chunks were looked at.
     pub differing: u64,
+    /// When the one that answers last ended reading all its rows, wall milliseconds; 0 where it did not since it started.
+    pub scrubbed_ms: u64,
 }
 
 /// One side's list of what it holds in some leaves of one slot.
@@ -173,6 +176,8 @@ pub struct Difference {
     pub names: Vec<Key>,
     /// There is more that did not fit: ask again once these are stored. Names that did not fit are left out.
     pub more: bool,
+    /// The asked node serves clients: whoever goes on leaves it time for them.
+    pub serving: bool,
 }
 
 /// A node that has no topology yet, as it presents itself.
@@ -252,4 +257,6 @@ pub struct NodeInfo {
     pub hints: Vec<(NodeNum, u64, u64)>,
     /// Client operations begun in the last full second.
     pub requests_per_second: u64,
+    /// What 99 of 100 client operations of the last ten seconds took at most, in microseconds; `None`: there were none.
+    pub p99_us: Option<u64>,
 }

@@ -1,9 +1,10 @@
 //! A conditional write on its way to whoever proposes it, and the verdict on its way back.
 
 use super::condition::Condition;
+use super::edit::Edit;
 use super::id::{NodeNum, OpId};
 use super::key::Key;
-use super::record::{Content, Record};
+use super::record::Record;
 use super::register::Idempotency;
 use super::version::Version;
 
@@ -12,8 +13,8 @@ use super::version::Version;
 pub struct Proposal {
     pub key: Key,
     pub condition: Condition,
-    /// What is written where the condition is true.
-    pub content: Content,
+    /// What is done where the condition is true.
+    pub edit: Edit,
     /// Drawn for this operation alone.
     pub op: OpId,
     pub idempotency: Option<Idempotency>,
@@ -27,10 +28,13 @@ pub enum Verdict {
         version: Version,
         /// There was no live value before.
         created: bool,
+        /// When what it wrote ends, wall milliseconds. Not said of an operation that was done before.
+        expires_at_ms: Option<u64>,
         /// Home replicas that have it on disk.
         acked: Vec<NodeNum>,
     },
-    /// The condition was false of this live record, or of there being none. Definite: nothing was written.
+    /// The condition was false of what stands there: a live record, a tombstone (also in place of a value that has ended),
+    /// or nothing at all. Definite: nothing was written.
     ConditionFailed { current: Option<Record> },
     /// As before, said again under an `Idempotency-Key`: the first request was refused when this version stood there
     /// (`None`: nothing did). Nothing was written.

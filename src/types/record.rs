@@ -87,8 +87,8 @@ impl Content {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     pub version: Version,
-    /// When it came to be: a plain write's own clock reading, a conditional write's first ballot. Age and purging use
-    /// it; order uses `version`.
+    /// When it came to be: a plain write's own clock reading, a conditional write's first ballot, an end's time. Age and
+    /// purging use it; order uses `version`.
     pub written: Hlc,
     pub content: Content,
     /// xxh3-64 over key and record.
@@ -113,10 +113,33 @@ impl Record {
 
     /// Whether a reader at that time finds a value.
     pub fn is_live(&self, now: Hlc) -> bool {
-        match self.content {
-            Content::Value { expires_at_ms, .. } => expires_at_ms.is_none_or(|at| now.ms() < at),
-            Content::Tombstone => false,
+        !self.is_tombstone() && !self.has_ended(now)
+    }
+
+    /// Wall milliseconds at which its value ends; `None` where there is none, or it never does.
+    pub fn expires_at_ms(&self) -> Option<u64> {
+        if let Content::Value { expires_at_ms, .. } = self.content { expires_at_ms } else { None }
+    }
+
+    /// Whether its value's time is up.
+    pub fn has_ended(&self, now: Hlc) -> bool {
+        self.expires_at_ms().is_some_and(|at| at <= now.ms())
+    }
+
+    /// The tombstone that takes the place of a value when its time is up: the same one, whoever writes it and whenever.
+    /// `None` where it has no end.
+    pub fn end(&self, key: &Key) -> Option<Record> {
+        let at = self.expires_at_ms()?;
+        Some(Self::seal(key, self.version.ended(), Hlc::from_ms(at), Content::Tombstone))
+    }
+
+    /// The same plain write under another stamp. A time to live counts from that one.
+    pub fn stamped_again(&self, key: &Key, version: Version) -> Record {
+        let mut content = self.content.clone();
+        if let Content::Value { expires_at_ms: Some(at), .. } = &mut content {
+            *at = version.hlc.ms() + at.saturating_sub(self.written.ms());
         }
+        Self::seal(key, version, version.hlc, content)
     }
 
     /// The bytes a record weighs in limits and metrics: value and content type, not the key.
@@ -218,6 +241,29 @@ mod tests {
         let record = Record::seal(&key("k"), version(1), Hlc(1), content);
         assert!(record.is_live(Hlc::from_ms(9)));
         assert!(!record.is_live(Hlc::from_ms(10)));
+    }
+
+    #[test]
+    fn an_end_is_the_same_tombstone_everywhere_and_beats_only_its_value() {
+        let k = key("k");
+        let content = |at| Content::Value { bytes: "v".into(), content_type: None, expires_at_ms: at };
+        let value = Record::seal(&k, version(Hlc::from_ms(2).0), Hlc::from_ms(2), content(Some(10)));
+        let end = value.end(&k).unwrap();
+        assert_eq!((end.version, end.written), (value.version.ended(), Hlc::from_ms(10)));
+        assert!(end.is_intact(&k) && end.is_tombstone() && end.beats(&value) && end.end(&k).is_none());
+        let built = Record::seal(&k, value.version.conditional().unwrap(), Hlc::from_ms(3), content(None));
+        assert!(built.beats(&end) && built.end(&k).is_none());
+    }
+
+    #[test]
+    fn a_plain_write_that_is_stamped_again_lives_as_long_as_before() {
+        let k = key("k");
+        let content = |at| Content::Value { bytes: "v".into(), content_type: None, expires_at_ms: at };
+        let first = version(Hlc::from_ms(2).0);
+        let again = version(Hlc::from_ms(50).0);
+        let stamped = |at| Record::seal(&k, first, first.hlc, content(at)).stamped_again(&k, again);
+        assert_eq!(stamped(Some(12)), Record::seal(&k, again, again.hlc, content(Some(60))));
+        assert_eq!(stamped(None), Record::seal(&k, again, again.hlc, content(None)));
     }
 
     proptest! {

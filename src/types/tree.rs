@@ -243,6 +243,9 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What it takes in a list on its way.
+    pub const BYTES: usize = 28;
+
     pub fn of(token: Token, record: &Record) -> Self {
         Self { token, version: record.version, checksum: record.checksum as u32 }
     }

@@ -97,6 +97,17 @@ impl Version {
         Some(Self { rmw, ..*self })
     }
 
+    /// The version of what stands in place of this one when its value has ended: above it, and below whatever is built
+    /// upon either.
+    pub fn ended(&self) -> Version {
+        Self { rmw: self.rmw | 1, ..*self }
+    }
+
+    /// Whether it marks the end of a value.
+    pub fn is_end(&self) -> bool {
+        self.rmw & 1 == 1
+    }
+
     /// Whether the other version is this plain write, or was built on it by conditional writes or expiry.
     pub fn same_stamp(&self, other: &Version) -> bool {
         (self.hlc, self.writer) == (other.hlc, other.writer)
@@ -156,6 +167,16 @@ mod tests {
         let next = |rmw| Version { rmw, ..Version::default() }.conditional().map(|v| v.rmw);
         assert_eq!([next(0), next(1), next(2)], [Some(2), Some(2), Some(4)]);
         assert_eq!([next(u32::MAX - 1), next(u32::MAX)], [None, None]);
+    }
+
+    #[test]
+    fn an_end_lies_between_a_version_and_what_is_built_upon_it() {
+        for rmw in [0, 2, 40] {
+            let version = Version { rmw, ..Version::default() };
+            let end = version.ended();
+            assert!(version < end && Some(end) < version.conditional() && end.conditional() == version.conditional());
+            assert!(end.is_end() && !version.is_end() && end.ended() == end && version.same_stamp(&end));
+        }
     }
 
     proptest! {

@@ -119,6 +119,11 @@ impl Cluster {
         self.lives[usize::from(number) - 1].take().unwrap().end().await;
     }
 
+    /// A node takes leave, as it does before it stops.
+    pub(crate) async fn drain(&self, number: u16) {
+        self.lives[usize::from(number) - 1].as_ref().unwrap().node.leave().await;
+    }
+
     /// Starts a stopped node again, on the same ports and the same files.
     pub(crate) async fn restart(&mut self, number: u16) {
         let place = &self.places[usize::from(number) - 1];

@@ -1,9 +1,10 @@
 //! The REST API from end to end: real nodes in this process, asked over HTTP.
 //!
 //! Reading order: `values` (what goes in comes out), `answers` (statuses, versions, receipts), `conditions` (who writes
-//! under one), `refusals` (what is refused, and that nothing was written), `outage` (a home replica is gone, and
+//! under one), `ends` (values that live for a while), `refusals` (what is refused, and that nothing was written), `outage` (a home replica is gone, and
 //! returns), `healing` (whether the copies agree, and repairing them), `views` (what a node tells of itself), `browser`
-//! (what pages of other origins may do).
+//! (what pages of other origins may do),
+//! `console` (the page for people, and the stream that it follows).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -11,6 +12,8 @@ mod answers;
 mod browser;
 mod client;
 mod conditions;
+mod console;
+mod ends;
 mod harness;
 mod healing;
 mod outage;

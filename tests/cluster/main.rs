@@ -82,6 +82,31 @@ async fn all_killed_at_once_lose_nothing_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_request_has_one_name_in_the_lines_of_all_nodes() {
+    let cluster = Cluster::start_with(&[("DEBUG_LOG", "true".into())]).await;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let plain = [("x-request-id", "a-plain-write"), ("traceparent", parent)];
+    let condition = [("x-request-id", "a-condition"), ("traceparent", parent), ("if-none-match", "*")];
+    for key in 0..16 {
+        // Of sixteen keys some are at home elsewhere, and some conditions are decided elsewhere.
+        for (name, headers) in [("plain", &plain[..]), ("condition", &condition[..])] {
+            let answer = cluster.nodes[0].ask_with("PUT", &format!("/kv/{name}-{key}"), headers, "x").await;
+            assert_eq!(answer.status, 201, "{answer:?}");
+        }
+    }
+    let lines = [(1, "replicate from n1 stored"), (2, "replicate from n1 stored"), (1, "write to "), (2, "write to ")];
+    for (node, line) in lines {
+        let (node, name) = (&cluster.nodes[node], if line == "write to " { "a-condition" } else { "a-plain-write" });
+        nodes::eventually(&format!("{name} in a line of {}: {line}", node.name), async || {
+            let said = node.said();
+            let mut lines = said.lines().filter(|l| l.contains(line));
+            lines.any(|l| l.contains(&format!("\"id\":\"{name}\"")) && l.contains(parent)).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_stop_is_clean_and_what_cannot_be_right_is_refused() {
     let mut cluster = Cluster::start().await;
     let seeds = cluster.nodes.iter().map(|n| n.mesh.clone()).collect::<Vec<_>>().join(",");

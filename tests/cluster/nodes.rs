@@ -140,7 +140,18 @@ impl Node {
     }
 
     pub(crate) async fn ask(&self, method: &str, path: &str, body: impl Into<Bytes>) -> Answer {
+        self.ask_with(method, path, &[], body).await
+    }
+
+    pub(crate) async fn ask_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
         let request = Request::builder().method(method).uri(format!("http://{}{path}", self.http));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let answer = match self.client.request(request.body(Full::new(body.into())).unwrap()).await {
             Ok(answer) => answer,
             Err(error) => return Answer { status: 0, body: error.to_string().into() },
@@ -184,6 +195,10 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Three nodes, two copies of each key; ready.
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    pub(crate) async fn start_with(settings: &[(&'static str, String)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let node = |number: u16| {
             let dir = dir.path().join(format!("node{number}"));
@@ -193,6 +208,7 @@ impl Cluster {
         let seeds = nodes.iter().map(|n| n.mesh.clone()).collect::<Vec<_>>().join(",");
         for node in &mut nodes {
             node.set("SEEDS", seeds.clone());
+            settings.iter().for_each(|(name, value)| node.set(name, value.clone()));
             node.start();
         }
         let cluster = Self { nodes, dir };

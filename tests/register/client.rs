@@ -6,8 +6,8 @@ use a3::protocol::quorum::{Ask, ReadAsk, ReadFold, ReadState, WriteAsk, WriteFol
 use a3::protocol::register::{ProposerFold, Step};
 use a3::protocol::ring::Placement;
 use a3::types::{
-    Answer, Ballot, Condition, Content, Hlc, Idempotency, Key, Level, NodeNum, OpId, Proposal, Record, ReplicaRequest,
-    Tags, Verdict, Version, Writer,
+    Answer, Ballot, Condition, Content, Edit, Hlc, Idempotency, Key, Level, NewContent, NodeNum, OpId, Proposal,
+    Record, ReplicaRequest, Tags, Verdict, Version, Writer,
 };
 use uuid::Uuid;
 
@@ -172,13 +172,11 @@ impl Client {
             }
             (Asks::Nothing, _) => Condition::default(),
         };
-        let content = value.map_or(Content::Tombstone, |v| Content::value(vec![v]));
+        let edit = Edit::Write(value.map_or(NewContent::Tombstone, |v| NewContent::value(vec![v])));
         let op = OpId(Uuid::from_u128(u128::from(self.me) << 32 | self.begun as u128));
         let idempotency = idempotency.map(|k| Idempotency { key: k.into(), request: k.into() });
-        let fold = ProposerFold::new(
-            Arc::clone(&self.placement),
-            Proposal { key: key(), condition, content, op, idempotency },
-        );
+        let fold =
+            ProposerFold::new(Arc::clone(&self.placement), Proposal { key: key(), condition, edit, op, idempotency });
         self.doing = Doing::Pausing(Box::new(fold));
         self.prepare(clock)
     }

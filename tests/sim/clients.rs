@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use a3::node::Node;
-use a3::node::request::{ConditionalPut, Get, NewContent, Put};
-use a3::ports::{Entropy, Spawn};
-use a3::types::{Idempotency, Key, Level, Version, limits::REMEMBERED_MAX};
+use a3::node::request::{ConditionalPut, Edit, Get, NewContent, Put};
+use a3::ports::{Clock, Entropy, Spawn};
+use a3::types::{Idempotency, Key, Level, Ttl, Version, limits::REMEMBERED_MAX};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -30,6 +30,14 @@ pub(crate) struct Shared {
     /// no more names are used: a repeat must be told what the first was told.
     idempotent: Mutex<BTreeMap<Key, Vec<Request>>>,
     asked: Mutex<BTreeMap<Key, usize>>,
+    touches: Mutex<u64>,
+}
+
+/// Longer than a world is at work.
+const LONG_MS: u64 = 600_000;
+
+fn ttl(ms: u64) -> Ttl {
+    Ttl::from_ms(ms).expect("some milliseconds")
 }
 
 struct Client {
@@ -110,8 +118,13 @@ impl Client {
             },
             _ => (Level::Linearizable, self.terms(&key)),
         };
-        let ask =
-            if random.below(if self.world.grace.is_some() { 2 } else { 5 }) == 0 { Ask::Delete } else { self.put() };
+        let ask = match random.below(10) {
+            0..2 => Ask::Delete,
+            2..5 if self.world.grace.is_some() => Ask::Delete,
+            2..5 if self.world.ending > 0 => self.touch(),
+            5..6 if self.world.grace.is_some() && self.world.ending > 0 => self.touch(),
+            _ => self.put(),
+        };
         let request = Request { key: key.clone(), level, ask, terms: Some(terms) };
         if request.idempotency().is_some() {
             self.world.shared.idempotent.lock().entry(key).or_default().push(request.clone());
@@ -121,7 +134,20 @@ impl Client {
 
     fn put(&mut self) -> Ask {
         self.count += 1;
-        Ask::Put(format!("c{}-{}", self.number, self.count))
+        let text = format!("c{}-{}", self.number, self.count);
+        if !self.random.per_mille(self.world.ending) {
+            return Ask::Put(text);
+        }
+        let about_ms = *self.random.pick(&[100, 300, 800, 2_000, LONG_MS]);
+        Ask::PutFor(text, ttl(about_ms + 2 * self.random.below(50)))
+    }
+
+    /// No two give the same time.
+    fn touch(&self) -> Ask {
+        let mut touches = self.world.shared.touches.lock();
+        *touches += 1;
+        let long_ms = if self.random.below(4) == 0 { LONG_MS } else { 0 };
+        Ask::Touch(ttl(long_ms + 2 * (50 + *touches * 37 % 1_501) + 1))
     }
 
     /// A request that was sent before, by whomever, or another one under its `Idempotency-Key`.
@@ -163,6 +189,8 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
     let number = place.number;
     let Some((node, life)) = place.node() else { return Told::Died };
     let began = world.tick();
+    let (wall_ms, served) = (place.clock.wall_ms(), node.readiness().ready);
+    let number_of_life = place.lives();
     world.trace.note(format_args!("client {client} asks {number}: {request}"));
     let (tell, told) = oneshot::channel();
     let work = perform(node, request.clone());
@@ -181,11 +209,27 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
         disks = world.disks_with(&request.key, receipt.version);
         world.promise(&receipt.acked, &request.key, receipt.version);
     }
-    let buried = world.witness.buried(&request.key).map(|(version, _)| version);
-    let floor = world.floor(&request.key);
-    let told_of = told.clone();
-    let operation =
-        Operation { client, node: number, request, began, ended, told: told_of, settled, disks, buried, floor };
+    if let Told::Found { version: Some(version), .. } = &told
+        && version.is_end()
+    {
+        disks = world.disks_with(&request.key, *version);
+    }
+    let (life, wall_ms) = (number_of_life, [wall_ms, place.clock.wall_ms()]);
+    let operation = Operation {
+        client,
+        node: number,
+        life,
+        wall_ms,
+        served,
+        buried: world.witness.buried(&request.key).map(|(version, _)| version),
+        floor: world.floor(&request.key),
+        request,
+        began,
+        ended,
+        told: told.clone(),
+        settled,
+        disks,
+    };
     world.trace.note(&operation);
     world.history.ended(operation);
     told
@@ -194,21 +238,26 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
 async fn perform(node: Arc<Node>, request: Request) -> Told {
     let deadline = Instant::now() + TIMEOUT;
     let Request { key, level, ask, terms } = request.clone();
-    let content = match ask {
+    let edit = match ask {
         Ask::Get => {
             let found = node.get(Get { key, level, deadline, every_copy: false }).await;
             return found.map_or_else(Told::Failed, |found| Told::found(&found));
         }
-        Ask::Put(text) => NewContent::Value { bytes: text.into(), content_type: None },
-        Ask::Delete => NewContent::Tombstone,
+        Ask::Put(text) => Edit::Write(NewContent::value(text)),
+        Ask::PutFor(text, ttl) => {
+            Edit::Write(NewContent::Value { bytes: text.into(), content_type: None, ttl: Some(ttl) })
+        }
+        Ask::Touch(ttl) => Edit::Touch { ttl: Some(ttl) },
+        Ask::Delete => Edit::Write(NewContent::Tombstone),
     };
-    let written = match terms {
-        None => node.put(Put { key, content, level, deadline }).await,
-        Some(Terms { wish, idempotency }) => {
+    let written = match (terms, edit) {
+        (None, Edit::Touch { .. }) => unreachable!("a touch has terms"),
+        (None, Edit::Write(content)) => node.put(Put { key, content, level, deadline }).await,
+        (Some(Terms { wish, idempotency }), edit) => {
             let parts = request.to_string();
             let idempotency = idempotency.map(|name| Idempotency::of(name.as_bytes(), &[parts.as_bytes()]));
             let condition = wish.condition();
-            node.put_if(ConditionalPut { key, condition, content, idempotency, deadline }).await
+            node.put_if(ConditionalPut { key, condition, edit, idempotency, deadline }).await
         }
     };
     written.map_or_else(Told::Failed, Told::Wrote)

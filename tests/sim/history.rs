@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use a3::node::request::{Failure, FailureKind, Found, Outcome, Receipt};
-use a3::types::{Accepted, Condition, Content, Hlc, Key, Level, NodeNum, Record, Tags, Version};
+use a3::types::{Accepted, Condition, Content, Hlc, Key, Level, NodeNum, Record, Tags, Ttl, Version};
 use parking_lot::Mutex;
 
 /// What a client asks.
@@ -13,6 +13,10 @@ pub(crate) enum Ask {
     Get,
     /// A value that no other request writes.
     Put(String),
+    /// The same, with an end. Its time to live is an even number of milliseconds.
+    PutFor(String, Ttl),
+    /// Another end for the value that is there: an odd number of milliseconds, which no other request gives.
+    Touch(Ttl),
     Delete,
 }
 
@@ -76,18 +80,39 @@ impl Request {
         self.terms.as_ref()?.idempotency.as_deref()
     }
 
-    /// What it writes, as a record says it; `None` for reads.
+    /// What it writes, as a record says it; `None` for reads, and where that depends on what is there.
     pub(crate) fn content(&self) -> Option<Option<String>> {
         match &self.ask {
-            Ask::Get => None,
-            Ask::Put(text) => Some(Some(text.clone())),
+            Ask::Get | Ask::Touch(_) => None,
+            Ask::Put(text) | Ask::PutFor(text, _) => Some(Some(text.clone())),
             Ask::Delete => Some(None),
         }
     }
 
-    /// The value it writes, if it writes one.
+    /// The value it writes, if it brings one.
     pub(crate) fn text(&self) -> Option<&str> {
-        if let Ask::Put(text) = &self.ask { Some(text) } else { None }
+        if let Ask::Put(text) | Ask::PutFor(text, _) = &self.ask { Some(text) } else { None }
+    }
+
+    /// The milliseconds that a touch gives a value to live.
+    pub(crate) fn touches(&self) -> Option<u64> {
+        if let Ask::Touch(ttl) = &self.ask { Some(ttl.ms()) } else { None }
+    }
+
+    /// Whether it leaves a value behind, and whether that has an end.
+    pub(crate) fn leaves(&self) -> (bool, bool) {
+        (
+            matches!(self.ask, Ask::Put(_) | Ask::PutFor(..) | Ask::Touch(_)),
+            matches!(self.ask, Ask::PutFor(..) | Ask::Touch(_)),
+        )
+    }
+
+    /// Whether it may have made that record.
+    pub(crate) fn made(&self, held: &Held) -> bool {
+        match self.touches() {
+            Some(ttl) => held.ttl == Some(ttl),
+            None => !held.is_touched() && self.content() == Some(held.text.clone()),
+        }
     }
 }
 
@@ -133,6 +158,7 @@ impl Told {
             return match self {
                 Told::Wrote(receipt) if !receipt.strict => "written, not strict",
                 Told::Wrote(_) => "written",
+                Told::Found { version: Some(version), .. } if version.is_end() => "read, ended",
                 Told::Found { strict: false, .. } => "read, not strict",
                 Told::Found { .. } => "read",
                 Told::Died => "died",
@@ -158,13 +184,18 @@ impl Told {
 pub(crate) struct Operation {
     pub(crate) client: usize,
     pub(crate) node: NodeNum,
+    /// The node's life, and its wall clock, milliseconds: when it was asked, and when it had told.
+    pub(crate) life: u64,
+    pub(crate) wall_ms: [u64; 2],
+    /// Whether the node served when it was asked.
+    pub(crate) served: bool,
     pub(crate) request: Request,
     pub(crate) began: u64,
     pub(crate) ended: u64,
     pub(crate) told: Told,
     /// What a majority of the home replicas' disks held at its end: this version, or each a newer one.
     pub(crate) settled: Option<Version>,
-    /// Disks that held what it acknowledged, or something newer, when it was acknowledged: copies and hints.
+    /// Disks that held what it acknowledged, or the end that it told, or something newer, when it did: copies and hints.
     pub(crate) disks: usize,
     /// The greatest tombstone of the key that was purged anywhere by its end.
     pub(crate) buried: Option<Version>,
@@ -269,6 +300,7 @@ impl History {
     pub(crate) fn ended(&self, operation: Operation) {
         let (request, told) = (&operation.request, &operation.told);
         let kind = match (&request.terms, &request.ask, request.level) {
+            (Some(_), Ask::Touch(_), _) => "touch",
             (Some(_), ..) => "conditional",
             (_, Ask::Get, Level::Linearizable) => "linearizable read",
             (_, _, Level::Linearizable) => "linearizable write",
@@ -293,8 +325,29 @@ impl History {
     }
 }
 
+/// What a record held.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Held {
+    /// `None`: a tombstone.
+    pub(crate) text: Option<String>,
+    /// From its writing to its end, milliseconds.
+    pub(crate) ttl: Option<u64>,
+}
+
+impl Held {
+    pub(crate) fn of(record: &Record) -> Self {
+        let ttl = record.expires_at_ms().map(|at| at - record.written.ms());
+        Self { text: text_of(record), ttl }
+    }
+
+    /// Whether a touch made it, of a value that was there.
+    pub(crate) fn is_touched(&self) -> bool {
+        self.ttl.is_some_and(|ttl| ttl % 2 == 1)
+    }
+}
+
 /// The content that each version of each key had.
-pub(crate) type Contents = BTreeMap<(Key, Version), Option<String>>;
+pub(crate) type Contents = BTreeMap<(Key, Version), Held>;
 
 /// Every record that any disk ever held, as its own or as a hint, and every one that a register accepted. Nothing is
 /// ever forgotten, so that a version which comes back with another content is noticed.
@@ -302,8 +355,10 @@ pub(crate) type Contents = BTreeMap<(Key, Version), Option<String>>;
 pub(crate) struct Witness {
     /// The place in the order of events that was taken last.
     pub(crate) now: Mutex<u64>,
-    seen: Mutex<Contents>,
-    accepted: Mutex<BTreeSet<(Key, Version, Option<String>)>>,
+    seen: Mutex<BTreeMap<(Key, Version), Record>>,
+    accepted: Mutex<BTreeSet<(Key, Version, Held)>>,
+    /// The tombstones that the values which have an end will leave: their versions and checksums.
+    ends: Mutex<BTreeSet<(Key, Version, u64)>>,
     conflicts: Mutex<Vec<String>>,
     buried: Mutex<BTreeMap<Key, (Version, Hlc)>>,
     /// When registers were dropped, in the order of events.
@@ -312,18 +367,18 @@ pub(crate) struct Witness {
 
 impl Witness {
     pub(crate) fn stored(&self, key: &Key, record: &Record) {
-        let text = text_of(record);
+        self.will_end(key, record);
         let mut seen = self.seen.lock();
-        let before = seen.entry((key.clone(), record.version)).or_insert_with(|| text.clone());
-        if *before != text {
-            let conflict = format!("one version, two contents: {key:?} {:?} {before:?} {text:?}", record.version);
-            self.conflicts.lock().push(conflict);
+        let before = seen.entry((key.clone(), record.version)).or_insert_with(|| record.clone());
+        if before != record {
+            self.conflicts.lock().push(format!("one version, two contents: {key:?} {before:?} {record:?}"));
         }
     }
 
     pub(crate) fn accepted(&self, key: &Key, accepted: &Accepted) {
         if let Some(record) = &accepted.record {
-            self.accepted.lock().insert((key.clone(), record.version, text_of(record)));
+            self.will_end(key, record);
+            self.accepted.lock().insert((key.clone(), record.version, Held::of(record)));
         }
     }
 
@@ -349,17 +404,32 @@ impl Witness {
         self.forgotten.lock().iter().filter(|(k, _)| k == key).map(|(_, at)| *at).collect()
     }
 
+    fn will_end(&self, key: &Key, record: &Record) {
+        if let Some(end) = record.end(key) {
+            self.ends.lock().insert((key.clone(), end.version, end.checksum));
+        }
+    }
+
+    pub(crate) fn ends(&self) -> BTreeSet<(Key, Version, u64)> {
+        self.ends.lock().clone()
+    }
+
     pub(crate) fn conflicts(&self) -> Vec<String> {
         self.conflicts.lock().clone()
     }
 
     /// Of rows and hints.
     pub(crate) fn seen(&self) -> Contents {
+        self.seen.lock().iter().map(|(at, record)| (at.clone(), Held::of(record))).collect()
+    }
+
+    /// The same, whole.
+    pub(crate) fn records(&self) -> BTreeMap<(Key, Version), Record> {
         self.seen.lock().clone()
     }
 
     /// States that some replica accepted; one version may be there with several contents, of which one at most is decided.
-    pub(crate) fn ever_accepted(&self) -> BTreeSet<(Key, Version, Option<String>)> {
+    pub(crate) fn ever_accepted(&self) -> BTreeSet<(Key, Version, Held)> {
         self.accepted.lock().clone()
     }
 }

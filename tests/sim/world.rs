@@ -34,6 +34,11 @@ impl Place {
     pub(crate) fn node(&self) -> Option<(Arc<Node>, Arc<Life>)> {
         self.life.lock().clone().filter(|(_, life)| life.is_alive())
     }
+
+    /// How many it has had.
+    pub(crate) fn lives(&self) -> u64 {
+        *self.lives.lock()
+    }
 }
 
 struct Keys {
@@ -47,6 +52,8 @@ pub(crate) struct World {
     pub(crate) rf: u8,
     /// Of a thousand requests, how many are linearizable or conditional; the others are plain.
     pub(crate) exact: u64,
+    /// Of a thousand values, how many have an end; where none has, nobody touches one either.
+    pub(crate) ending: u64,
     /// In some worlds clocks are off by more than is allowed.
     clock_skew_max: Duration,
     /// How long tombstones are kept; in most worlds for longer than they last.
@@ -90,6 +97,7 @@ impl World {
         let sync_ms = *random.pick(&[1, 4, 40]);
         let sql = random.below(10) == 0;
         let interval = Duration::from_secs(*random.pick(&[2, 30]));
+        let ending = *random.pick(&[0, 0, 200, 600]);
         let place = |n: u16| {
             let off_ms = random.between(0, 2 * skew_ms) as i64 - skew_ms as i64;
             Place {
@@ -117,7 +125,7 @@ impl World {
         };
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
-            "{nodes} nodes, rf {rf}, {exact} of 1000 exact, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
+            "{nodes} nodes, rf {rf}, {exact} of 1000 exact, {ending} of 1000 values end, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
              sql {sql}, tombstones kept for {grace:?}, {weather:?}"
         ));
         let (history, life) = (History::default(), Life::new());
@@ -125,6 +133,7 @@ impl World {
             seed,
             rf,
             exact,
+            ending,
             clock_skew_max,
             grace,
             interval,
@@ -391,6 +400,11 @@ impl World {
             }
         };
         timeout(PATIENCE, again).await.map_err(|_| format!("not within {PATIENCE:?}: {} comes back", place.number))
+    }
+
+    /// Whether this node's clock was never off by more than is allowed.
+    pub(crate) fn clocks_are_near(&self) -> bool {
+        self.clock_skew_max > Duration::from_secs(60)
     }
 
     /// Hints that somebody may ask to be given.

@@ -128,9 +128,9 @@ fn welcome(cluster: &Cluster, dir: &Path, temporary: bool) -> String {
     let (dir, end) = (dir.display(), if temporary { "removes" } else { "keeps" });
     format!(
         "{}\n\n\
+         console     {first}/\n\
          Swagger UI  {first}/swagger-ui/\n\
          metrics     {first}/metrics\n\
-         index       {first}/\n\
          logs        {dir}/node1.log ...\n\n\
          Paste into another terminal:\n\
          \x20 curl -X PUT {first}/kv/name -d anas\n\

@@ -45,12 +45,17 @@ fn hashes(digests: usize) -> PeerReply {
 fn difference(value: usize) -> PeerReply {
     let records = vec![(key("k"), record("k", vec![1; value]))];
     let (wanted, names) = (vec![Token(0x3f00 << 48)], vec![]);
-    PeerReply::Differences(Difference { wanted, records, names, more: true })
+    PeerReply::Differences(Difference { wanted, records, names, more: true, serving: true })
 }
 
 fn convergence() -> PeerReply {
     let chunk = ChunkState { chunk: 15, agreement: Agreement::Differs, since_ms: 5, equal_up_to_ms: 4 };
-    PeerReply::Convergence(Box::new(Convergence { chunks: vec![chunk], keys: vec![key("k")], differing: 1 }))
+    PeerReply::Convergence(Box::new(Convergence {
+        chunks: vec![chunk],
+        keys: vec![key("k")],
+        differing: 1,
+        scrubbed_ms: 7,
+    }))
 }
 
 /// A node's view of another, which listens.

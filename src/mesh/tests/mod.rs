@@ -42,7 +42,7 @@ pub(super) fn instance(n: u128) -> InstanceId {
 }
 
 pub(super) fn call(request: ReplicaRequest) -> ReplicaCall {
-    ReplicaCall { epoch: Epoch(7), request, deadline: None }
+    ReplicaCall { epoch: Epoch(7), request, deadline: None, behind: false, trace: None }
 }
 
 pub(super) fn read(key: &'static str) -> ReplicaCall {

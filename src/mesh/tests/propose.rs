@@ -7,16 +7,16 @@ use tokio::time::Instant;
 use super::*;
 use crate::ports::{Destination, Peers};
 use crate::types::limits::PROPOSAL_TIMEOUT_MS_MAX;
-use crate::types::{Condition, Proposal, Tags, Verdict};
+use crate::types::{Condition, Edit, NewContent, Proposal, Tags, Verdict};
 
 const TWO: NodeNum = NodeNum(2);
 
 fn propose(value: usize) -> PeerRequest {
     let condition = Condition { if_none_match: Some(Tags::Any), ..Condition::default() };
     let key = Key::new("the-proposed-key").unwrap();
-    let content = Content::value(vec![7; value]);
-    let proposal = Proposal { key, condition, content, op: OpId(Uuid::from_u128(7)), idempotency: None };
-    PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms: 900 }
+    let edit = Edit::Write(NewContent::value(vec![7; value]));
+    let proposal = Proposal { key, condition, edit, op: OpId(Uuid::from_u128(7)), idempotency: None };
+    PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms: 900, trace: None }
 }
 
 fn proposed(verdict: Verdict) -> PeerReply {
@@ -45,7 +45,12 @@ async fn a_proposal_makes_the_round_and_its_verdict_comes_back() {
     let listening = Listening::start(&two, None);
     let peers = knowing(&one, &listening.text(), Options::default());
     let verdicts = [
-        Verdict::Applied { version: Version::plain(Hlc(5), Writer(1)), created: true, acked: vec![NodeNum(1), TWO] },
+        Verdict::Applied {
+            version: Version::plain(Hlc(5), Writer(1)),
+            created: true,
+            expires_at_ms: Some(9),
+            acked: vec![NodeNum(1), TWO],
+        },
         Verdict::ConditionFailed { current: Some(record("k", vec![1; 100_000])) },
         Verdict::Conflict,
         Verdict::Unknown { required: 2, acked: vec![TWO], failed: vec![(NodeNum(1), "timed out".into())] },
@@ -74,7 +79,7 @@ async fn nothing_was_done_where_nobody_listens_or_the_proposal_is_refused() {
     assert_eq!(ask(&peers, propose(3)).await, Err(PeerError::WrongRecipient));
     other.lax.store(true, Ordering::SeqCst);
     let PeerRequest::Propose { proposal, .. } = propose(3) else { panic!("no proposal") };
-    let late = PeerRequest::Propose { proposal, timeout_ms: PROPOSAL_TIMEOUT_MS_MAX + 1 };
+    let late = PeerRequest::Propose { proposal, timeout_ms: PROPOSAL_TIMEOUT_MS_MAX + 1, trace: None };
     assert!(matches!(ask(&peers, late).await, Err(PeerError::Protocol(_))));
     assert!(other.asked.lock().is_empty());
 }

@@ -21,7 +21,7 @@ async fn next(replies: &mut Streaming<proto::Replies>) -> Result<proto::Replies,
 
 fn get(id: u64, key: &'static [u8]) -> proto::Request {
     let read = request::Request::Read(proto::Read::default());
-    proto::Request { id, epoch: 1, key: key.into(), request: Some(read) }
+    proto::Request { id, epoch: 1, key: key.into(), request: Some(read), behind: false, trace: None }
 }
 
 fn message(from: &Node, to: u128, requests: Vec<proto::Request>) -> proto::Requests {

@@ -11,7 +11,7 @@ use super::record::{
 use super::register::{accepted, ballot, promise, read_accepted, read_ballot, read_promise};
 use super::{Malformed, read_node};
 use crate::ports::{Answer, PeerError, ReadPart, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest};
-use crate::types::{Epoch, Topology};
+use crate::types::{Epoch, Topology, Trace};
 
 // ------------------------------------------------------------------------------------------------------- requests
 
@@ -31,7 +31,8 @@ pub(in crate::mesh) fn request(id: u64, call: ReplicaCall) -> proto::Request {
         ReplicaRequest::Prepare { key, ballot: b } => (key, request::Request::Prepare(ballot(b))),
         ReplicaRequest::Accept { key, accepted: a } => (key, request::Request::Accept(Box::new(accepted(*a)))),
     };
-    proto::Request { id, epoch: call.epoch.0, key: key.bytes().clone(), request: Some(request) }
+    let (epoch, key, trace) = (call.epoch.0, key.bytes().clone(), call.trace.as_deref().map(trace));
+    proto::Request { id, epoch, key, request: Some(request), behind: call.behind, trace }
 }
 
 /// What the request asks. Its id is good even where the rest is not.
@@ -50,7 +51,19 @@ pub(in crate::mesh) fn read_request(request: proto::Request) -> Result<ReplicaCa
         request::Request::Prepare(b) => ReplicaRequest::Prepare { key, ballot: read_ballot(b) },
         request::Request::Accept(a) => ReplicaRequest::Accept { key, accepted: Box::new(read_accepted(*a)?) },
     };
-    Ok(ReplicaCall { epoch: Epoch(request.epoch), request: inner, deadline: None })
+    let trace = read_trace(request.trace);
+    let (epoch, behind) = (Epoch(request.epoch), request.behind);
+    Ok(ReplicaCall { epoch, request: inner, deadline: None, behind, trace })
+}
+
+pub(super) fn trace(trace: &Trace) -> proto::Trace {
+    let traceparent = trace.traceparent().unwrap_or_default().to_owned();
+    proto::Trace { request_id: trace.request_id().to_owned(), traceparent }
+}
+
+/// A name that is none is left out: nothing depends on it.
+pub(super) fn read_trace(trace: Option<proto::Trace>) -> Option<Arc<Trace>> {
+    trace.and_then(|t| Trace::new(&t.request_id, Some(&t.traceparent))).map(Arc::new)
 }
 
 // -------------------------------------------------------------------------------------------------------- replies

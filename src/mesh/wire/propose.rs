@@ -1,11 +1,14 @@
 //! A conditional write on its way to its proposer, and the verdict on its way back.
 
+use super::hot;
 use super::proto::{self, condition, propose_reply};
 use super::record::{content, read_content, read_key, read_record, read_version, record, version};
 use super::{Malformed, hash_bytes, read_hash, read_node, read_uuid, uuid_bytes};
 use crate::ports::{PeerReply, PeerRequest};
 use crate::types::limits::{CONDITION_TAGS_MAX, MEMBERS_MAX, PROPOSAL_TIMEOUT_MS_MAX};
-use crate::types::{Condition, Idempotency, NodeNum, OpId, Proposal, Tags, Verdict};
+use crate::types::{
+    Condition, Content, Edit, Idempotency, NewContent, NodeNum, OpId, Proposal, Tags, Trace, Ttl, Verdict,
+};
 
 // ------------------------------------------------------------------------------------------------------- requests
 
@@ -13,16 +16,45 @@ pub(in crate::mesh) fn request(
     header: Option<proto::Header>,
     proposal: Proposal,
     timeout_ms: u64,
+    trace: Option<&Trace>,
 ) -> proto::ProposeRequest {
+    let (content, ttl) = edit(proposal.edit);
     proto::ProposeRequest {
         header,
         key: proposal.key.bytes().clone(),
         condition: (!proposal.condition.is_empty()).then(|| condition(proposal.condition)),
-        content: Some(content(proposal.content)),
+        content,
         op: uuid_bytes(proposal.op.0),
         idempotency: proposal.idempotency.map(idempotency),
         timeout_ms,
+        ttl_ms: ttl.map_or(0, Ttl::ms),
+        trace: trace.map(hot::trace),
     }
+}
+
+fn edit(edit: Edit) -> (Option<proto::Content>, Option<Ttl>) {
+    match edit {
+        Edit::Touch { ttl } => (None, ttl),
+        Edit::Write(NewContent::Tombstone) => (Some(content(Content::Tombstone)), None),
+        Edit::Write(NewContent::Value { bytes, content_type, ttl }) => {
+            (Some(content(Content::Value { bytes, content_type, expires_at_ms: None })), ttl)
+        }
+    }
+}
+
+fn read_edit(content: Option<proto::Content>, ttl_ms: u64) -> Result<Edit, Malformed> {
+    let ttl = match ttl_ms {
+        0 => None,
+        ms => Some(Ttl::from_ms(ms).ok_or("a time to live over its limit")?),
+    };
+    Ok(match content.map(read_content).transpose()? {
+        None => Edit::Touch { ttl },
+        Some(Content::Value { bytes, content_type, expires_at_ms: None }) => {
+            Edit::Write(NewContent::Value { bytes, content_type, ttl })
+        }
+        Some(Content::Tombstone) if ttl.is_none() => Edit::Write(NewContent::Tombstone),
+        Some(_) => return Err("a proposal that says when it ends instead of how long it lives".into()),
+    })
 }
 
 pub(in crate::mesh) fn read_request(request: proto::ProposeRequest) -> Result<PeerRequest, Malformed> {
@@ -32,11 +64,12 @@ pub(in crate::mesh) fn read_request(request: proto::ProposeRequest) -> Result<Pe
     let proposal = Proposal {
         key: read_key(request.key)?,
         condition: request.condition.map(read_condition).transpose()?.unwrap_or_default(),
-        content: read_content(request.content.ok_or("a proposal without a content")?)?,
+        edit: read_edit(request.content, request.ttl_ms)?,
         op: OpId(read_uuid(&request.op)?),
         idempotency: request.idempotency.map(|i| read_idempotency(&i)).transpose()?,
     };
-    Ok(PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms: request.timeout_ms })
+    let (timeout_ms, trace) = (request.timeout_ms, hot::read_trace(request.trace));
+    Ok(PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms, trace })
 }
 
 fn condition(condition: Condition) -> proto::Condition {
@@ -87,8 +120,8 @@ fn read_idempotency(idempotency: &proto::Idempotency) -> Result<Idempotency, Mal
 pub(in crate::mesh) fn reply(header: Option<proto::Header>, verdict: Verdict) -> proto::ProposeReply {
     use propose_reply::{Applied, ConditionFailed, FailedBefore, Plain, Verdict as Wire};
     let verdict = match verdict {
-        Verdict::Applied { version: v, created, acked } => {
-            Wire::Applied(Applied { version: Some(version(v)), created, acked: nodes(acked) })
+        Verdict::Applied { version: v, created, expires_at_ms, acked } => {
+            Wire::Applied(Applied { version: Some(version(v)), created, acked: nodes(acked), expires_at_ms })
         }
         Verdict::ConditionFailed { current } => Wire::ConditionFailed(ConditionFailed { current: current.map(record) }),
         Verdict::FailedBefore { version: v } => Wire::FailedBefore(FailedBefore { version: v.map(version) }),
@@ -104,9 +137,12 @@ pub(in crate::mesh) fn reply(header: Option<proto::Header>, verdict: Verdict) ->
 pub(in crate::mesh) fn read_reply(reply: proto::ProposeReply) -> Result<PeerReply, Malformed> {
     use propose_reply::{Plain, Verdict as Wire};
     let verdict = match reply.verdict.ok_or("a verdict of an unknown kind")? {
-        Wire::Applied(a) => {
-            Verdict::Applied { version: read_version(a.version)?, created: a.created, acked: read_nodes(&a.acked)? }
-        }
+        Wire::Applied(a) => Verdict::Applied {
+            version: read_version(a.version)?,
+            created: a.created,
+            expires_at_ms: a.expires_at_ms,
+            acked: read_nodes(&a.acked)?,
+        },
         Wire::ConditionFailed(c) => Verdict::ConditionFailed { current: c.current.map(read_record).transpose()? },
         Wire::FailedBefore(f) => {
             Verdict::FailedBefore { version: f.version.map(|v| read_version(Some(v))).transpose()? }

@@ -172,6 +172,7 @@ pub(in crate::mesh) fn info(info: NodeInfo) -> proto::Info {
         bytes: info.bytes,
         hints: info.hints.into_iter().map(owed).collect(),
         requests_per_second: info.requests_per_second,
+        p99_us: info.p99_us,
     }
 }
 
@@ -200,6 +201,7 @@ fn read_info(info: proto::Info) -> Result<NodeInfo, Malformed> {
         bytes: info.bytes,
         hints: info.hints.into_iter().map(owed).collect::<Result<_, _>>()?,
         requests_per_second: info.requests_per_second,
+        p99_us: info.p99_us,
     })
 }
 

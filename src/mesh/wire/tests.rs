@@ -20,7 +20,7 @@ use crate::ports::{
 };
 use crate::types::{
     Ballot, ClusterId, Content, ContentType, Epoch, Floor, Hlc, InstanceId, Key, Member, NodeNum, Record, Slot,
-    Topology, Version, Writer,
+    Topology, Trace, Version, Writer,
 };
 
 pub(in crate::mesh) fn topology(members: u16) -> Topology {
@@ -70,6 +70,7 @@ pub(in crate::mesh) fn node_info(n: u16) -> NodeInfo {
         bytes: 6,
         hints: vec![(NodeNum(1), 2, 3)],
         requests_per_second: 7,
+        p99_us: Some(8),
     }
 }
 
@@ -103,6 +104,12 @@ fn record() -> impl Strategy<Value = Record> {
     })
 }
 
+pub(in crate::mesh) fn trace() -> impl Strategy<Value = Option<Arc<Trace>>> {
+    let parent = prop::option::of("[0-9a-e]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}");
+    let trace = ("[!-~]{1,128}", parent).prop_map(|(id, parent)| Trace::new(&id, parent.as_deref()).unwrap());
+    prop::option::of(trace.prop_map(Arc::new))
+}
+
 pub(in crate::mesh) fn call() -> impl Strategy<Value = ReplicaCall> {
     let request = prop_oneof![
         (key(), any::<bool>(), any::<bool>()).prop_map(|(key, all, hints)| ReplicaRequest::Read {
@@ -118,7 +125,10 @@ pub(in crate::mesh) fn call() -> impl Strategy<Value = ReplicaCall> {
         (key(), register::accepted())
             .prop_map(|(key, accepted)| ReplicaRequest::Accept { key, accepted: Box::new(accepted) }),
     ];
-    (any::<u64>(), request).prop_map(|(epoch, request)| ReplicaCall { epoch: Epoch(epoch), request, deadline: None })
+    (any::<u64>(), request, any::<bool>(), trace()).prop_map(|(epoch, request, behind, trace)| {
+        let epoch = Epoch(epoch);
+        ReplicaCall { epoch, request, deadline: None, behind, trace }
+    })
 }
 
 fn floor() -> impl Strategy<Value = Floor> {
@@ -230,8 +240,10 @@ fn malformed_requests_are_named() {
     let write = |record: Option<proto::Record>, key: &'static [u8]| proto::Request {
         id: 1,
         epoch: 1,
+        behind: false,
         key: key.into(),
         request: Some(request::Request::Write(proto::Write { record })),
+        trace: None,
     };
     let sound = proto::Record { version: Some(proto::Version::default()), ..Default::default() };
     assert!(hot::read_request(write(Some(sound.clone()), b"k")).is_ok());

@@ -17,9 +17,6 @@ use crate::types::{
     NodeNum, Record, Register, Slot, SlotSet, Span, Token, Version, Writer,
 };
 
-/// One entry of a list: token, HLC, writer, rmw, half a checksum.
-pub(in crate::mesh) const ENTRY_BYTES: usize = 28;
-
 // -------------------------------------------------------------------------------------------------------- digests
 
 pub(in crate::mesh) fn chunk_hash_request(
@@ -123,7 +120,7 @@ fn wrong_epoch(epoch: u64) -> PeerReply {
 // ---------------------------------------------------------------------------------------------------------- lists
 
 pub(in crate::mesh) fn range_request(header: Option<proto::Header>, exchange: &Exchange) -> proto::RangeRequest {
-    let mut held = BytesMut::with_capacity(exchange.held.len() * ENTRY_BYTES);
+    let mut held = BytesMut::with_capacity(exchange.held.len() * Entry::BYTES);
     for Entry { token, version, checksum } in &exchange.held {
         held.put_u64(token.0);
         held.put_u64(version.hlc.0);
@@ -159,8 +156,9 @@ fn read_leaves(slot: Slot, wire: &[u32]) -> Result<Vec<Leaf>, Malformed> {
 }
 
 fn read_held(mut wire: Bytes, leaves: &[Leaf]) -> Result<Vec<Entry>, Malformed> {
-    let count = wire.len() / ENTRY_BYTES;
-    if !wire.len().is_multiple_of(ENTRY_BYTES) {
+    // Token, HLC, writer, rmw, half a checksum.
+    let count = wire.len() / Entry::BYTES;
+    if !wire.len().is_multiple_of(Entry::BYTES) {
         return Err("a list that ends within an entry".into());
     }
     if count > EXCHANGE_ENTRIES_MAX && leaves.len() > 1 {
@@ -189,13 +187,14 @@ pub(in crate::mesh) fn range_reply(
     reply: PeerReply,
 ) -> Result<proto::RangeReply, PeerReply> {
     match reply {
-        PeerReply::Differences(Difference { wanted, records, names, more }) => Ok(proto::RangeReply {
+        PeerReply::Differences(Difference { wanted, records, names, more, serving }) => Ok(proto::RangeReply {
             header,
             wrong_epoch: None,
             wanted: wanted.into_iter().map(|token| token.0).collect(),
             records: records.into_iter().map(keyed_record).collect(),
             names: keys(names),
             more,
+            serving,
         }),
         PeerReply::WrongEpoch { epoch } => {
             Ok(proto::RangeReply { header, wrong_epoch: Some(epoch.0), ..Default::default() })
@@ -218,7 +217,8 @@ pub(in crate::mesh) fn read_range_reply(reply: proto::RangeReply, asked: &Exchan
         return Err("records where names were asked for, or names where records were".into());
     }
     let records = reply.records.into_iter().map(read_keyed_record).collect::<Result<_, _>>()?;
-    Ok(PeerReply::Differences(Difference { wanted, records, names: read_keys(reply.names)?, more: reply.more }))
+    let names = read_keys(reply.names)?;
+    Ok(PeerReply::Differences(Difference { wanted, records, names, more: reply.more, serving: reply.serving }))
 }
 
 fn keyed_record((key, kept): (Key, Record)) -> proto::KeyedRecord {
@@ -349,9 +349,9 @@ pub(in crate::mesh) fn converge_reply(
 ) -> Result<proto::ConvergeReply, PeerReply> {
     match reply {
         PeerReply::Convergence(convergence) => {
-            let Convergence { chunks, keys: named, differing } = *convergence;
+            let Convergence { chunks, keys: named, differing, scrubbed_ms } = *convergence;
             let chunks = chunks.into_iter().map(chunk_state).collect();
-            Ok(proto::ConvergeReply { header, chunks, keys: keys(named), differing })
+            Ok(proto::ConvergeReply { header, chunks, keys: keys(named), differing, scrubbed_ms })
         }
         other => Err(other),
     }
@@ -362,8 +362,8 @@ pub(in crate::mesh) fn read_converge_reply(reply: proto::ConvergeReply) -> Resul
     if !chunks.is_sorted_by(|a, b| a.chunk < b.chunk) {
         return Err("chunks out of order".into());
     }
-    let (keys, differing) = (read_keys(reply.keys)?, reply.differing);
-    Ok(PeerReply::Convergence(Box::new(Convergence { chunks, keys, differing })))
+    let (keys, differing, scrubbed_ms) = (read_keys(reply.keys)?, reply.differing, reply.scrubbed_ms);
+    Ok(PeerReply::Convergence(Box::new(Convergence { chunks, keys, differing, scrubbed_ms })))
 }
 
 fn chunk_state(state: ChunkState) -> proto::ChunkState {

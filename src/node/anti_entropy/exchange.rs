@@ -16,12 +16,9 @@ impl AntiEntropy {
     /// See [`Stop`]. What was moved until then stays.
     pub(in crate::node) async fn exchange(&self, peer: NodeNum, slots: SlotSet, up_to: Hlc) -> Result<SlotSet, Stop> {
         let _turn = self.turn.lock().await;
-        let progress = Progress::default();
-        let up_to = Some((up_to, slots));
+        self.check(peer)?;
+        let (progress, up_to) = (Progress::default(), Some((up_to, slots)));
         let task = Task { peer, look: Look::Keys, repair: true, chunks: &[], up_to, progress: &progress };
-        let equal = self.exchange_round(&task).await;
-        let (sent, received) = progress.moved();
-        self.meters.moved(sent, received);
-        equal
+        self.exchange_round(&task).await
     }
 }

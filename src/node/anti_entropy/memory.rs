@@ -18,19 +18,19 @@ struct Noted {
 }
 
 impl Memory {
-    /// Notes what was found of a chunk now; `up_to_ms` is when the comparison began, less what was in flight.
+    /// Notes what was found of a peer's chunk now, and whether it has become so just now; `up_to_ms` is when the comparison
+    /// began, less what was in flight.
     pub(super) fn note(
         &self,
-        peer: NodeNum,
-        chunk: u8,
+        (peer, chunk): (NodeNum, u8),
         agreement: Agreement,
-        now_ms: u64,
-        up_to_ms: u64,
+        renewed: bool,
+        [now_ms, up_to_ms]: [u64; 2],
     ) -> ChunkState {
         let mut memory = self.0.lock();
         let blank = Noted { agreement, since_ms: now_ms, equal_up_to_ms: 0 };
         let noted = memory.entry((peer, chunk)).or_insert(blank);
-        if noted.agreement != agreement {
+        if renewed || noted.agreement != agreement {
             *noted = Noted { agreement, since_ms: now_ms, ..*noted };
         }
         if agreement == Agreement::Equal {
@@ -47,13 +47,15 @@ mod tests {
     #[test]
     fn since_when_is_since_it_last_changed() {
         let memory = Memory::default();
-        let note = |agreement, now| memory.note(NodeNum(2), 3, agreement, now, now - 5);
+        let note = |agreement, now| memory.note((NodeNum(2), 3), agreement, false, [now, now - 5]);
         note(Agreement::Equal, 10);
         let state = note(Agreement::Equal, 20);
         assert_eq!((state.chunk, state.since_ms, state.equal_up_to_ms), (3, 10, 15));
         let state = note(Agreement::Differs, 30);
         assert_eq!((state.since_ms, state.equal_up_to_ms), (30, 15));
-        let other = memory.note(NodeNum(3), 3, Agreement::Differs, 40, 35);
-        assert_eq!((other.since_ms, other.equal_up_to_ms), (40, 0));
+        let other = memory.note((NodeNum(3), 3), Agreement::Equal, false, [40, 35]);
+        assert_eq!((other.since_ms, other.equal_up_to_ms), (40, 35));
+        let repaired = memory.note((NodeNum(3), 3), Agreement::Equal, true, [50, 45]);
+        assert_eq!((repaired.since_ms, repaired.equal_up_to_ms), (50, 45));
     }
 }

@@ -2,13 +2,16 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::pace::Pace;
 use super::{AntiEntropy, Stop};
 use crate::node::answers::Answers;
 use crate::node::operations::Progress;
+use crate::node::reaper;
 use crate::ports::{
     Answer, Destination, PeerError, PeerReply, PeerRequest, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Store,
 };
@@ -24,12 +27,16 @@ use crate::types::{
 const ASK_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the writes of one window may take.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
-/// Records that are written together. One window becomes one message and one transaction.
-const WINDOW: usize = 256;
-/// So many client operations in the time of one lot mean that the node is serving, and the round rests.
-const SERVING: u64 = 1;
-/// The longest rest between two lots.
-const REST_MAX: Duration = Duration::from_millis(500);
+/// Records that are written together: one message, and a transaction or a few.
+const WINDOW: usize = 512;
+/// A replica that is overloaded is tried again after this, then after twice as long, and so on.
+const WAIT_FIRST: Duration = Duration::from_millis(50);
+/// So often: some thirteen seconds in all.
+const WAITS_MAX: u32 = 8;
+/// After this long what the descent found is not believed any more: each slot is compared again before it is listed.
+const STALE_AFTER: Duration = Duration::from_secs(2);
+/// Leaves listed together at first, in a slot. What they hold is not known; see [`Round::width`].
+const WIDTH_FIRST: usize = 32;
 
 /// What a round is to do.
 pub(super) struct Task<'a> {
@@ -57,6 +64,11 @@ struct Round<'a> {
     due: SlotSet,
     /// Chunks in which something differs and stays so.
     unsettled: [bool; Span::PARTS],
+    /// Chunks in which something differed and was moved.
+    moved: [bool; Span::PARTS],
+    /// Leaves of a slot that are listed together: as many as one answer had room for lately, and then ever more.
+    width: usize,
+    pace: Pace<'a>,
     names: Vec<Key>,
     names_bytes: usize,
     differing: u64,
@@ -95,6 +107,9 @@ impl AntiEntropy {
             unknown: SlotSet::NONE,
             due: SlotSet::NONE,
             unsettled: [false; Span::PARTS],
+            moved: [false; Span::PARTS],
+            width: WIDTH_FIRST,
+            pace: Pace::of(&self.parts.served),
             names: Vec::new(),
             names_bytes: 0,
             differing: 0,
@@ -116,7 +131,9 @@ impl Round<'_> {
             self.settle_all(&hashtree::by_slot(&leaves)).await?;
         }
         self.names.sort();
-        Ok(Convergence { chunks: self.chunk_states(up_to_ms), keys: self.names, differing: self.differing })
+        let scrubbed_ms = self.this.scrubbed_ms.load(Ordering::Relaxed);
+        let chunks = self.chunk_states(up_to_ms);
+        Ok(Convergence { chunks, keys: self.names, differing: self.differing, scrubbed_ms })
     }
 
     /// The leaves that differ.
@@ -132,7 +149,6 @@ impl Round<'_> {
     async fn differing_parts(&mut self, spans: Vec<Span>) -> Result<Vec<Span>, Stop> {
         let mut differing = Vec::new();
         for spans in spans.chunks(CHUNK_HASH_SPANS_MAX) {
-            self.check_aborted()?;
             let store = &*self.this.parts.store;
             let tree = Tree::of(store);
             let unsummed = self.slots.iter().filter(|slot| tree.slot(*slot).is_none());
@@ -155,38 +171,73 @@ impl Round<'_> {
 
     async fn settle_all(&mut self, slots: &[(Slot, Vec<Leaf>)]) -> Result<(), Stop> {
         self.task.progress.expect(slots.iter().map(|(_, leaves)| leaves.len() as u64).sum());
-        let mut requests = self.this.parts.coordinator.requests();
-        for (slot, leaves) in slots {
-            let began = Instant::now();
-            self.settle(*slot, leaves).await?;
-            self.task.progress.settled(leaves.len() as u64);
-            let now = self.this.parts.coordinator.requests();
-            if now - requests >= SERVING {
-                // Half of the time is the clients', as far as they come to this node.
-                sleep(began.elapsed().min(REST_MAX)).await;
+        let compared = Instant::now();
+        for (slot, leaves) in self.in_own_order(slots) {
+            if self.task.repair && compared.elapsed() > STALE_AFTER {
+                let left = self.still_differing(*slot, leaves).await?;
+                self.settle(*slot, &left).await?;
+            } else {
+                self.settle(*slot, leaves).await?;
             }
-            requests = now;
+            self.task.progress.settled(leaves.len() as u64);
         }
         Ok(())
+    }
+
+    /// Not all begin with the same slots: two that repair a third one meet when each has done its half.
+    fn in_own_order<'s>(
+        &self,
+        slots: &'s [(Slot, Vec<Leaf>)],
+    ) -> impl Iterator<Item = &'s (Slot, Vec<Leaf>)> + use<'s> {
+        let members = &self.ring.topology().members;
+        let place = members.iter().position(|member| member.node == self.this.parts.me).unwrap_or_default();
+        let (before, after) = slots.split_at(place * slots.len() / members.len().max(1));
+        after.iter().chain(before)
+    }
+
+    /// Those of a slot's leaves that differ by now: clients, hints and other rounds may have settled some meanwhile.
+    async fn still_differing(&mut self, slot: Slot, leaves: &[Leaf]) -> Result<Vec<Leaf>, Stop> {
+        let spans = Span::of_slot(slot).parts().filter(|span| span.leaves().any(|l| leaves.binary_search(&l).is_ok()));
+        let differing = self.differing_parts(spans.collect()).await?;
+        if self.unknown.contains(slot) {
+            // It is being summed anew: what was found before is all that is known.
+            return Ok(leaves.to_vec());
+        }
+        Ok(differing.into_iter().flat_map(Span::leaves).filter(|leaf| leaves.binary_search(leaf).is_ok()).collect())
     }
 
     /// Exchanges some leaves of one slot until nothing is left to move.
-    async fn settle(&mut self, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
-        let mut queue = VecDeque::from([leaves.to_vec()]);
-        while let Some(leaves) = queue.pop_front() {
-            let held = self.this.parts.store.holdings(slot, leaves.clone()).await?.intact;
-            for (leaves, held) in hashtree::lots(&leaves, &held, EXCHANGE_ENTRIES_MAX) {
-                self.check_aborted()?;
-                if self.exchange(slot, leaves, held).await? {
-                    queue.push_back(leaves.to_vec());
+    async fn settle(&mut self, slot: Slot, mut leaves: &[Leaf]) -> Result<(), Stop> {
+        // What each comes to by itself is not worth sending; the peer does the same before it answers.
+        reaper::reap(&*self.this.parts.store, &self.this.parts.clock).await?;
+        while !leaves.is_empty() {
+            self.pace.begin();
+            let some = &leaves[..self.width.min(leaves.len())];
+            let held = self.this.parts.store.holdings(slot, some.to_vec()).await?;
+            // What is damaged here is no copy, on whichever side. Named with the first lot, beside what the peer names.
+            let mut suspects: Vec<Key> = held.suspects().filter(|_| !self.task.repair).collect();
+            let mut settled = 0;
+            for (lot, held) in hashtree::lots(some, &held.intact, EXCHANGE_ENTRIES_MAX) {
+                let of_lot = self.exchange(slot, lot, held, std::mem::take(&mut suspects)).await?;
+                settled += of_lot;
+                if of_lot < lot.len() {
+                    break;
                 }
             }
+            leaves = &leaves[settled..];
         }
         Ok(())
     }
 
-    /// Exchanges one lot; says whether the peer has more than fitted.
-    async fn exchange(&mut self, slot: Slot, leaves: &[Leaf], held: &[(Entry, Key)]) -> Result<bool, Stop> {
+    /// Exchanges one lot; says how many of its leaves are settled, from the first. Where the peer had more than fitted, the
+    /// others are to be listed anew.
+    async fn exchange(
+        &mut self,
+        slot: Slot,
+        leaves: &[Leaf],
+        held: &[(Entry, Key)],
+        suspects: Vec<Key>,
+    ) -> Result<usize, Stop> {
         let request = PeerRequest::FetchRange(Exchange {
             epoch: self.ring.epoch(),
             slot,
@@ -196,30 +247,49 @@ impl Round<'_> {
             up_to: self.task.up_to.as_ref().map(|(up_to, _)| *up_to),
         });
         let PeerReply::Differences(found) = self.ask(request).await? else { return Err(wrong_kind()) };
-        let Difference { wanted, records, names, more } = found;
+        let Difference { wanted, records, names, more, serving } = found;
+        let listed = held.len() * Entry::BYTES + wanted.len() * size_of::<Token>();
+        self.task.progress.carried((listed + names.iter().map(|key| key.as_bytes().len()).sum::<usize>()) as u64);
         let wanted = keys_of(held, &wanted);
-        self.task.progress.carried((held.len() * size_of::<Entry>()) as u64);
+        self.pace.peer_serves = serving;
+        self.pace.rest().await;
         if !self.task.repair {
-            self.name(slot, wanted.into_iter().chain(names));
-            return Ok(false);
+            self.name(slot, wanted.into_iter().chain(names).chain(suspects));
+            return Ok(leaves.len());
         }
         let differing = (wanted.len() + records.len()) as u64;
         self.differing += differing;
+        self.moved[usize::from(slot.0 >> 4)] |= differing > 0;
         self.task.progress.found(differing);
+        // In order of tokens, and so of leaves: all before the last one's are there.
+        let last = records.last().map(|(key, _)| Leaf::of(self.ring.token(key)));
         let taken = self.take(slot, leaves, records).await?;
         self.give(slot, wanted).await?;
-        // Where nothing could be stored the same would only come again.
-        Ok(more && taken > 0)
+        let settled = match last {
+            Some(last) if more => match leaves.partition_point(|leaf| *leaf < last) {
+                // Nothing of a whole answer could be stored: the same would only come again.
+                0 if taken == 0 => leaves.len(),
+                before => before,
+            },
+            _ => leaves.len(),
+        };
+        // As many as one answer has room for are listed together: a list is read for what is moved by it.
+        self.width = if settled < leaves.len() { settled.max(1) } else { (self.width * 2).min(Leaf::IN_SLOT) };
+        Ok(settled)
     }
 
     /// Names keys that differ, each once: two contents of one version are named by both sides.
     fn name(&mut self, slot: Slot, keys: impl Iterator<Item = Key>) {
+        let totals = self.this.parts.store.totals();
+        // What they hold is not looked at; a dry run tells about how much it would be.
+        let mean = totals.bytes / (totals.keys + totals.tombstones).max(1);
         let mut keys: Vec<Key> = keys.collect();
         keys.sort();
         keys.dedup();
         self.unsettled[usize::from(slot.0 >> 4)] |= !keys.is_empty();
         self.differing += keys.len() as u64;
         self.task.progress.found(keys.len() as u64);
+        self.task.progress.carried(keys.len() as u64 * mean);
         for key in keys {
             self.names_bytes += key.as_bytes().len();
             if self.names.len() < NAMES_MAX && self.names_bytes <= NAMES_BYTES_MAX {
@@ -236,6 +306,7 @@ impl Round<'_> {
         }
         let taken = self.write(self.this.parts.me, slot, records).await?;
         self.task.progress.received(taken);
+        self.this.meters.received.increment(taken);
         Ok(taken)
     }
 
@@ -243,62 +314,86 @@ impl Round<'_> {
     async fn give(&mut self, slot: Slot, keys: Vec<Key>) -> Result<(), Stop> {
         let mut keys: VecDeque<(Slot, Key)> = keys.into_iter().map(|key| (slot, key)).collect();
         while !keys.is_empty() {
-            self.check_aborted()?;
             let window = keys.iter().take(WINDOW).cloned().collect();
             let (records, looked_up) = self.this.parts.store.records(window).await?;
             keys.drain(..looked_up.clamp(1, keys.len()));
             let given = self.write(self.task.peer, slot, records).await?;
             self.task.progress.sent(given);
+            self.this.meters.sent.increment(given);
         }
         Ok(())
     }
 
-    /// Writes records at one replica, window by window; says how many it stored. Those that were refused, each for a reason of
-    /// its own, leave their chunk unsettled.
+    /// Writes records at one replica, window by window; says how many it stored.
     async fn write(&mut self, to: NodeNum, slot: Slot, records: Vec<(Key, Record)>) -> Result<u64, Stop> {
         let mut stored = 0;
-        let mut records = records.into_iter().peekable();
-        while records.peek().is_some() {
-            let answers = Answers::new();
-            let deadline = Some(Instant::now() + WRITE_DEADLINE);
-            let mut sent = 0;
-            let mut written = Vec::with_capacity(WINDOW);
-            for (key, record) in records.by_ref().take(WINDOW) {
-                self.task.progress.carried((key.as_bytes().len() + record.content_bytes()) as u64);
-                written.push(record.written);
-                let call =
-                    ReplicaCall { epoch: self.ring.epoch(), request: ReplicaRequest::Write { key, record }, deadline };
-                self.this.parts.peers.send(to, call, answers.reply_to(sent));
-                sent += 1;
-            }
-            for _ in 0..sent {
-                let (tag, answer) = answers.next().await;
-                let fate = fate(answer)?;
-                let written = usize::try_from(tag).ok().and_then(|tag| written.get(tag)).copied().unwrap_or_default();
-                if fate != Fate::There && self.task.up_to.as_ref().is_some_and(|(up_to, _)| written <= *up_to) {
-                    self.due.insert(slot);
-                }
-                match fate {
-                    Fate::Stored => stored += 1,
-                    Fate::There => {}
-                    // The others go on: one that is refused must not keep those behind it from being repaired.
-                    Fate::Refused => self.unsettled[usize::from(slot.0 >> 4)] = true,
-                }
-            }
+        for window in records.chunks(WINDOW) {
+            stored += self.write_window(to, slot, window).await?;
+            self.pace.rest().await;
         }
         Ok(stored)
     }
 
-    async fn ask(&self, request: PeerRequest) -> Result<PeerReply, Stop> {
-        let deadline = Instant::now() + ASK_DEADLINE;
-        match self.this.parts.peers.ask(Destination::Member(self.task.peer), request, deadline).await? {
-            PeerReply::WrongEpoch { epoch: theirs } => Err(Stop::OtherEpoch { ours: self.ring.epoch(), theirs }),
-            reply => Ok(reply),
+    /// Writes them together. Those that are refused, each for a reason of its own, leave their chunk unsettled; those that
+    /// find the replica overloaded are tried again a little later.
+    async fn write_window(&mut self, to: NodeNum, slot: Slot, window: &[(Key, Record)]) -> Result<u64, Stop> {
+        let mut stored = 0;
+        let mut left: Vec<usize> = (0..window.len()).collect();
+        let mut waits = Waits::default();
+        loop {
+            let answers = Answers::new();
+            let deadline = Some(Instant::now() + WRITE_DEADLINE);
+            for index in &left {
+                let (key, record) = window[*index].clone();
+                self.task.progress.carried((key.as_bytes().len() + record.content_bytes()) as u64);
+                let (epoch, request) = (self.ring.epoch(), ReplicaRequest::Write { key, record });
+                let call = ReplicaCall { epoch, request, deadline, behind: true, trace: None };
+                self.this.parts.peers.send(to, call, answers.reply_to(*index as u64));
+            }
+            let mut again = Vec::new();
+            for _ in 0..left.len() {
+                let (index, answer) = answers.next().await;
+                let fate = fate(answer)?;
+                self.note_due(slot, window.get(index as usize), fate);
+                match fate {
+                    Fate::Stored => stored += 1,
+                    Fate::There => {}
+                    Fate::Later => again.push(index as usize),
+                    // The others go on: one that is refused must not keep those behind it from being repaired.
+                    Fate::Refused => self.unsettled[usize::from(slot.0 >> 4)] = true,
+                }
+            }
+            if again.is_empty() {
+                return Ok(stored);
+            }
+            waits.wait().await?;
+            again.sort_unstable();
+            left = again;
         }
     }
 
-    fn check_aborted(&self) -> Result<(), Stop> {
-        if self.task.progress.is_aborted() { Err(Stop::Aborted) } else { Ok(()) }
+    /// What was to be compared up to a time was not equal, if this one had to be moved.
+    fn note_due(&mut self, slot: Slot, moved: Option<&(Key, Record)>, fate: Fate) {
+        let old =
+            |(_, record): &(Key, Record)| self.task.up_to.as_ref().is_some_and(|(up_to, _)| record.written <= *up_to);
+        if matches!(fate, Fate::Stored | Fate::Refused) && moved.is_some_and(old) {
+            self.due.insert(slot);
+        }
+    }
+
+    async fn ask(&self, request: PeerRequest) -> Result<PeerReply, Stop> {
+        let mut waits = Waits::default();
+        loop {
+            let deadline = Instant::now() + ASK_DEADLINE;
+            let asked = self.this.parts.peers.ask(Destination::Member(self.task.peer), request.clone(), deadline);
+            match asked.await {
+                Ok(PeerReply::WrongEpoch { epoch: theirs }) => {
+                    return Err(Stop::OtherEpoch { ours: self.ring.epoch(), theirs });
+                }
+                Err(PeerError::Overloaded) => waits.wait().await?,
+                reply => return Ok(reply?),
+            }
+        }
     }
 
     /// What was found of each chunk that has slots in the round.
@@ -314,7 +409,9 @@ impl Round<'_> {
             } else {
                 Agreement::Equal
             };
-            self.this.memory.note(self.task.peer, chunk, agreement, now_ms, up_to_ms)
+            // What was just moved has made it equal anew.
+            let renewed = self.moved[usize::from(chunk)];
+            self.this.memory.note((self.task.peer, chunk), agreement, renewed, [now_ms, up_to_ms])
         });
         states.collect()
     }
@@ -332,10 +429,29 @@ fn keys_of(held: &[(Entry, Key)], wanted: &[Token]) -> Vec<Key> {
     keys
 }
 
+/// Waits for a replica that has too much to do: ever longer, and not for ever.
+#[derive(Default)]
+struct Waits(u32);
+
+impl Waits {
+    /// # Errors
+    /// When it has waited long enough.
+    async fn wait(&mut self) -> Result<(), Stop> {
+        if self.0 == WAITS_MAX {
+            return Err(PeerError::Overloaded.into());
+        }
+        sleep(WAIT_FIRST * (1 << self.0)).await;
+        self.0 += 1;
+        Ok(())
+    }
+}
+
 /// What an answer means for the record that was written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Stored,
+    /// The replica has too much to do now. Nothing was done.
+    Later,
     /// Something at least as new stood there, or it was purged.
     There,
     /// This one, for a reason of its own.
@@ -352,6 +468,7 @@ fn fate(answer: Answer) -> Result<Fate, Stop> {
         Ok(ReplicaReply::Refused(
             Refusal::ClockSkew { .. } | Refusal::Damaged | Refusal::TooLarge { .. } | Refusal::Corrupt,
         )) => Ok(Fate::Refused),
+        Ok(ReplicaReply::Refused(Refusal::Overloaded)) | Err(PeerError::Overloaded) => Ok(Fate::Later),
         Ok(ReplicaReply::Refused(refusal)) => Err(Stop::Refused(refusal.to_string())),
         Ok(_) => Err(wrong_kind()),
         Err(error) => Err(error.into()),

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::node::fakes::{FakeClock, FakeEntropy, FakeStore, topology};
-use crate::ports::{Refusal, ReplicaCall, ReplicaReply, ReplyTo};
+use crate::node::clock::NodeClock;
+use crate::node::fakes::{FakeClock, FakeEntropy, FakeStore, journal, topology};
+use crate::node::reach::Reach;
+use crate::node::routing::Routing;
+use crate::node::views::Liveness;
+use crate::ports::{Peers, Refusal, ReplicaCall, ReplicaReply, ReplyTo, Store};
 use crate::protocol::ring::Ring;
 use crate::types::{Agreement, Content, Hlc, Key, Record, Version, Writer};
 
@@ -28,6 +32,10 @@ struct Wire {
     refused: Mutex<Option<Key>>,
     /// What a peer sends is damaged on the way.
     damaging: AtomicBool,
+    /// So many questions, and writes, more find a replica with too much to do.
+    overloaded: [AtomicU64; 2],
+    /// Nobody is connected.
+    cut: AtomicBool,
 }
 
 /// One side's end of it.
@@ -37,6 +45,9 @@ impl Peers for End {
     fn send(&self, to: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
         if to != self.0 {
             *self.1.written.lock() += 1;
+        }
+        if self.1.is_overloaded(1) {
+            return reply_to.send(Ok(ReplicaReply::Refused(Refusal::Overloaded)));
         }
         if self.1.refused.lock().as_ref() == Some(call.request.key()) {
             return reply_to.send(Ok(ReplicaReply::Refused(Refusal::TooLarge { bytes: 1 })));
@@ -55,6 +66,9 @@ impl Peers for End {
         let driver = Arc::clone(&self.1.drivers.get().unwrap()[&to]);
         let (from, wire) = (self.0, Arc::clone(&self.1));
         async move {
+            if wire.is_overloaded(0) {
+                return Err(PeerError::Overloaded);
+            }
             match request {
                 PeerRequest::GetChunkHash { epoch, left_out, spans } => {
                     wire.asked.lock().push("hashes");
@@ -80,12 +94,20 @@ impl Peers for End {
     fn introduce(&self, _: NodeNum, _: crate::types::InstanceId, _: &str) {}
 
     fn connected(&self, _: NodeNum) -> bool {
-        true
+        !self.1.cut.load(Ordering::Relaxed)
+    }
+}
+
+impl Wire {
+    fn is_overloaded(&self, what: usize) -> bool {
+        self.overloaded[what].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 }
 
 struct Two {
+    wall: Arc<FakeClock>,
     wire: Arc<Wire>,
+    routing: Arc<Routing>,
     drivers: BTreeMap<NodeNum, Arc<AntiEntropy>>,
 }
 
@@ -95,29 +117,24 @@ const OTHER: NodeNum = NodeNum(2);
 fn two() -> Two {
     let stores = [ONE, OTHER].map(|node| (node, FakeStore::new())).into();
     let wire = Arc::new(Wire { stores, ..Wire::default() });
-    let routing = Arc::new(Routing::default());
+    let (wall, routing) = (FakeClock::at(NOW_MS), Arc::new(Routing::default()));
     routing.install(topology(1, 2, 2));
     assert!(wire.ring.set(routing.ring().unwrap()).is_ok());
     let driver = |me: NodeNum| {
         let peers: Arc<dyn Peers> = Arc::new(End(me, Arc::clone(&wire)));
         let store: Arc<dyn Store> = wire.stores[&me].clone();
-        let clock = NodeClock::new(FakeClock::at(NOW_MS), Duration::from_secs(300), Hlc::ZERO);
-        let reach = Reach::new(Arc::clone(&peers), me);
-        let coordinator = Coordinator::new(
-            me,
-            Arc::clone(&peers),
-            Arc::clone(&store),
-            Arc::clone(&routing),
-            Arc::clone(&clock),
-            Arc::clone(&reach),
-        );
+        let clock =
+            NodeClock::new(Arc::clone(&wall) as Arc<dyn crate::ports::Clock>, Duration::from_secs(300), Hlc::ZERO);
+        let reach = Reach::new(Arc::clone(&peers), me, journal());
         let entropy = Arc::new(FakeEntropy::default());
-        let parts = Parts { me, store, peers, entropy, reach, routing: Arc::clone(&routing), clock, coordinator };
+        let routing = Arc::clone(&routing);
+        let parts =
+            Parts { me, store, peers, entropy, reach, routing, clock, served: Arc::default(), journal: journal() };
         (me, AntiEntropy::new(Options { interval: Duration::from_secs(30) }, parts))
     };
     let drivers: BTreeMap<NodeNum, Arc<AntiEntropy>> = [ONE, OTHER].map(driver).into();
     assert!(wire.drivers.set(drivers.clone()).is_ok());
-    Two { wire, drivers }
+    Two { wall, wire, routing, drivers }
 }
 
 impl Two {
@@ -271,4 +288,182 @@ async fn what_comes_damaged_is_not_stored() {
     let ended = two.drivers[&ONE].repair(OTHER, &[], &Progress::default()).await;
     assert!(matches!(ended, Err(Stop::Peer(PeerError::Protocol(_)))), "{ended:?}");
     assert_eq!(two.record(ONE, "k").map(|r| r.content), Some(Content::value("good")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn much_content_is_listed_about_once_whoever_has_it() {
+    for from in [ONE, OTHER] {
+        let two = two();
+        let ring = two.wire.ring.get().unwrap();
+        let slot_of = |name: &str| ring.token(&Key::new(name.to_owned()).unwrap()).slot();
+        let names: Vec<String> = (0..).map(|n| format!("k{n}")).filter(|k| slot_of(k).0 == 0x3f).take(200).collect();
+        let value = "x".repeat(100 * 1024);
+        names.iter().for_each(|name| two.put(from, name, 1, &value));
+        let (sent, received) = two.round().await;
+        assert_eq!(sent + received, 200);
+        let listed = two.wire.stores[&from].listed();
+        assert!(listed <= 3 * 200, "twenty answers, and {listed} rows were read to make them");
+        assert_eq!(two.look(Look::Deep).await.differing, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_with_too_much_to_do_is_waited_for_but_not_for_ever() {
+    let two = two();
+    (0..300).for_each(|n| two.put(if n % 2 == 0 { ONE } else { OTHER }, &format!("k{n}"), 1, "x"));
+    let overloaded = |what: usize, times| two.wire.overloaded[what].store(times, Ordering::Relaxed);
+    for what in [0, 1] {
+        overloaded(what, 500);
+        let ended = two.drivers[&ONE].repair(OTHER, &[], &Progress::default()).await;
+        assert_eq!(ended, Err(Stop::Peer(PeerError::Overloaded)));
+        overloaded(what, 0);
+    }
+    overloaded(0, 3);
+    overloaded(1, 3);
+    let (sent, received) = two.round().await;
+    assert_eq!(sent + received, 300);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_waits_for_its_turn_can_be_aborted() {
+    let two = two();
+    let _turn = two.drivers[&ONE].turn.lock().await;
+    let progress = Progress::default();
+    let repair = two.drivers[&ONE].repair(OTHER, &[], &progress);
+    let aborting = async { progress.abort() };
+    assert_eq!(futures_util::future::join(repair, aborting).await.0, Err(Stop::Aborted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_being_rebuilt_is_not_compared() {
+    let two = two();
+    two.put(ONE, "k", 1, "x");
+    two.routing.set_rebuilding(true);
+    assert_eq!(two.drivers[&ONE].repair(OTHER, &[], &Progress::default()).await, Err(Stop::Rebuilding));
+    let asked = two.drivers[&OTHER].answer_chunk_hash(ONE, Epoch(1), crate::types::SlotSet::NONE, &[]);
+    assert!(matches!(asked, Err(PeerError::Refused(_))), "{asked:?}");
+    two.routing.set_rebuilding(false);
+    assert_eq!(two.round().await, (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pair_that_cannot_be_had_is_said_to_be_at_once() {
+    let two = two();
+    two.wire.cut.store(true, Ordering::Relaxed);
+    let began = Instant::now();
+    let view = two.drivers[&ONE].convergence(Look::Keys).await.unwrap();
+    let [(ONE, OTHER, Err(why))] = &view.pairs[..] else { panic!("{view:?}") };
+    assert_eq!((why.as_str(), began.elapsed()), ("unreachable", Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_waits_for_others_ends_in_time() {
+    let two = two();
+    let _looks = two.drivers[&ONE].looks.acquire_many(LOOKS_AT_ONCE as u32).await.unwrap();
+    let view = two.drivers[&ONE].convergence(Look::Chunks).await.unwrap();
+    assert!(matches!(&view.pairs[..], [(ONE, OTHER, Err(why))] if why == "timed out"), "{view:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_was_repaired_is_equal_since_then() {
+    let two = two();
+    let since = |found: Convergence| found.chunks.iter().map(|chunk| chunk.since_ms).collect::<Vec<_>>();
+    two.round().await;
+    let before = since(two.look(Look::Chunks).await);
+    two.wall.advance(60_000);
+    two.put(ONE, "k", 1, "x");
+    assert_eq!(two.round().await, (1, 0));
+    let after = since(two.look(Look::Chunks).await);
+    assert_eq!(after.iter().zip(&before).filter(|(after, before)| *after - *before == 60_000).count(), 1);
+}
+
+#[test]
+fn names_are_bounded_for_all_pairs_together() {
+    let mut room = Room { names: 3, bytes: 10 };
+    let takes = |room: &mut Room, name: &str| room.takes(&Key::new(name.to_owned()).unwrap());
+    assert!(takes(&mut room, "12345") && !takes(&mut room, "123456"));
+    assert!(!takes(&mut room, "1"), "what is named is in order and has no gaps");
+    let mut room = Room { names: 1, bytes: 10 };
+    assert!(takes(&mut room, "1") && !takes(&mut room, "1"));
+}
+
+/// Nodes of a lower number hold the rounds; but who was started anew saw nobody return.
+#[tokio::test(start_paused = true)]
+async fn a_return_brings_a_round_with_whoever_came_back() {
+    let two = two();
+    two.put(OTHER, "k", 1, "x");
+    let driver = Arc::clone(&two.drivers[&OTHER]);
+    #[expect(clippy::disallowed_methods, reason = "a test is its own node")]
+    tokio::spawn(async move { driver.keep_comparing().await });
+    sleep(Duration::from_secs(120)).await;
+    assert!(two.record(ONE, "k").is_none(), "the other one would hold it");
+    let reach = &two.drivers[&OTHER].parts.reach;
+    reach.gossip(ONE, Liveness::Down);
+    reach.gossip(ONE, Liveness::Alive);
+    sleep(AFTER_RETURN[1]).await;
+    assert!(two.record(ONE, "k").is_some());
+}
+
+impl Two {
+    fn hurt(&self, node: NodeNum, name: &str, register: bool) {
+        self.wire.stores[&node].damage(&Key::new(name.to_owned()).unwrap(), register);
+    }
+
+    /// Ten minutes: a scrub and, where it found something, the next.
+    async fn scrub(&self, node: NodeNum) {
+        let driver = Arc::clone(&self.drivers[&node]);
+        let _ = timeout(Duration::from_secs(600), driver.keep_scrubbing()).await;
+    }
+
+    fn cut(&self, cut: bool) {
+        let liveness = if cut { Liveness::Down } else { Liveness::Alive };
+        self.drivers[&ONE].parts.reach.gossip(OTHER, liveness);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_damaged_on_both_sides_is_not_equal() {
+    let two = two();
+    for node in [ONE, OTHER] {
+        two.put(node, "k", 1, "x");
+        two.hurt(node, "k", false);
+    }
+    let found = two.look(Look::Deep).await;
+    assert_eq!((found.differing, found.keys.len()), (1, 1));
+    assert!(found.chunks.iter().any(|chunk| chunk.agreement == Agreement::Differs));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scrub_mends_what_others_have_and_removes_what_they_all_do_not() {
+    let two = two();
+    for node in [ONE, OTHER] {
+        two.put(node, "k", 1, "x");
+    }
+    two.put(ONE, "nobody's", 1, "x");
+    two.hurt(ONE, "k", false);
+    two.hurt(ONE, "nobody's", false);
+    two.cut(true);
+    two.scrub(ONE).await;
+    assert_eq!(two.wire.stores[&ONE].damaged().len(), 2, "whoever could have it was not asked");
+    two.cut(false);
+    two.scrub(ONE).await;
+    assert_eq!(two.wire.stores[&ONE].damaged(), []);
+    assert_eq!(two.record(ONE, "k"), two.record(OTHER, "k"));
+    assert_eq!((two.record(ONE, "nobody's"), two.record(OTHER, "nobody's")), (None, None));
+    let told = two.drivers[&OTHER].convergence(Look::Deep).await.unwrap();
+    assert!(told.scrubs[0].1.is_some_and(|ms| ms >= NOW_MS) && told.scrubs[1] == (OTHER, None), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promise_that_is_lost_gives_the_database_up_once_others_have_what_is_in_it() {
+    let two = two();
+    two.put(ONE, "k", 1, "x");
+    two.put(ONE, "only here", 1, "x");
+    two.hurt(ONE, "k", true);
+    two.cut(true);
+    two.scrub(ONE).await;
+    assert!(!two.wire.stores[&ONE].is_condemned());
+    two.cut(false);
+    two.scrub(ONE).await;
+    assert!(two.wire.stores[&ONE].is_condemned() && two.record(OTHER, "only here").is_some());
 }

@@ -3,6 +3,7 @@
 use tokio::time::{Instant, timeout};
 
 use super::{Conditional, way_back};
+use crate::node::trace;
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, ReadPart, ReplicaRequest};
 use crate::types::{Level, NodeNum, Proposal, Verdict};
 
@@ -20,7 +21,8 @@ impl Conditional {
         self.meters.forwarded.increment(1);
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout_ms = u64::try_from((left - way_back(left)).as_millis()).unwrap_or(u64::MAX);
-        let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms };
+        let request =
+            PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms, trace: trace::current() };
         let mut asked = self.peers.ask(Destination::Member(to), request, deadline);
         let reply = match timeout(self.reach.patience(to), &mut asked).await {
             Ok(reply) => reply,

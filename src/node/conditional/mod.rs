@@ -1,4 +1,4 @@
-//! Conditional writes: the driver of the register's proposer (`protocol::register`).
+//! Conditional writes, and what else goes through a key's register: the driver of its proposer (`protocol::register`).
 //!
 //! A client's request is passed on, once, to the first live home replica of the key, where those for one key wait in
 //! line (`queue`): so proposers rarely meet. None of that is needed for correctness: any node may propose, and two that
@@ -12,6 +12,7 @@ mod forward;
 mod meters;
 mod propose;
 mod queue;
+mod read;
 #[cfg(test)]
 mod tests;
 
@@ -26,9 +27,9 @@ use super::Ports;
 use super::clock::NodeClock;
 use super::coordinator::Coordinator;
 use super::reach::Reach;
-use super::request::{ConditionalPut, Failure, FailureKind, Met, NewContent, Outcome, Receipt};
+use super::request::{ConditionalPut, Failure, FailureKind, Met, Outcome, Receipt};
 use crate::ports::{Entropy, PeerError, PeerReply, Peers};
-use crate::types::{Content, Level, NodeNum, OpId, Proposal, Refusal, Verdict};
+use crate::types::{Level, NodeNum, OpId, Proposal, Refusal, Verdict};
 
 use forward::Forwarded;
 use meters::Meters;
@@ -73,41 +74,42 @@ impl Conditional {
         Arc::new(Self { me, peers, entropy, clock, reach, coordinator, queue, under_way, meters })
     }
 
-    /// Writes a value or a tombstone where the condition is true, once for its `Idempotency-Key`.
+    /// Writes where the condition is true, once for its `Idempotency-Key`.
     ///
     /// # Errors
     /// [`FailureKind::ConditionFailed`], [`FailureKind::Conflict`], [`FailureKind::KeyReused`],
     /// [`FailureKind::Exhausted`] and [`FailureKind::Unavailable`] are definite: nothing was written. The outcome of
     /// [`FailureKind::TimedOut`] is unknown.
     pub async fn put(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
-        let deletes = matches!(put.content, NewContent::Tombstone);
+        let deletes = put.edit.deletes();
         self.coordinator.measured(deletes, Level::Linearizable, Box::pin(self.decide(put))).await
     }
 
     async fn decide(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
+        let ConditionalPut { key, condition, edit, idempotency, deadline } = put;
+        let proposal = Proposal { key, condition, edit, op: OpId(self.entropy.uuid()), idempotency };
+        let (verdict, replicas) = self.verdict(proposal, deadline).await?;
+        self.meters.verdict(&verdict);
+        told(verdict, replicas)
+    }
+
+    /// What the key's proposer makes of it, and the key's home replicas.
+    async fn verdict(&self, proposal: Proposal, deadline: Instant) -> Result<(Verdict, Vec<NodeNum>), Failure> {
         let ring = self.coordinator.ring(Level::Linearizable).map_err(not_applied)?;
-        let replicas = ring.placement(ring.token(&put.key).slot()).home_replicas();
-        let content = match put.content {
-            NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
-            NewContent::Tombstone => Content::Tombstone,
-        };
-        let (condition, idempotency) = (put.condition, put.idempotency);
-        let op = OpId(self.entropy.uuid());
-        let proposal = Proposal { key: put.key, condition, content, op, idempotency };
+        let replicas = ring.placement(ring.token(&proposal.key).slot()).home_replicas();
         let proposer = replicas.iter().copied().find(|n| self.reach.is_reachable(*n));
         let verdict = match proposer.filter(|n| *n != self.me) {
-            None => self.propose(proposal, put.deadline).await?,
-            Some(to) => match self.forward(to, &proposal, put.deadline).await {
+            None => self.propose(proposal, deadline).await?,
+            Some(to) => match self.forward(to, &proposal, deadline).await {
                 Forwarded::Verdict(verdict) => verdict,
-                Forwarded::NotDone => self.propose(proposal, put.deadline).await?,
+                Forwarded::NotDone => self.propose(proposal, deadline).await?,
                 Forwarded::Lost(error) => {
                     let failed = vec![(to, error.to_string())];
                     Verdict::Unknown { required: Level::Linearizable.needed(replicas.len()), acked: Vec::new(), failed }
                 }
             },
         };
-        self.meters.verdict(&verdict);
-        told(verdict, replicas.to_vec())
+        Ok((verdict, replicas.to_vec()))
     }
 
     /// Proposes what another node passed on.
@@ -130,10 +132,11 @@ fn told(verdict: Verdict, replicas: Vec<NodeNum>) -> Result<Receipt, Failure> {
     };
     let level = Level::Linearizable;
     match verdict {
-        Verdict::Applied { version, created, acked } => {
-            Ok(Receipt { version, level, replicas, acked, hinted: Vec::new(), strict: true, created })
+        Verdict::Applied { version, created, expires_at_ms, acked } => {
+            Ok(Receipt { version, level, replicas, acked, hinted: Vec::new(), strict: true, created, expires_at_ms })
         }
         Verdict::ConditionFailed { current } => {
+            let current = current.filter(|record| !record.is_tombstone());
             met(Met { version: current.as_ref().map(|r| r.version), record: current })
         }
         Verdict::FailedBefore { version } => met(Met { version, record: None }),

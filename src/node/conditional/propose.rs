@@ -52,7 +52,7 @@ impl Conditional {
         };
         if let Some(current) = turn.known()
             && proposal.idempotency.is_none()
-            && !proposal.condition.holds(current.as_ref())
+            && !would_do(&proposal, current.as_ref())
         {
             return Ok(Verdict::ConditionFailed { current });
         }
@@ -131,13 +131,15 @@ impl Conditional {
             Some((from, answer)) => {
                 let answer = answer.and_then(|reply| whole(&proposing.fold.proposal().key, reply));
                 let asking = self.coordinator.asking(&proposing.placement);
-                proposing.fold.on_answer(from, answer, self.clock.now(), &asking)
+                proposing.fold.on_answer(from, answer, self.clock.ends_by(), &asking)
             }
         }
     }
 
     async fn write(&self, proposing: &mut Proposing<'_>, record: Record, have: &[NodeNum]) -> Step {
         proposing.round = None;
+        // What is told to have ended has: also where this node is no replica of it.
+        self.clock.observe(record.written);
         let (key, epoch) = (proposing.fold.proposal().key.clone(), proposing.ring.epoch());
         if events::shown() {
             events::write(self.me, &key, record.version, &proposing.fold.replicas());
@@ -161,6 +163,12 @@ impl Conditional {
         }
         self.ballot(proposing, above).await.ok()
     }
+}
+
+/// Whether it would do something where this stands.
+fn would_do(proposal: &Proposal, stands: Option<&Record>) -> bool {
+    let live = stands.filter(|record| !record.is_tombstone());
+    proposal.condition.holds(live) && (live.is_some() || !proposal.edit.needs_a_value())
 }
 
 /// What a promise shows goes into accepts and writes of this node, whose replica takes its own requests unchecked.

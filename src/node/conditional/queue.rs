@@ -37,10 +37,10 @@ struct Held {
     settled: Option<Settled>,
 }
 
-/// What was the key's value at some moment after that tick.
+/// What stood under the key at some moment after that tick.
 struct Settled {
     after: Tick,
-    /// `None`: it had none.
+    /// A tombstone, too. `None`: nothing.
     current: Option<Record>,
 }
 
@@ -109,7 +109,7 @@ impl Turn<'_> {
         }
     }
 
-    /// What was the key's value at some moment since this operation came, where one before it has found out.
+    /// What stood under the key at some moment since this operation came, where one before it has found out.
     pub(super) fn known(&self) -> Option<Option<Record>> {
         let keys = self.place.queue.keys.lock();
         let settled = keys.lines.get(&self.place.key)?.settled.as_ref()?;

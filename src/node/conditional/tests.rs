@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -10,13 +9,15 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use super::*;
-use crate::node::fakes::{FakeClock, FakeStore, topology};
-use crate::node::request::{Get, Put};
+use crate::node::fakes::{FakeClock, FakeStore, journal, topology};
+use crate::node::request::{Edit, Get, NewContent, Put};
 use crate::node::routing::Routing;
 use crate::node::world::{Seeded, Tasks};
-use crate::ports::{Destination, PeerRequest, ReplicaCall, ReplyTo, Store};
+use crate::ports::{Destination, PeerRequest, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Store};
 use crate::protocol::ring::Ring;
-use crate::types::{Condition, Epoch, Hlc, Idempotency, InstanceId, Key, Tags, Version};
+use crate::types::{
+    Ballot, Condition, Content, Epoch, Hlc, Idempotency, InstanceId, Key, Record, Tags, Version, Writer,
+};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 
@@ -64,7 +65,7 @@ impl Peers for Net {
         request: PeerRequest,
         _: Instant,
     ) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
-        let (Destination::Member(to), PeerRequest::Propose { proposal, timeout_ms }) = (to, request) else {
+        let (Destination::Member(to), PeerRequest::Propose { proposal, timeout_ms, .. }) = (to, request) else {
             return async { Err(PeerError::Unreachable) }.boxed();
         };
         self.forwarded.lock().push(to);
@@ -119,7 +120,8 @@ fn world(rf: u8) -> World {
             spawn: Arc::clone(&tasks) as Arc<dyn crate::ports::Spawn>,
         };
         let clock = NodeClock::new(Arc::clone(&ports.clock), Duration::from_secs(300), Hlc::from_ms(NOW_MS - 1));
-        let reach = Reach::new(Arc::clone(&ports.peers), me);
+        clock.trust();
+        let reach = Reach::new(Arc::clone(&ports.peers), me, journal());
         ports.spawn.spawn(Box::pin(Arc::clone(&clock).keep_reserved(Arc::clone(&ports.store))));
         let coordinator = Coordinator::new(
             me,
@@ -139,7 +141,7 @@ fn world(rf: u8) -> World {
 }
 
 fn value(text: &str) -> NewContent {
-    NewContent::Value { bytes: Bytes::copy_from_slice(text.as_bytes()), content_type: None }
+    NewContent::value(text.to_owned())
 }
 
 fn absent() -> Condition {
@@ -163,8 +165,8 @@ impl World {
         idempotency: Option<Idempotency>,
     ) -> Result<Receipt, Failure> {
         let deadline = Instant::now() + Duration::from_secs(1);
-        let (key, content) = (self.key.clone(), value(text));
-        self.nodes[at - 1].1.put(ConditionalPut { key, condition, content, idempotency, deadline }).await
+        let (key, edit) = (self.key.clone(), Edit::Write(value(text)));
+        self.nodes[at - 1].1.put(ConditionalPut { key, condition, edit, idempotency, deadline }).await
     }
 
     async fn put(&self, at: usize, condition: Condition, text: &str) -> Result<Receipt, Failure> {
@@ -174,7 +176,7 @@ impl World {
     async fn read(&self, at: usize) -> Option<String> {
         let deadline = Instant::now() + Duration::from_secs(1);
         let get = Get { key: self.key.clone(), level: Level::Linearizable, deadline, every_copy: false };
-        let found = self.nodes[at - 1].0.get(get).await.unwrap();
+        let found = self.nodes[at - 1].1.get(get).await.unwrap();
         let Content::Value { bytes, .. } = found.record?.content else { return None };
         Some(String::from_utf8(bytes.to_vec()).unwrap())
     }
@@ -283,4 +285,29 @@ async fn a_false_condition_is_counted_as_an_answer_and_not_as_a_failure() {
     assert_eq!(counted("a3_write_failures_total{outcome=\"not_applied\"} ").as_deref(), Some("1"));
     let failures = "a3_operation_failures_total{operation=\"put\",consistency=\"linearizable\"} ";
     assert_eq!(counted(failures).as_deref(), Some("1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_linearizable_read_has_an_end_accepted_before_it_tells_it() {
+    let w = world(3);
+    let version = Version::plain(Hlc::from_ms(NOW_MS - 10), Writer(1));
+    let content = Content::Value { bytes: "v".into(), content_type: None, expires_at_ms: Some(NOW_MS - 1) };
+    let value = Record::seal(&w.key, version, version.hlc, content);
+    let token = w.net.ring.token(&w.key);
+    for disk in w.net.disks.values() {
+        disk.apply(token, ReplicaRequest::Write { key: w.key.clone(), record: value.clone() });
+    }
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let get = Get { key: w.key.clone(), level: Level::Linearizable, deadline, every_copy: false };
+    let found = w.nodes[1].1.get(get).await.unwrap();
+    assert_eq!((found.live, &found.record), (false, &value.end(&w.key)));
+    let promised = |disk: &FakeStore| {
+        let ballot = Ballot { hlc: Hlc::from_ms(NOW_MS + 1_000), writer: Writer(9) };
+        match disk.apply(token, ReplicaRequest::Prepare { key: w.key.clone(), ballot }) {
+            ReplicaReply::Promised(promise) => (promise.accepted.and_then(|a| a.record), promise.record),
+            other => panic!("{other:?}"),
+        }
+    };
+    let settled = w.net.disks.values().filter(|disk| promised(disk) == (found.record.clone(), found.record.clone()));
+    assert!(settled.count() >= 2);
 }

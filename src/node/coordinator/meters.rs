@@ -1,9 +1,11 @@
 //! The coordinator's metric handles, taken once.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::metrics::{self, Counter, Histogram};
 use crate::node::request::Outcome;
+use crate::protocol::latency;
 use crate::types::Level;
 
 /// What a client did.
@@ -34,6 +36,8 @@ struct Meter {
 /// Handles by operation and level.
 pub(super) struct Meters {
     operations: Vec<Meter>,
+    /// How long operations took, by [`latency::bucket`]; they only grow.
+    took: [AtomicU64; latency::BUCKETS],
     outcomes: [Counter; 3],
     pub(super) restamps: Counter,
     pub(super) weak_writes: Counter,
@@ -54,6 +58,7 @@ impl Meters {
         let outcome = |o: Outcome| metrics::counter(metrics::WRITE_FAILURES, &[("outcome", o.as_str())]);
         Self {
             operations: every.map(|(o, l)| meter(o, l)).collect(),
+            took: [const { AtomicU64::new(0) }; latency::BUCKETS],
             outcomes: [Outcome::Applied, Outcome::NotApplied, Outcome::Unknown].map(outcome),
             restamps: metrics::counter(metrics::RESTAMPS, &[]),
             weak_writes: metrics::counter(metrics::WEAK_WRITES, &[]),
@@ -66,9 +71,16 @@ impl Meters {
         // Built above from the same two lists, so every pair has its place.
         let meter = &self.operations[operation as usize * Level::EVERY.len() + level as usize];
         meter.seconds.record(took.as_secs_f64());
+        // A bucket's number is within the table by construction.
+        self.took[latency::bucket(took.as_micros() as u64)].fetch_add(1, Ordering::Relaxed);
         if failed {
             meter.failures.increment(1);
         }
+    }
+
+    /// The operations that ended so far, by how long they took.
+    pub(super) fn took(&self) -> Vec<u64> {
+        self.took.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }
 
     pub(super) fn write_failed(&self, outcome: Outcome) {

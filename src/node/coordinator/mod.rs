@@ -29,6 +29,7 @@ use crate::node::clock::NodeClock;
 use crate::node::reach::Reach;
 use crate::node::request::{Failure, FailureKind};
 use crate::node::routing::Routing;
+use crate::node::trace;
 use crate::ports::{Peers, ReplicaCall, ReplicaRequest, ReplyTo, Spawn, Store};
 use crate::protocol::quorum::Ask;
 use crate::protocol::ring::{Placement, Ring};
@@ -82,6 +83,11 @@ impl Coordinator {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// Client operations that ended since the start, by the buckets of [`crate::protocol::latency`].
+    pub(in crate::node) fn took(&self) -> Vec<u64> {
+        self.meters.took()
+    }
+
     pub(in crate::node) fn ring(&self, level: Level) -> Result<Arc<Ring>, Failure> {
         self.routing.ring().ok_or_else(|| Failure::before(FailureKind::NotReady, level))
     }
@@ -101,7 +107,8 @@ impl Coordinator {
     }
 
     fn send(&self, to: NodeNum, epoch: Epoch, deadline: Instant, request: ReplicaRequest, reply_to: ReplyTo) {
-        self.peers.send(to, ReplicaCall { epoch, request, deadline: Some(deadline) }, reply_to);
+        let (deadline, trace) = (Some(deadline), trace::current());
+        self.peers.send(to, ReplicaCall { epoch, request, deadline, behind: false, trace }, reply_to);
     }
 }
 

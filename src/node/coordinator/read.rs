@@ -1,4 +1,8 @@
 //! Driving a read: ask, compare, fetch, and write the newest back before it is told.
+//!
+//! A value whose time is up is told as the tombstone of its end, and by then that is written to a majority like anything
+//! else that is told. Not here at `linearizable`: an end must go through the key's register before it is told there
+//! (`conditional`), as a conditional write upon the value may be under way.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,20 +37,29 @@ enum End {
 }
 
 impl Coordinator {
-    /// Reads a key.
+    /// Reads a key, not at `linearizable`.
     ///
     /// # Errors
     /// When fewer replicas answered than the level needs, or what they disagreed on could not be settled in time.
     pub async fn get(&self, get: Get) -> Result<Found, Failure> {
+        self.measured_read(get.level, self.read(get)).await
+    }
+
+    /// A client's read, with its place in the metrics.
+    pub(in crate::node) async fn measured_read(
+        &self,
+        level: Level,
+        read: impl Future<Output = Result<Found, Failure>>,
+    ) -> Result<Found, Failure> {
         let began = Instant::now();
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let level = get.level;
-        let result = self.read(get).await;
+        let result = read.await;
         self.meters.done(Operation::Get, level, began.elapsed(), result.is_err());
         result
     }
 
-    async fn read(&self, get: Get) -> Result<Found, Failure> {
+    /// As [`Self::get`], at any level. An end that it finds at `linearizable` is not fit to be told yet.
+    pub(in crate::node) async fn read(&self, get: Get) -> Result<Found, Failure> {
         let mut ring = self.ring(get.level)?;
         loop {
             let placement = ring.placement(ring.token(&get.key).slot());
@@ -103,25 +116,34 @@ impl Coordinator {
         }
     }
 
-    /// Enough answers are in: where they disagree, the newest record goes to a majority before anyone is told.
+    /// Enough answers are in: where they disagree, the newest record goes to a majority before anyone is told. So does the
+    /// end of a value.
     async fn found(&self, reading: Reading, ring: &Ring) -> Result<Found, Failure> {
         let placement = ring.placement(ring.token(&reading.key).slot());
         let (mut strict, copies) = (reading.fold.is_strict(), reading.fold.copies());
-        if let Some(record) = reading.fold.record()
-            && reading.fold.level() != Level::One
-            && reading.fold.disagree()
-        {
-            self.meters.read_repairs.increment(1);
+        let end = reading.fold.record().and_then(|record| self.clock.end_of(&reading.key, record));
+        let ends = end.as_ref().or(reading.fold.record()).is_some_and(|record| record.version.is_end());
+        let settles = match reading.fold.level() {
+            Level::One => false,
+            Level::Linearizable if ends => false,
+            _ => end.is_some() || reading.fold.disagree(),
+        };
+        if let Some(record) = end.as_ref().or(reading.fold.record()).filter(|_| settles) {
+            if reading.fold.disagree() {
+                self.meters.read_repairs.increment(1);
+            }
             let level = if reading.fold.level() == Level::Quorum { Level::Quorum } else { Level::Linearizable };
-            let fold = WriteFold::write_back(Arc::clone(placement), level, record, &reading.fold.have());
+            // Nobody is known to have the end of what was read as a value.
+            let have = if end.is_some() { SmallVec::new() } else { reading.fold.have() };
+            let fold = WriteFold::write_back(Arc::clone(placement), level, record, &have);
             let written = self.write_back(fold, reading.key.clone(), record.clone(), reading.epoch, reading.deadline);
             let holders = written.await.map_err(|f| Failure { outcome: None, ..f })?;
             // Where a stand-in keeps it for a home replica, the next strict read may miss what this one tells.
             strict &= placement.is_majority(&holders);
         }
         let replicas = placement.home_replicas().to_vec();
-        let record = reading.fold.into_record();
-        let live = record.as_ref().is_some_and(|r| r.is_live(self.clock.now()));
+        let record = end.or(reading.fold.into_record());
+        let live = record.as_ref().is_some_and(|record| !record.is_tombstone());
         Ok(Found { record, live, strict, replicas, copies })
     }
 }

@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::node::fakes::{FakeClock, FakeStore, topology};
-use crate::node::request::{Get, NewContent, Outcome, Put};
+use crate::node::fakes::{FakeClock, FakeStore, journal, topology};
+use crate::node::request::{Get, NewContent, Outcome, Put, Ttl};
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, ReplicaReply};
 use crate::types::{Content, Hlc, InstanceId, Key, Record, Version, Writer};
 
@@ -94,7 +94,7 @@ fn world(nodes: u16, rf: u8) -> World {
     let node_clock =
         NodeClock::new(Arc::clone(&clock) as Arc<dyn crate::ports::Clock>, Duration::from_secs(300), reserved);
     let peers = Arc::clone(&net) as Arc<dyn Peers>;
-    let reach = Reach::new(Arc::clone(&peers), NodeNum(1));
+    let reach = Reach::new(Arc::clone(&peers), NodeNum(1), journal());
     #[expect(clippy::disallowed_methods, reason = "the test's own runtime")]
     {
         tokio::spawn(Arc::clone(&node_clock).keep_reserved(Arc::clone(&store) as Arc<dyn Store>));
@@ -118,7 +118,7 @@ impl World {
         value: &'static str,
         level: Level,
     ) -> Result<crate::node::request::Receipt, Failure> {
-        let content = NewContent::Value { bytes: Bytes::from(value), content_type: None };
+        let content = NewContent::value(value);
         let deadline = Instant::now() + Duration::from_secs(1);
         self.coordinator.put(Put { key: key.clone(), content, level, deadline }).await
     }
@@ -222,6 +222,32 @@ async fn a_read_settles_what_it_tells_before_it_tells_it() {
     w.plant(3, &key, ahead(0), "newer");
     assert_eq!(w.get(&key, Level::Quorum).await.unwrap().unwrap(), "newer");
     assert_eq!(w.on(2, &key), w.on(3, &key));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_is_on_a_majority_before_it_is_told_and_at_one_only_told() {
+    let w = world(3, 2);
+    w.coordinator.clock.trust();
+    let key = w.key(2);
+    let content = NewContent::Value { bytes: "v".into(), content_type: None, ttl: Ttl::from_ms(1_000) };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let put = Put { key: key.clone(), content, level: Level::Quorum, deadline };
+    let version = w.coordinator.put(put).await.unwrap().version;
+    let read = async |level| {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let found = w.coordinator.get(Get { key: key.clone(), level, deadline, every_copy: false }).await.unwrap();
+        (found.live, found.record.map(|r| r.version))
+    };
+    w.clock.advance(999);
+    assert_eq!(read(Level::Quorum).await, (true, Some(version)));
+    w.clock.advance(1);
+    let on = |node| w.on(node, &key).map(|record| record.version);
+    assert_eq!(read(Level::One).await, (false, Some(version.ended())));
+    assert_eq!((on(2), on(3)), (Some(version), Some(version)));
+    assert_eq!(read(Level::Quorum).await, (false, Some(version.ended())));
+    assert_eq!((on(2), on(3)), (Some(version.ended()), Some(version.ended())));
+    w.clock.set(NOW_MS);
+    assert_eq!(read(Level::One).await, (false, Some(version.ended())));
 }
 
 #[tokio::test(start_paused = true)]
@@ -370,10 +396,10 @@ async fn a_newer_topology_is_adopted_and_the_write_goes_again_under_its_version(
     }
     let c = &w.coordinator;
     let peers = Arc::new(Once(Arc::clone(&w.net), told)) as Arc<dyn Peers>;
-    let reach = Reach::new(Arc::clone(&peers), NodeNum(1));
+    let reach = Reach::new(Arc::clone(&peers), NodeNum(1), journal());
     let coordinator =
         Coordinator::new(NodeNum(1), peers, Arc::clone(&c.store), Arc::clone(&c.routing), Arc::clone(&c.clock), reach);
-    let content = NewContent::Value { bytes: Bytes::from("v"), content_type: None };
+    let content = NewContent::value("v");
     let deadline = Instant::now() + Duration::from_secs(1);
     let put = Put { key: key.clone(), content, level: Level::Quorum, deadline };
     let receipt = coordinator.put(put).await.unwrap();

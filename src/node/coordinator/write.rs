@@ -7,13 +7,13 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use crate::node::answers::Answers;
-use crate::node::events;
 use crate::node::request::{Failure, FailureKind, NewContent, Outcome, Put, Receipt};
+use crate::node::{events, trace};
 use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{WriteAsk, WriteFold, WriteState};
 use crate::protocol::ring::Ring;
 use crate::protocol::succession;
-use crate::types::{Content, Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Version};
+use crate::types::{Epoch, Hlc, Key, Level, NodeNum, Record, Topology, Trace, Version};
 
 use super::Coordinator;
 use super::before::Before;
@@ -29,6 +29,8 @@ pub(super) struct Writing {
     pub(super) deadline: Instant,
     pub(super) answers: Arc<Answers>,
     pub(super) round: u8,
+    /// Whose request it is, also for what is sent when its own task has ended.
+    pub(super) trace: Option<Arc<Trace>>,
 }
 
 /// How waiting for a write ended.
@@ -82,22 +84,19 @@ impl Coordinator {
             (ring, before) = Box::pin(self.look_before(ring, &put)).await?;
         }
         let version = self.stamp(&ring, before.newest.hlc, put.deadline).await.map_err(not_applied)?;
-        let content = match put.content {
-            NewContent::Value { bytes, content_type } => Content::Value { bytes, content_type, expires_at_ms: None },
-            NewContent::Tombstone => Content::Tombstone,
-        };
         let placement = ring.placement(ring.token(&put.key).slot());
         let mut writing = self.stragglers.attend(Writing {
             fold: match put.level {
                 Level::Linearizable => WriteFold::ordered(Arc::clone(placement), version, before.live),
                 level => WriteFold::plain(Arc::clone(placement), level, version),
             },
-            record: Record::seal(&put.key, version, version.hlc, content),
+            record: Record::seal(&put.key, version, version.hlc, put.content.written_at(version.hlc)),
             key: put.key,
             epoch: ring.epoch(),
             deadline: put.deadline,
             answers: Answers::new(),
             round: 0,
+            trace: trace::current(),
         });
         if events::shown() {
             events::write(self.me, &writing.key, version, &writing.fold.replicas());
@@ -115,8 +114,7 @@ impl Coordinator {
                     self.meters.restamps.increment(1);
                     let stamped = self.stamp(&ring, above, writing.deadline).await;
                     let version = stamped.map_err(|kind| self.failure(&writing, kind))?;
-                    let content = writing.record.content.clone();
-                    writing.record = Record::seal(&writing.key, version, version.hlc, content);
+                    writing.record = writing.record.stamped_again(&writing.key, version);
                     writing.round += 1;
                     let placement = ring.placement(ring.token(&writing.key).slot());
                     let asks = writing.fold.restart(version, &self.asking(placement));
@@ -150,7 +148,8 @@ impl Coordinator {
         epoch: Epoch,
         deadline: Instant,
     ) -> Result<Vec<NodeNum>, Failure> {
-        let writing = Writing { fold, key, record, epoch, deadline, answers: Answers::new(), round: 0 };
+        let writing =
+            Writing { fold, key, record, epoch, deadline, answers: Answers::new(), round: 0, trace: trace::current() };
         let mut writing = self.stragglers.attend(writing);
         let placement = Arc::clone(writing.fold.placement());
         let asks = writing.fold.start(&self.asking(&placement));
@@ -257,7 +256,8 @@ impl Writing {
                 (to, ReplicaRequest::Hint { target, key, record, counted }, tag)
             }
         };
-        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline };
+        let trace = self.trace.clone();
+        let call = crate::ports::ReplicaCall { epoch: self.epoch, request, deadline, behind: false, trace };
         peers.send(to, call, self.answers.reply_to(tag.pack()));
     }
 
@@ -289,6 +289,7 @@ fn receipt(writing: &Writing, level: Level) -> Receipt {
         hinted: fold.hinted().collect(),
         strict: fold.is_strict(),
         created: fold.is_new(),
+        expires_at_ms: writing.record.expires_at_ms(),
         acked,
     }
 }

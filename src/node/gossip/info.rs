@@ -9,6 +9,10 @@ use crate::ports::PeerReply;
 
 /// Between two tellings of changed counters.
 const COUNTERS_EVERY: Duration = Duration::from_secs(5);
+/// The same where it is asked: somebody may look at it.
+const COUNTERS_WHEN_ASKED: Duration = Duration::from_secs(1);
+/// While somebody looks at the members, each is asked about itself this often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a question waits for its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
@@ -39,6 +43,11 @@ impl Gossip {
     /// Looks at what this node has to tell, and gives it a new number where it changed: at once where it matters,
     /// every few seconds where only counters moved. Called every interval; call it where a change should not wait.
     pub fn refresh(&self) {
+        self.take_own(COUNTERS_EVERY);
+    }
+
+    /// Counters are told anew where they were told so long ago.
+    fn take_own(&self, counters_every: Duration) {
         let mut own = self.own.lock();
         let mut stamp = InfoStamp {
             node: self.identity.node,
@@ -55,7 +64,7 @@ impl Gossip {
             }
             Some((at, told)) => {
                 info.stamp = told.stamp;
-                if info == *told || now.duration_since(*at) < COUNTERS_EVERY {
+                if info == *told || now.duration_since(*at) < counters_every {
                     return;
                 }
                 stamp.info = told.stamp.info + 1;
@@ -73,6 +82,7 @@ impl Gossip {
     /// Answers what this node knows that the asker does not; its own facts always. Where the asker knows more, it is
     /// asked back, so that both are equal in the end.
     pub fn answer_node_info(&self, from: NodeNum, digest: &[InfoStamp]) -> PeerReply {
+        self.take_own(COUNTERS_WHEN_ASKED);
         let mut infos = self.directory.lacking(digest);
         if !infos.iter().any(|info| info.stamp.node == self.identity.node) {
             infos.extend(self.directory.info(self.identity.node).map(|info| (*info).clone()));
@@ -133,6 +143,22 @@ impl Gossip {
                 self.pull(node).await;
             }
         }
+    }
+
+    /// Somebody looks: asks each member that lives about itself, unless that was done a moment ago.
+    pub fn look_around(&self) {
+        let now = Instant::now();
+        let mut looked = self.looked.lock();
+        if looked.is_some_and(|at| now.duration_since(at) < LOOK_EVERY) {
+            return;
+        }
+        *looked = Some(now);
+        let mut wanted = self.wanted.lock();
+        let others = self.directory.all().into_iter().filter(|(node, _)| *node != self.identity.node);
+        for (node, _) in others.filter(|(_, entry)| entry.liveness == Liveness::Alive) {
+            wanted.entry(node).or_insert(None);
+        }
+        self.wanting.notify_one();
     }
 
     /// Compares numbers with one random peer that lives.

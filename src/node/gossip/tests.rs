@@ -4,7 +4,8 @@ use futures_util::future::BoxFuture;
 use tokio::time::sleep;
 
 use super::*;
-use crate::node::fakes::FakeClock;
+use crate::node::fakes::{FakeClock, journal};
+use crate::node::journal::Journal;
 use crate::node::world::{Disk, DiskStore, Host, Network, NetworkPeers, Seeded, Tasks};
 use crate::ports::{Announcement, Header, NodeState, PeerReply};
 use crate::protocol::founding::first_topology;
@@ -23,6 +24,7 @@ struct Node {
     told: Arc<Mutex<Vec<(NodeNum, Liveness)>>>,
     state: Arc<Mutex<(NodeState, u64)>>,
     tasks: Arc<Tasks>,
+    journal: Arc<Journal>,
 }
 
 struct Plugged(Arc<Gossip>, Arc<Disk>);
@@ -143,14 +145,16 @@ impl World {
                     bytes: 0,
                     hints: Vec::new(),
                     requests_per_second: 0,
+                    p99_us: None,
                 }
             })
         };
-        let gossip = Gossip::new(options, ports, self.routing.clone(), directory.clone(), on_liveness, own_info);
+        let (routing, journal) = (self.routing.clone(), journal());
+        let gossip = Gossip::new(options, ports, routing, directory.clone(), on_liveness, own_info, journal.clone());
         self.network.plug(address, Arc::new(Plugged(gossip.clone(), disk.clone())));
         gossip.start();
         let (address, network, disk) = (address.to_owned(), self.network.clone(), disk.clone());
-        Node { address, network, gossip, directory, peers, disk, told, state, tasks }
+        Node { address, network, gossip, directory, peers, disk, told, state, tasks, journal }
     }
 }
 
@@ -346,4 +350,28 @@ async fn infos_are_pulled_when_they_change_and_compared_in_time() {
     nodes.push(world.start(5));
     within(Duration::from_secs(8), "a new life", || nodes.iter().all(|n| told(n) == Some((NodeState::Serving, 0))))
         .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_looks_sees_counters_of_the_last_few_seconds_and_what_happened_is_noted() {
+    let world = World::new(9, 3);
+    let mut nodes: Vec<Node> = (1..=3).map(|n| world.start(n)).collect();
+    within(Duration::from_secs(5), "all meet", || all_hold(&nodes, &[1, 2, 3], Liveness::Alive)).await;
+    let keys = |looker: &Node| looker.directory.info(NodeNum(2)).map(|info| info.keys);
+    nodes[1].state.lock().1 = 1_000;
+    within(Duration::from_secs(20), "keys are told", || keys(&nodes[0]) == Some(1_000)).await;
+    // So little more that nobody is told of it at once.
+    for more in 1..=5 {
+        nodes[1].state.lock().1 = 1_000 + more;
+        within(Duration::from_secs(4), "who looks sees it", || {
+            nodes[0].gossip.look_around();
+            keys(&nodes[0]) == Some(1_000 + more)
+        })
+        .await;
+    }
+    drop(nodes.pop());
+    within(Duration::from_secs(10), "a crash", || all_hold(&nodes, &[3], Liveness::Down)).await;
+    let noted = nodes[0].journal.after(0).into_iter().filter(|event| event.node == NodeNum(3));
+    let texts: Vec<String> = noted.map(|event| event.text).collect();
+    assert_eq!(texts, ["is up, at 10.0.0.3:50050", "did not answer a probe: it is suspected", "is down"]);
 }

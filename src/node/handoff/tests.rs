@@ -1,8 +1,12 @@
 //! Handoff in virtual time, against a target that takes, refuses, hangs or is down.
 
 use super::*;
-use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, topology};
+use crate::node::clock::NodeClock;
+use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, journal, topology};
+use crate::node::reach::Reach;
+use crate::node::routing::Routing;
 use crate::node::views::Liveness;
+use crate::ports::{Peers, Store};
 use crate::types::{Content, Hlc, Key, Record, Slot, Version, Writer};
 
 const ME: NodeNum = NodeNum(1);
@@ -21,16 +25,19 @@ impl World {
     /// A node whose handoff runs, and a target that takes everything.
     fn start() -> Self {
         let (store, peers, theirs) = (FakeStore::new(), FakePeers::new(), FakeStore::new());
-        let reach = Reach::new(Arc::clone(&peers) as Arc<dyn Peers>, ME);
+        let reach = Reach::new(Arc::clone(&peers) as Arc<dyn Peers>, ME, journal());
         let routing = Arc::new(Routing::default());
         routing.install(topology(1, 3, 2));
         let parts = Parts {
+            me: ME,
             store: Arc::clone(&store) as Arc<dyn Store>,
             peers: Arc::clone(&peers) as Arc<dyn Peers>,
             entropy: Arc::new(FakeEntropy::default()),
             reach: Arc::clone(&reach),
             routing,
             clock: NodeClock::new(FakeClock::at(WALL), Duration::from_secs(300), Hlc::ZERO),
+            served: Arc::default(),
+            journal: journal(),
         };
         let handoff = Handoff::new(Options { hint_window: Duration::from_secs(3 * 3600) }, parts);
         #[expect(clippy::disallowed_methods, reason = "a test is its own node")]

@@ -17,7 +17,7 @@ impl Purge {
     pub(in crate::node) async fn answer(&self, epoch: Epoch, step: PurgeStep) -> Result<PeerReply, PeerError> {
         if step == PurgeStep::Status {
             let mut status = self.status.lock().clone();
-            status.tombstones = self.parts.ports.store.totals().tombstones;
+            status.tombstones = self.parts.store.totals().tombstones;
             return Ok(PeerReply::Purge(PurgeReply::Status(status)));
         }
         self.take(epoch, step).await.map(PeerReply::Purge)
@@ -25,10 +25,10 @@ impl Purge {
 
     async fn take(&self, epoch: Epoch, step: PurgeStep) -> Result<PurgeReply, PeerError> {
         let refused = |error: StoreError| PeerError::Refused(error.to_string());
-        let store = &self.parts.ports.store;
+        let store = &self.parts.store;
         // The future is made, and with it the change is queued, before a newer epoch can be in force.
         let queued = {
-            let _under_way = self.parts.replica.enter();
+            let _under_way = self.replica.enter();
             let Some(ring) = self.parts.routing.ring() else {
                 return Err(PeerError::Refused("it has no topology".into()));
             };

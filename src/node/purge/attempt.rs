@@ -9,11 +9,12 @@ use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use super::{ASK_DEADLINE, Purge};
-use crate::node::request::{ConditionalPut, FailureKind, NewContent};
+use crate::node::request::{ConditionalPut, FailureKind};
 use crate::protocol::purge::{self, Next};
 use crate::protocol::ring::Ring;
 use crate::types::{
-    Condition, Floor, Hlc, Key, NodeNum, PurgeReply, PurgeStep, Slot, SlotDrop, SlotSet, Survey, Tags, Version,
+    Condition, Edit, Floor, Hlc, Key, NewContent, NodeNum, PurgeReply, PurgeStep, Slot, SlotDrop, SlotSet, Survey,
+    Tags, Version,
 };
 
 /// How often the home replicas are compared all around before an attempt is given up.
@@ -172,9 +173,9 @@ impl Purge {
     /// whose condition is false of everything.
     async fn settle(&self, key: Key) -> bool {
         let condition = Condition { if_match: Some(Tags::Of(vec![Version::default()])), ..Condition::default() };
-        let deadline = Instant::now() + SETTLE_DEADLINE;
-        let put = ConditionalPut { key, condition, content: NewContent::Tombstone, idempotency: None, deadline };
-        let told = self.parts.conditional.put(put).await;
+        let (edit, deadline) = (Edit::Write(NewContent::Tombstone), Instant::now() + SETTLE_DEADLINE);
+        let put = ConditionalPut { key, condition, edit, idempotency: None, deadline };
+        let told = self.conditional.put(put).await;
         told.is_err_and(|failure| failure.kind == FailureKind::ConditionFailed)
     }
 
@@ -218,7 +219,7 @@ impl Purge {
             }
             let mut differing = SlotSet::NONE;
             for (peer, slots) in peers {
-                match self.parts.anti_entropy.exchange(peer, slots, seal).await {
+                match self.anti_entropy.exchange(peer, slots, seal).await {
                     Ok(same) => slots.iter().filter(|s| !same.contains(*s)).for_each(|slot| differing.insert(slot)),
                     Err(stop) => {
                         waiting.insert(peer, stop.to_string());
@@ -241,7 +242,7 @@ impl Purge {
 
     /// Puts the new floors in force everywhere, and notes what may then be dropped.
     async fn raise(&self, ring: &Ring, seal: Hlc, floors: &Floors, waiting: &mut Waiting) {
-        let (now, store) = (self.parts.clock.now(), &self.parts.ports.store);
+        let (now, store) = (self.parts.clock.now(), &self.parts.store);
         let mut raised = BTreeMap::new();
         let mut oldest: Option<Hlc> = None;
         for (slot, floor) in floors {

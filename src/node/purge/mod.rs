@@ -25,13 +25,10 @@ use parking_lot::Mutex;
 use tokio::sync::Mutex as TurnLock;
 use tokio::time::sleep;
 
-use super::Ports;
 use super::anti_entropy::AntiEntropy;
-use super::clock::NodeClock;
 use super::conditional::Conditional;
-use super::reach::Reach;
+use super::parts::Parts;
 use super::replica::Replica;
-use super::routing::Routing;
 use crate::metrics;
 use crate::ports::{Destination, PeerReply, PeerRequest};
 use crate::protocol::purge::Complete;
@@ -64,45 +61,13 @@ impl Options {
     }
 }
 
-/// What it works with.
-pub struct Parts {
-    pub me: NodeNum,
-    pub ports: Ports,
-    pub routing: Arc<Routing>,
-    pub clock: Arc<NodeClock>,
-    pub reach: Arc<Reach>,
-    pub replica: Arc<Replica>,
-    pub conditional: Arc<Conditional>,
-    pub anti_entropy: Arc<AntiEntropy>,
-}
-
-impl Parts {
-    pub fn of(
-        ports: &Ports,
-        replica: &Arc<Replica>,
-        routing: &Arc<Routing>,
-        clock: &Arc<NodeClock>,
-        reach: &Arc<Reach>,
-        conditional: &Arc<Conditional>,
-        anti_entropy: &Arc<AntiEntropy>,
-    ) -> Self {
-        Self {
-            me: ports.store.identity().node,
-            ports: ports.clone(),
-            routing: Arc::clone(routing),
-            clock: Arc::clone(clock),
-            reach: Arc::clone(reach),
-            replica: Arc::clone(replica),
-            conditional: Arc::clone(conditional),
-            anti_entropy: Arc::clone(anti_entropy),
-        }
-    }
-}
-
 /// The driver.
 pub struct Purge {
     options: Options,
     parts: Parts,
+    replica: Arc<Replica>,
+    conditional: Arc<Conditional>,
+    anti_entropy: Arc<AntiEntropy>,
     turn: TurnLock<()>,
     complete: Mutex<Complete>,
     /// What has to be dropped by replicas that were not heard to have done so, and under which epoch.
@@ -112,10 +77,19 @@ pub struct Purge {
 }
 
 impl Purge {
-    pub fn new(options: Options, parts: Parts) -> Arc<Self> {
+    pub fn new(
+        options: Options,
+        parts: Parts,
+        replica: &Arc<Replica>,
+        conditional: &Arc<Conditional>,
+        anti_entropy: &Arc<AntiEntropy>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             options,
             parts,
+            replica: Arc::clone(replica),
+            conditional: Arc::clone(conditional),
+            anti_entropy: Arc::clone(anti_entropy),
             turn: TurnLock::new(()),
             complete: Mutex::default(),
             owed: Mutex::default(),
@@ -128,7 +102,7 @@ impl Purge {
     pub async fn run(self: Arc<Self>) {
         loop {
             let every_ms = self.options.look_every().as_millis() as u64;
-            let jitter = self.parts.ports.entropy.below(every_ms * 2 / 5);
+            let jitter = self.parts.entropy.below(every_ms * 2 / 5);
             sleep(Duration::from_millis(every_ms * 4 / 5 + jitter)).await;
             self.look().await;
         }
@@ -186,7 +160,7 @@ impl Purge {
         } else {
             let deadline = tokio::time::Instant::now() + patience;
             let request = PeerRequest::Purge { epoch, step };
-            self.parts.ports.peers.ask(Destination::Member(node), request, deadline).await
+            self.parts.peers.ask(Destination::Member(node), request, deadline).await
         };
         match reply {
             Ok(PeerReply::Purge(PurgeReply::WrongEpoch { epoch: theirs })) => Err(format!("holds epoch {theirs}")),
@@ -200,12 +174,6 @@ impl Purge {
 impl fmt::Debug for Purge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Purge").field("options", &self.options).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Parts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
     }
 }
 

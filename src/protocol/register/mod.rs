@@ -7,6 +7,10 @@
 //! What makes the two mix is the version: a conditional write takes the next even count *on top of the version it was
 //! judged on*, so it never jumps over a plain write that it has not seen.
 //!
+//! A value whose time is up is a base like its tombstone. That the value has ended is told of a register only once a
+//! majority has accepted that tombstone under one ballot: a conditional write upon the value may have been accepted by a
+//! minority, and would otherwise come to be after its end was told.
+//!
 //! Sources: Rystsov, "CASPaxos" (2018); Burke et al., "Gryff: Unifying consensus and shared registers" (NSDI 2020).
 //!
 //! Invariants:
@@ -14,12 +18,15 @@
 //! - A row holds a conditional write only after a majority accepted it.
 //! - Every verdict but `Unknown` is definite.
 
+mod found;
 mod proposer;
 mod replica;
 
 pub use proposer::{ProposerFold, Step};
 pub use replica::{accept, prepare};
 
+#[cfg(test)]
+mod end_tests;
 #[cfg(test)]
 mod proposer_tests;
 #[cfg(test)]

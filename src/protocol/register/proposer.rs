@@ -5,7 +5,8 @@
 //! or that loses its majority on the way, is followed by a higher one after a pause, from prepare on.
 //!
 //! The *base*, on which the condition is judged, is the greatest record that was promised, or the state accepted under
-//! the highest ballot where that is newer: it may have been decided, and not written yet.
+//! the highest ballot where that is newer: it may have been decided, and not written yet. Where it is a value whose time
+//! is up, the tombstone of its end stands in its place.
 //!
 //! Invariants:
 //! - An operation is decided once. After it sent an accept, it goes on only when it knows that nobody decided beside it: a
@@ -14,7 +15,7 @@
 //!   built on the first may have been out of sight when the second was sent, and come back after it.)
 //! - "Condition failed" is said only of a base that stays: one that a majority holds in its rows, or that was accepted
 //!   again under this ballot and written. After an accept of its own only the latter will do: it ends what was accepted of
-//!   that one.
+//!   that one. Of the end of a value it is said only where a majority accepted that end: a row may have it without.
 //! - Without an accept every verdict but success is definite: nothing was written.
 
 use std::sync::Arc;
@@ -22,10 +23,11 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
+use super::found::Found;
 use crate::protocol::quorum::{Asking, Gather, Gathered};
 use crate::protocol::ring::Placement;
 use crate::types::{
-    Accepted, Answer, Ballot, Hlc, Level, NodeNum, OpId, Promise, Proposal, Recent, Record, Remembered,
+    Accepted, Answer, Ballot, Content, Hlc, Level, NodeNum, OpId, Promise, Proposal, Recent, Record, Remembered,
     RememberedAnswer, ReplicaReply, ReplicaRequest, Verdict, Version,
 };
 
@@ -97,8 +99,8 @@ pub struct ProposerFold {
     /// The first ballot under which something was sent to be accepted that answers this operation: a state of its own, or
     /// an entry under its `Idempotency-Key`. From then on nothing but a verdict of the register is definite.
     first_sent: Option<Ballot>,
-    /// What the ballot under way found or made the key's value to be; `None` until it has, and where it finishes a state
-    /// of an earlier one.
+    /// What the ballot under way found or made to stand under the key, a tombstone too; `None` until it has, and where it
+    /// finishes a state of an earlier one.
     current: Option<Option<Record>>,
     /// The highest ballot that anybody was promised instead.
     outbid: Option<Ballot>,
@@ -134,8 +136,8 @@ impl ProposerFold {
         self.ballots
     }
 
-    /// The key's value (or that it has none) at some moment since the last ballot began, where that ballot came to say it
-    /// by a verdict of its own.
+    /// What stood under the key (a tombstone, too) at some moment since the last ballot began, where that ballot came to say
+    /// it by a verdict of its own.
     pub fn current(&self) -> Option<&Option<Record>> {
         self.current.as_ref()
     }
@@ -210,7 +212,9 @@ impl ProposerFold {
         let Round::Write { verdict } = std::mem::replace(&mut self.round, Round::Idle) else { return Step::Wait };
         match acked {
             Ok(nodes) => Step::Done(match verdict {
-                Verdict::Applied { version, created, .. } => Verdict::Applied { version, created, acked: nodes },
+                Verdict::Applied { version, created, expires_at_ms, .. } => {
+                    Verdict::Applied { version, created, expires_at_ms, acked: nodes }
+                }
                 other => other,
             }),
             Err(failed) => {
@@ -260,12 +264,16 @@ impl ProposerFold {
         if self.is_overtaken(&found) {
             return self.again();
         }
-        let base = found.base().cloned();
-        let current = base.filter(|r| r.is_live(now));
-        if self.proposal.condition.holds(current.as_ref()) {
-            return self.propose(&found, current.is_none(), asking);
+        let end = found.base().filter(|r| r.has_ended(now)).and_then(|r| r.end(&self.proposal.key));
+        let stands = end.or_else(|| found.base().cloned());
+        let live = stands.as_ref().filter(|r| !r.is_tombstone());
+        // This clock may lag behind the one that stamped the base; a later state never looks older.
+        let written = stands.as_ref().map_or(self.written, |r| r.written.max(self.written));
+        let holds = self.proposal.condition.holds(live);
+        match self.proposal.edit.made_of(live, written).filter(|_| holds) {
+            Some(content) => self.propose(&found, stands, (written, content), asking),
+            None => self.refuse(found, stands, asking),
         }
-        self.refuse(found, current, asking)
     }
 
     /// Where an accept that answers it was sent before: what is said when the state found is written again, or that nobody
@@ -288,18 +296,18 @@ impl ProposerFold {
         passed.then(|| Err(self.unknown()))
     }
 
-    /// Whether a row has a version that it proposed, though no such state was found. A row holds it only after a majority
+    /// Whether a row has a version that it proposed, or the end of it, though no such state was found. A row holds it only after a majority
     /// accepted it, so that was under a ballot above this one, and the next will find whose it is.
     fn is_overtaken(&self, found: &Found<'_>) -> bool {
         let mut rows = found.promises.iter().filter_map(|(_, p)| p.record.as_ref());
-        let proposed = |v: Version| self.sent.iter().any(|s| s.applied() == Some(v));
+        let proposed = |row: Version| self.sent.iter().filter_map(Sent::applied).any(|v| row == v || row == v.ended());
         rows.any(|r| proposed(r.version))
     }
 
     /// The answer that was given before under its `Idempotency-Key`.
     fn remembered(&self, found: &Found<'_>) -> Option<Remembered> {
         let idempotency = self.proposal.idempotency?;
-        found.recent.find(idempotency.key).copied()
+        found.recent().find(idempotency.key).copied()
     }
 
     /// What is said again. `None`: the key belongs to another request.
@@ -307,7 +315,8 @@ impl ProposerFold {
         if Some(before.request) != self.proposal.idempotency {
             return None;
         }
-        let applied = |created| Verdict::Applied { version: before.version, created, acked: Vec::new() };
+        let applied =
+            |created| Verdict::Applied { version: before.version, created, expires_at_ms: None, acked: Vec::new() };
         Some(match before.answer {
             RememberedAnswer::Created => applied(true),
             RememberedAnswer::Replaced => applied(false),
@@ -317,37 +326,43 @@ impl ProposerFold {
         })
     }
 
-    /// The condition is true.
-    fn propose(&mut self, found: &Found<'_>, created: bool, asking: Asking<'_>) -> Step {
-        let below = found.base().map_or(found.floor_version, |r| r.version);
+    /// The condition is true of what stands there.
+    fn propose(
+        &mut self,
+        found: &Found<'_>,
+        stands: Option<Record>,
+        (written, content): (Hlc, Content),
+        asking: Asking<'_>,
+    ) -> Step {
+        let below = stands.as_ref().map_or(found.floor_version, |r| r.version);
         let Some(version) = below.conditional() else {
             return Step::Done(if self.first_sent.is_none() { Verdict::Exhausted } else { self.unknown() });
         };
-        let content = self.proposal.content.clone();
-        // This clock may lag behind the one that stamped the base; a later state never looks older.
-        let written = found.base().map_or(self.written, |r| r.written.max(self.written));
         let record = Record::seal(&self.proposal.key, version, written, content);
+        let (created, expires_at_ms) = (stands.is_none_or(|r| r.is_tombstone()), record.expires_at_ms());
         let answer = if created { RememberedAnswer::Created } else { RememberedAnswer::Replaced };
         let recent = self.remember(found, answer, version);
-        self.current = Some(Some(record.clone()).filter(|r| !r.is_tombstone()));
+        self.current = Some(Some(record.clone()));
         let accepted = Accepted { ballot: self.ballot, op: self.proposal.op, record: Some(record), recent };
-        self.accept(accepted, Verdict::Applied { version, created, acked: Vec::new() }, asking)
+        self.accept(accepted, Verdict::Applied { version, created, expires_at_ms, acked: Vec::new() }, asking)
     }
 
-    /// The condition is false of this: the base must stay before that is said.
-    fn refuse(&mut self, found: Found<'_>, current: Option<Record>, asking: Asking<'_>) -> Step {
-        let met = current.as_ref().map_or_else(Version::default, |r| r.version);
-        self.current = Some(current.clone());
-        let verdict = Verdict::ConditionFailed { current };
+    /// The condition is false of what stands there: that must stay before it is said.
+    fn refuse(&mut self, found: Found<'_>, stands: Option<Record>, asking: Asking<'_>) -> Step {
+        let met = stands.as_ref().filter(|r| !r.is_tombstone()).map_or_else(Version::default, |r| r.version);
+        self.current = Some(stands.clone());
+        let verdict = Verdict::ConditionFailed { current: stands.clone() };
         let remembers = self.proposal.idempotency.is_some();
-        if !remembers && self.first_sent.is_none() && found.newer().is_none() {
+        let open = stands.as_ref().is_some_and(|r| r.version.is_end() && !found.has_chosen(r));
+        if !remembers && self.first_sent.is_none() && found.newer().is_none() && !open {
             return self.settle(&found, verdict);
         }
         let recent = self.remember(&found, RememberedAnswer::ConditionFailed, met);
         // Whoever made the base may still ask for it. That it was refused is nobody's state: were it this operation's,
         // it could be taken for one that applied it, once somebody else has accepted it again.
-        let op = found.maker().map_or(NOBODY, |a| a.op);
-        let accepted = Accepted { ballot: self.ballot, op, record: found.base().cloned(), recent };
+        let maker = found.maker().filter(|a| a.record.as_ref() == stands.as_ref());
+        let op = maker.map_or(NOBODY, |a| a.op);
+        let accepted = Accepted { ballot: self.ballot, op, record: stands, recent };
         self.accept(accepted, verdict, asking)
     }
 
@@ -359,7 +374,7 @@ impl ProposerFold {
     }
 
     fn remember(&self, found: &Found<'_>, answer: RememberedAnswer, version: Version) -> Recent {
-        let recent = found.recent;
+        let recent = found.recent();
         self.proposal
             .idempotency
             .map_or_else(|| recent.clone(), |request| recent.with(Remembered { request, answer, version }))
@@ -374,7 +389,7 @@ impl ProposerFold {
     /// The state that is, once more under this ballot: what may have been decided is, then.
     fn accept_again(&mut self, found: Found<'_>, verdict: Verdict, asking: Asking<'_>) -> Step {
         let op = found.accepted.map_or(NOBODY, |a| a.op);
-        let (record, recent) = (found.base().cloned(), found.recent.clone());
+        let (record, recent) = (found.base().cloned(), found.recent().clone());
         self.accept(Accepted { ballot: self.ballot, op, record, recent }, verdict, asking)
     }
 
@@ -430,60 +445,6 @@ impl ProposerFold {
             return Step::Done(self.give_up());
         }
         Step::BackOff { above: self.outbid.map_or(self.ballot.hlc, |b| b.hlc.max(self.ballot.hlc)) }
-    }
-}
-
-/// What a majority held when it promised.
-struct Found<'a> {
-    promises: SmallVec<[(NodeNum, &'a Promise); 4]>,
-    /// The state accepted under the highest ballot, none below the greatest floor's.
-    accepted: Option<&'a Accepted>,
-    /// The answers that were given: they outlive a floor for as long as the key is not purged.
-    recent: &'a Recent,
-    /// The greatest record.
-    row: Option<&'a Record>,
-    floor_version: Version,
-    low: Ballot,
-}
-
-impl<'a> Found<'a> {
-    fn of(gather: &'a Gather<Box<Promise>>) -> Self {
-        let promises: SmallVec<[(NodeNum, &Promise); 4]> = gather.yes().map(|(n, p)| (n, &**p)).collect();
-        let all = || promises.iter().map(|(_, p)| *p);
-        let low = all().map(|p| p.floor.ballot).max().unwrap_or_default();
-        let floor_version = all().map(|p| p.floor.version).max().unwrap_or_default();
-        let latest = all().filter_map(|p| p.accepted.as_ref()).max_by_key(|a| a.ballot);
-        let accepted = latest.filter(|a| a.ballot >= low);
-        // Below the floor it was decided if it was written everywhere, or superseded: all copies were compared by then.
-        let holds = |p: &Promise, a: &Accepted| p.record.as_ref().is_some_and(|r| r.version >= a.version());
-        let stands = |a: &&Accepted| a.ballot >= low || a.record.is_none() || all().all(|p| holds(p, a));
-        let recent = latest.filter(stands).map_or(const { &Recent::NONE }, |a| &a.recent);
-        let row = all().filter_map(|p| p.record.as_ref()).reduce(|a, b| if b.beats(a) { b } else { a });
-        Self { accepted, recent, row, floor_version, low, promises }
-    }
-
-    /// The accepted state, where it is newer than every row.
-    fn newer(&self) -> Option<&'a Accepted> {
-        self.accepted.filter(|a| a.version() > self.row.map_or_else(Version::default, |r| r.version))
-    }
-
-    /// The accepted state, where it made the base.
-    fn maker(&self) -> Option<&'a Accepted> {
-        self.accepted
-            .filter(|a| a.record.is_some() && a.version() >= self.row.map_or_else(Version::default, |r| r.version))
-    }
-
-    /// What conditions are judged on.
-    fn base(&self) -> Option<&'a Record> {
-        self.newer().map_or(self.row, |a| a.record.as_ref())
-    }
-
-    fn is_unanimous(&self) -> bool {
-        self.promises.iter().all(|(_, p)| p.record.as_ref() == self.row)
-    }
-
-    fn holders(&self, record: &Record) -> SmallVec<[NodeNum; 4]> {
-        self.promises.iter().filter(|(_, p)| p.record.as_ref() == Some(record)).map(|(n, _)| *n).collect()
     }
 }
 

@@ -3,10 +3,12 @@
 use super::proposer::{ProposerFold, Step};
 use super::testing::*;
 use crate::protocol::quorum::Ask;
-use crate::types::{Condition, Content, Floor, Hlc, Idempotency, NodeNum, Proposal, Record, RememberedAnswer, Verdict};
+use crate::types::{
+    Condition, Content, Edit, Floor, Hlc, Idempotency, NewContent, NodeNum, Proposal, Record, RememberedAnswer, Verdict,
+};
 
 fn proposal(op: u8, condition: Condition) -> Proposal {
-    Proposal { key: key(), condition, content: Content::value("new"), op: op_id(op), idempotency: None }
+    Proposal { key: key(), condition, edit: Edit::Write(NewContent::value("new")), op: op_id(op), idempotency: None }
 }
 
 fn fold(op: u8, condition: Condition) -> ProposerFold {
@@ -38,7 +40,7 @@ fn a_true_condition_takes_the_next_even_count_above_the_base_and_is_written_firs
     ] {
         let mut replicas = Replicas::holding(rows);
         let step = replicas.run(&mut fold(1, condition), b(10), EVERYWHERE);
-        let Step::Done(Verdict::Applied { version: said, created: new, acked }) = step else { panic!("{step:?}") };
+        let Step::Done(Verdict::Applied { version: said, created: new, acked, .. }) = step else { panic!("{step:?}") };
         assert_eq!((said.rmw, new, acked), (version, created, nodes(ALL)));
         assert_eq!(replicas.rows(), [Some(said); 3]);
     }
@@ -66,7 +68,8 @@ fn what_was_accepted_below_a_floor_counts_for_nothing_and_what_is_new_goes_above
     let mut replicas = Replicas::new(3).accepted(1, b(3), 7, v(5, 2));
     replicas.cells[1].floor = Floor { written: Hlc(4), version: v(8, 4), ballot: b(4) };
     let step = replicas.run(&mut fold(1, create()), b(10), [&[1, 2], ALL, ALL]);
-    assert_eq!(step, Step::Done(Verdict::Applied { version: v(8, 6), created: true, acked: nodes(ALL) }));
+    let verdict = Verdict::Applied { version: v(8, 6), created: true, expires_at_ms: None, acked: nodes(ALL) };
+    assert_eq!(step, Step::Done(verdict));
 }
 
 #[test]
@@ -254,7 +257,7 @@ fn an_answer_outlives_a_floor_until_its_key_is_purged() {
     let mut replicas = Replicas::new(3);
     outcomes(&mut replicas, &mut keyed(1, create(), 1), &[(10, EVERYWHERE)]);
     replicas.cells.iter_mut().for_each(|cell| cell.floor = floor);
-    let mut gone = Replicas { cells: replicas.cells.clone(), transcript: String::new() };
+    let mut gone = Replicas { cells: replicas.cells.clone(), transcript: String::new(), now: replicas.now };
     assert_eq!(outcomes(&mut replicas, &mut keyed(2, create(), 1), &[(20, EVERYWHERE)]), ["applied 2 created true"]);
     assert_eq!(replicas.rows()[0].map(|v| v.rmw), Some(2), "nothing was written again");
     gone.cells[0] = Cell { floor, ..Cell::default() };

@@ -30,11 +30,13 @@ pub(super) struct Cell {
 pub(super) struct Replicas {
     pub(super) cells: Vec<Cell>,
     pub(super) transcript: String,
+    /// By this proposers judge whether a value has ended.
+    pub(super) now: Hlc,
 }
 
 impl Replicas {
     pub(super) fn new(count: usize) -> Self {
-        Self { cells: vec![Cell::default(); count], transcript: String::new() }
+        Self { cells: vec![Cell::default(); count], transcript: String::new(), now: NOW }
     }
 
     /// Three that hold these versions; `None` is nothing.
@@ -106,7 +108,7 @@ impl Replicas {
                     for node in to {
                         let heard = heard.contains(&node.0);
                         let answer = if heard { self.ask(node.0, &request) } else { Err(PeerError::TimedOut) };
-                        step = fold.on_answer(node, answer, NOW, &|_| Ask::Yes);
+                        step = fold.on_answer(node, answer, self.now, &|_| Ask::Yes);
                         if step != Step::Wait {
                             break;
                         }
@@ -139,7 +141,8 @@ pub(super) fn outcome(step: &Step) -> String {
     match step {
         Step::Done(Verdict::Applied { version, created, .. }) => format!("applied {} created {created}", version.rmw),
         Step::Done(Verdict::ConditionFailed { current }) => {
-            format!("failed of {:?}", current.as_ref().map(|r| r.version.rmw))
+            let current = current.as_ref().filter(|r| !r.is_tombstone() || r.version.is_end());
+            format!("failed of {:?}", current.map(|r| r.version.rmw))
         }
         Step::Done(Verdict::FailedBefore { version }) => format!("failed before of {:?}", version.map(|v| v.rmw)),
         Step::Done(Verdict::KeyReused) => "key reused".into(),

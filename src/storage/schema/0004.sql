@@ -1,18 +1,11 @@
--- 4: floors with a checksum, and seals.
+-- 4: values that end.
 --
--- No program before this one raised a floor, so there is none to keep. A floor that was damaged would let a deleted key come
--- back, or refuse what is new: a database with one is set aside (src/storage/floors.rs).
-
-DROP TABLE floors;
-
-CREATE TABLE floors (
-    slot          INTEGER PRIMARY KEY,
-    written       INTEGER NOT NULL,
-    hlc           INTEGER NOT NULL,
-    writer        INTEGER NOT NULL,
-    rmw           INTEGER NOT NULL,
-    ballot_hlc    INTEGER NOT NULL,
-    ballot_writer INTEGER NOT NULL,
-    sealed        INTEGER NOT NULL,     -- ballots of up to this time are refused
-    checksum      INTEGER NOT NULL      -- xxh3-64 of all of them, in this order
-) STRICT;
+-- One row for each record with an end, in the order of their ends. A table of its own and no index of `records`: there an
+-- index would make every replacement look for the row it replaces, also of the many that have no end. The token holds the
+-- slot (its first byte).
+CREATE TABLE ends (
+    expires_at_ms INTEGER NOT NULL,
+    token         INTEGER NOT NULL,
+    key           BLOB    NOT NULL,
+    PRIMARY KEY (expires_at_ms, token, key)
+) STRICT, WITHOUT ROWID;

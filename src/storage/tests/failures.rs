@@ -175,7 +175,7 @@ fn after_a_failed_commit_nothing_is_written_again() {
             other => panic!("{other:?}"),
         };
         let change = Change::Write { token: Token(0), key, record };
-        let job = Job { change, answer: AnswerTo::Replica(ReplyTo::new(tray.clone(), tag)) };
+        let job = Job { change, answer: AnswerTo::Replica(ReplyTo::new(tray.clone(), tag)), behind: false };
         queue.push([job].into_iter(), 10);
     };
     // A batch ends at its limit of bytes or changes; here each run of the writer is one batch.
@@ -196,7 +196,7 @@ fn after_a_failed_commit_nothing_is_written_again() {
     let queue = Arc::new(WriteQueue::default());
     let (caller, told) = tokio::sync::oneshot::channel();
     let change = Change::ReserveClock(Hlc(5));
-    queue.push([Job { change, answer: AnswerTo::Caller(caller) }].into_iter(), 10);
+    queue.push([Job { change, answer: AnswerTo::Caller(caller), behind: false }].into_iter(), 10);
     queue.close();
     let refused = Arc::new(status.clone());
     WriterThread { engine: store_again, queue, status: (*refused).clone(), checkpointer }.run();

@@ -136,7 +136,7 @@ fn totals_are_exact_after_a_restart_and_while_counting() {
     assert_eq!(after.bytes, before.bytes + added);
 }
 
-fn topology(epoch: u64) -> Arc<Topology> {
+pub(in crate::storage) fn topology(epoch: u64) -> Arc<Topology> {
     let member = Member {
         node: NodeNum(1),
         instance: InstanceId(Uuid::from_u128(9)),

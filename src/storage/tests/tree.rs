@@ -39,8 +39,10 @@ fn check(engine: &Engine, records: &BTreeMap<Key, Record>) {
         let of_slot = records.iter().map(|(key, record)| (Entry::of(key.token(seed()), record), key.clone()));
         let mut intact: Vec<_> = of_slot.filter(|(entry, _)| entry.token.slot() == slot).collect();
         intact.sort();
-        let held = engine.holdings(seed(), slot, &leaves_of(slot)).unwrap();
-        assert_eq!(held, Holdings { intact, damaged: Vec::new() });
+        let mut held = engine.holdings(seed(), slot, &leaves_of(slot)).unwrap();
+        let found = leaves_of(slot).iter().map(|leaf| held.leaves.remove(leaf).unwrap_or_default()).collect::<Vec<_>>();
+        assert_eq!(found, leaves[first..first + Leaf::IN_SLOT]);
+        assert_eq!(held, Holdings { intact, ..Holdings::default() });
     }
     let totals = engine.book.totals(true);
     let tombstones = records.values().filter(|record| record.is_tombstone()).count() as u64;
@@ -232,6 +234,7 @@ fn a_key_that_was_damaged_is_missing_once_its_slot_was_listed() {
     });
     let held = engine.holdings(seed(), slot, &leaves_of(slot)).unwrap();
     assert!(held.damaged.is_empty(), "it cannot be named");
+    assert_eq!(held.strays, [(slot.0.into(), b"k\x73".to_vec())]);
     assert_eq!(engine.leaf_sums(slot), None, "and so the slot is summed again");
     engine.sum_due(seed());
     let left: Vec<_> = records.iter().filter(|(key, _)| key.token(seed()).slot() == slot).collect();

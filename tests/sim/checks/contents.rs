@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use a3::types::{Key, Level, Version};
+use a3::types::{Level, Version};
 
 use super::{Verdict, none};
-use crate::history::{Contents, Operation, Told};
+use crate::history::{Contents, Held, Operation, Told};
 use crate::world::World;
 
 pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
@@ -17,31 +17,32 @@ pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
     reads_are_of_writes(history)
 }
 
-/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks. What a condition met
-/// may have been decided, and superseded before it came to a row.
+/// No version with two contents anywhere, ever; receipts, reads and refusals agree with the disks. What a condition met,
+/// or a linearizable read that came upon an end, may have been decided, and superseded before it came to a row.
 fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
     if let Some(conflict) = world.witness.conflicts().first() {
         return Err(conflict.clone());
     }
     let held = |o: &Operation, version: Version| seen.get(&(o.key().clone(), version));
-    let accepted: BTreeSet<(Key, Version)> = world
-        .witness
-        .ever_accepted()
-        .into_iter()
-        .filter(|a| a.2.is_some())
-        .map(|(key, version, _)| (key, version))
-        .collect();
+    let accepted = world.witness.ever_accepted();
+    let decided = |o: &Operation, version: Version, content: &dyn Fn(&Held) -> bool| {
+        accepted.iter().any(|(key, v, held)| (key, *v) == (o.key(), version) && content(held))
+    };
     for o in history {
         let agrees = match &o.told {
             // A write that was superseded everywhere before it came is acknowledged, and on no disk.
-            Told::Wrote(receipt) => {
-                let content = o.request.content();
-                held(o, receipt.version).is_none_or(|held| Some(held) == content.as_ref())
+            Told::Wrote(receipt) => held(o, receipt.version).is_none_or(|held| o.request.made(held)),
+            // Of these `ends` knows more.
+            Told::Found { version: Some(version), text, .. } if version.is_end() => text.is_none(),
+            Told::Found { version: Some(version), text, .. } => {
+                let on_disk = held(o, *version).is_some_and(|held| held.text == *text);
+                let settled = || o.request.level == Level::Linearizable;
+                on_disk || settled() && decided(o, *version, &|held| held.text == *text)
             }
-            Told::Found { version: Some(version), text, .. } => held(o, *version) == Some(text),
             Told::Found { version: None, .. } => true,
             _ => o.met().flatten().is_none_or(|version| {
-                held(o, version).is_some_and(Option::is_some) || accepted.contains(&(o.key().clone(), version))
+                held(o, version).is_some_and(|held| held.text.is_some())
+                    || decided(o, version, &|held| held.text.is_some())
             }),
         };
         if !agrees {
@@ -51,13 +52,13 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
     Ok(())
 }
 
-/// A plain write may be stamped twice, any other once; the second time for a reason: above its first stamp some disk
-/// held another write's. What it wrote itself, and what was built upon that, is none, or it would overwrite those who saw
-/// it under its first.
+/// A touch gives a value another version. Apart from that, a plain write may be stamped twice, any other once; the second
+/// time for a reason: above its first stamp some disk held another write's. What it wrote itself, and what was built upon
+/// that, is none, or it would overwrite those who saw it under its first.
 fn values_have_few_versions(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
     let mut stamps: BTreeMap<&str, BTreeSet<Version>> = BTreeMap::new();
-    for ((_, version), text) in seen {
-        if let Some(text) = text {
+    for ((_, version), held) in seen.iter().filter(|(_, held)| !held.is_touched()) {
+        if let Some(text) = &held.text {
             stamps.entry(text).or_default().insert(*version);
         }
     }
@@ -85,9 +86,9 @@ fn values_have_few_versions(world: &World, history: &[Operation], seen: &Content
 /// Of values: nothing tells one tombstone from another. A request that was sent several times may have been applied
 /// another time. What ended with a false condition may have been accepted by a minority before, and was outbid for good.
 fn not_applied_is_nowhere(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
-    let stored: BTreeSet<&str> = seen.values().flatten().map(String::as_str).collect();
+    let stored: BTreeSet<&str> = seen.values().filter_map(|held| held.text.as_deref()).collect();
     let accepted = world.witness.ever_accepted();
-    let accepted: BTreeSet<&str> = accepted.iter().filter_map(|(_, _, text)| text.as_deref()).collect();
+    let accepted: BTreeSet<&str> = accepted.iter().filter_map(|(_, _, held)| held.text.as_deref()).collect();
     let maybe: BTreeSet<&str> =
         history.iter().filter(|o| !o.without_effect()).filter_map(|o| o.request.text()).collect();
     let refused: BTreeSet<&str> =
@@ -97,7 +98,15 @@ fn not_applied_is_nowhere(world: &World, history: &[Operation], seen: &Contents)
         let traces = |text| stored.contains(text) || accepted.contains(text) && !refused.contains(text);
         o.without_effect() && text.is_some_and(traces)
     };
-    none(history.iter().filter(lied), "said to have no effect, and some disk had it")
+    none(history.iter().filter(lied), "said to have no effect, and some disk had it")?;
+    let maybe: BTreeSet<u64> =
+        history.iter().filter(|o| !o.without_effect()).filter_map(|o| o.request.touches()).collect();
+    let touched: BTreeSet<u64> = seen.values().filter_map(|held| held.ttl).collect();
+    let lied = |o: &&Operation| {
+        let ttl = o.request.touches().filter(|ttl| !maybe.contains(ttl));
+        o.without_effect() && ttl.is_some_and(|ttl| touched.contains(&ttl))
+    };
+    none(history.iter().filter(lied), "a touch that was said to have no effect, and some disk had it")
 }
 
 /// Nothing is read that nobody had begun to write.

@@ -62,7 +62,7 @@ pub(super) fn acknowledged_is_kept(world: &World, history: &[Operation]) -> Verd
 fn first_stamp(world: &World, write: &Operation) -> Option<Version> {
     let text = write.request.text()?;
     let seen = world.witness.seen();
-    let of_it = seen.iter().filter(|((key, _), held)| key == write.key() && held.as_deref() == Some(text));
+    let of_it = seen.iter().filter(|((key, _), held)| key == write.key() && held.text.as_deref() == Some(text));
     of_it.map(|((_, version), _)| *version).min()
 }
 
@@ -93,13 +93,18 @@ pub(super) async fn reading_settles(world: &World, key: &Key) -> Verdict {
     let before = world.copies(key);
     let newest = before.iter().max().copied().flatten();
     let found = read_every_copy(world, key, before.len()).await?;
-    if found != newest {
+    // Its time may be up meanwhile.
+    let records = world.witness.records();
+    let ends = newest.and_then(|v| records.get(&(key.clone(), v))).and_then(|record| record.expires_at_ms());
+    let or_ended =
+        |version: Option<Version>| version == newest || ends.is_some() && version == newest.map(|v| v.ended());
+    if !or_ended(found) {
         return Err(format!("a read of every copy of {key:?} found {found:?}, and the disks hold {before:?}"));
     }
     // A majority has it when the read is answered, the others soon after.
     sleep(Duration::from_secs(1)).await;
     let after = world.copies(key);
-    if after.iter().any(|copy| *copy != newest) {
+    if after.iter().any(|copy| !or_ended(*copy)) {
         return Err(format!("a read of every copy of {key:?} left the disks with {after:?}"));
     }
     Ok(())

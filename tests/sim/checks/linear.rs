@@ -10,11 +10,15 @@
 //!   conditional one after its request was first asked, or never. So are writes that are not strict, whose answer was unknown or lost, and the first stamp of one
 //!   that was stamped twice.
 //!
+//! The end of a value is no operation of anybody's: a value with an end may turn into its tombstone at any time. That this
+//! is not too early or too late is for `ends`.
+//!
 //! What stands in the register only ever gets newer, as versions are what replicas go by. A plain maybe has its place in
 //! that order by a clock that may lag: there it may come before what was there when it was asked. (That nobody sees it
 //! before it is asked is for `contents`.)
 //!
-//! What is left out: reads at `one` and reads that counted a stand-in, which promise nothing; requests that were told they
+//! What is left out: reads at `one` and reads that counted a stand-in, which promise nothing; reads at quorum and `all` that
+//! tell an end, which does not go through the register there (`ends` says what holds of them); requests that were told they
 //! had no effect otherwise than by their condition (409, 422, 503: `contents` looks for traces of them); maybes that
 //! nobody saw, named or built upon, as a version that is overwritten unseen constrains nothing. Of the others it is certain
 //! that they happened. That makes the search cheap, as it is exponential in maybes. A search that does not end within [`BUDGET`] is counted, and believed.
@@ -29,7 +33,7 @@ use todc_utils::{Action, History, Specification, WGLChecker};
 
 use super::Verdict;
 use super::events::Event;
-use crate::history::{Contents, Operation, Told, Wish};
+use crate::history::{Contents, Held, Operation, Told, Wish};
 use crate::world::World;
 
 /// Tries to place one operation, of one key's history.
@@ -44,6 +48,8 @@ enum State {
     Record {
         version: Version,
         live: bool,
+        /// Its time may be up.
+        ends: bool,
     },
     /// The search was given up: anything goes.
     GivenUp,
@@ -55,7 +61,17 @@ impl State {
     }
 
     fn live(self) -> Option<Version> {
-        if let State::Record { version, live: true } = self { Some(version) } else { None }
+        if let State::Record { version, live: true, .. } = self { Some(version) } else { None }
+    }
+
+    /// Once the time of the value that stands there is up; `None` where that never comes.
+    fn ended(self) -> Option<State> {
+        match self {
+            State::Record { version, live: true, ends: true } => {
+                Some(State::Record { version: version.ended(), live: false, ends: false })
+            }
+            _ => None,
+        }
     }
 }
 
@@ -67,16 +83,21 @@ enum Effect {
     /// The condition was false of that live version.
     Refused {
         wish: Wish,
+        /// It needs a value, too.
+        touches: bool,
         met: Option<Version>,
     },
     Write {
         version: Version,
         live: bool,
+        ends: bool,
     },
     Conditional {
         version: Version,
         live: bool,
+        ends: bool,
         wish: Wish,
+        touches: bool,
         /// What it was told; not known of a maybe.
         created: Option<bool>,
         /// Where the key had no record any more it goes above this, which its slot had purged up to.
@@ -98,22 +119,31 @@ impl Step<'_> {
     /// The state after it, if it can be placed there.
     fn after(&self, state: State) -> Option<State> {
         match self.effect {
-            Effect::Read { found } => (state.version() == found).then_some(state),
-            Effect::Refused { wish, met } => (state.live() == met && !wish.holds(met)).then_some(state),
-            Effect::Write { version, live } => match (state.version() < Some(version), self.ended) {
-                (true, _) => Some(State::Record { version, live }),
+            Effect::Read { found } => {
+                let is = |state: &State| state.version() == found;
+                Some(state).filter(is).or(state.ended().filter(is))
+            }
+            Effect::Refused { wish, touches, met } => {
+                let holds = wish.holds(met) && (met.is_some() || !touches);
+                let is = |state: &State| state.live() == met && !holds;
+                Some(state).filter(is).or(state.ended().filter(is))
+            }
+            Effect::Write { version, live, ends } => match (state.version() < Some(version), self.ended) {
+                (true, _) => Some(State::Record { version, live, ends }),
                 // It came to be where something newer stood already, or never.
                 (false, None) => Some(state),
                 (false, Some(_)) => None,
             },
-            Effect::Conditional { version, live, wish, created, floor } => {
-                let base = state.version().unwrap_or_default();
-                let told = created.is_none_or(|created| created == state.live().is_none());
-                let anew = || state.live().is_none() && version > base && is_anew(version, floor);
-                let next = base.conditional() == Some(version) || anew();
-                let right = wish.holds(state.live()) && next && told;
-                match (right, self.ended) {
-                    (true, _) => Some(State::Record { version, live }),
+            Effect::Conditional { version, live, ends, wish, touches, created, floor } => {
+                let right = |state: State| {
+                    let base = state.version().unwrap_or_default();
+                    let told = created.is_none_or(|created| created == state.live().is_none());
+                    let holds = wish.holds(state.live()) && (state.live().is_some() || !touches);
+                    let anew = || state.live().is_none() && version > base && is_anew(version, floor);
+                    holds && (base.conditional() == Some(version) || anew()) && told
+                };
+                match (right(state) || state.ended().is_some_and(right), self.ended) {
+                    (true, _) => Some(State::Record { version, live, ends }),
                     // It never came to be.
                     (false, None) => Some(state),
                     (false, Some(_)) => None,
@@ -122,8 +152,12 @@ impl Step<'_> {
         }
     }
 
+    /// Whether it leaves a value behind, for good.
     fn leaves_a_value(&self) -> bool {
-        matches!(self.effect, Effect::Write { live: true, .. } | Effect::Conditional { live: true, .. })
+        matches!(
+            self.effect,
+            Effect::Write { live: true, ends: false, .. } | Effect::Conditional { live: true, ends: false, .. }
+        )
     }
 
     fn version(&self) -> Option<Version> {
@@ -200,23 +234,24 @@ fn steps<'a>(world: &World, key: &Key, events: &[Event<'a>], seen: &Contents) ->
         })
         .collect();
     let claimed: BTreeSet<Version> = steps.iter().filter_map(Step::version).collect();
-    let rows = seen.iter().filter(|((k, _), _)| k == key).map(|((_, version), text)| (*version, text.clone()));
-    let accepted = world.witness.ever_accepted().into_iter().filter(|(k, ..)| k == key).map(|(_, v, text)| (v, text));
-    let unclaimed: BTreeSet<(Version, Option<String>)> =
-        rows.chain(accepted).filter(|(version, _)| !claimed.contains(version)).collect();
-    for (version, text) in unclaimed {
-        let by = |e: &&Event<'a>| e.operation.request.content() == Some(text.clone());
+    let rows = seen.iter().filter(|((k, _), _)| k == key).map(|((_, version), held)| (*version, held.clone()));
+    let accepted = world.witness.ever_accepted().into_iter().filter(|(k, ..)| k == key).map(|(_, v, held)| (v, held));
+    let unclaimed: BTreeSet<(Version, Held)> =
+        rows.chain(accepted).filter(|(version, _)| !claimed.contains(version) && !version.is_end()).collect();
+    for (version, held) in unclaimed {
+        let by = |e: &&Event<'a>| e.operation.request.made(&held);
         let Some(first) = of_key().filter(by).min_by_key(|e| e.began) else { continue };
-        let live = text.is_some();
+        let (live, ends) = (held.text.is_some(), held.ttl.is_some());
         let plain = version.rmw == 0 && (!live || first.operation.request.level != Level::Linearizable);
         let began = if plain { 0 } else { first.began };
         let effect = if version.rmw == 0 {
-            Effect::Write { version, live }
+            Effect::Write { version, live, ends }
         } else {
             // Which of the deletes left a tombstone is not known.
             let terms = first.operation.request.terms.as_ref().filter(|_| live);
             let wish = terms.map_or(Wish::Nothing, |terms| terms.wish);
-            Effect::Conditional { version, live, wish, created: None, floor: world.floor(key) }
+            let (touches, floor) = (held.is_touched(), world.floor(key));
+            Effect::Conditional { version, live, ends, wish, touches, created: None, floor }
         };
         steps.push(step(effect, began, None, live.then_some(first.operation)));
     }
@@ -225,15 +260,21 @@ fn steps<'a>(world: &World, key: &Key, events: &[Event<'a>], seen: &Contents) ->
 
 /// What an operation did by its answer, and whether that is certain.
 fn effect_of(o: &Operation) -> Option<(Effect, bool)> {
-    let live = o.request.text().is_some();
+    let ((live, ends), touches) = (o.request.leaves(), o.request.touches().is_some());
     match (&o.told, &o.request.terms) {
-        (Told::Found { .. }, _) => o.strict_read().map(|found| (Effect::Read { found }, true)),
-        (Told::Wrote(r), None) => Some((Effect::Write { version: r.version, live }, r.strict)),
+        (Told::Found { version, .. }, _) => {
+            let unregistered = o.request.level != Level::Linearizable && version.is_some_and(|v| v.is_end());
+            o.strict_read().filter(|_| !unregistered).map(|found| (Effect::Read { found }, true))
+        }
+        (Told::Wrote(r), None) => Some((Effect::Write { version: r.version, live, ends }, r.strict)),
         (Told::Wrote(r), Some(terms)) => {
             let (version, created) = (r.version, Some(r.created));
-            Some((Effect::Conditional { version, live, wish: terms.wish, created, floor: o.floor }, true))
+            Some((
+                Effect::Conditional { version, live, ends, wish: terms.wish, touches, created, floor: o.floor },
+                true,
+            ))
         }
-        (_, Some(terms)) => o.met().map(|met| (Effect::Refused { wish: terms.wish, met }, true)),
+        (_, Some(terms)) => o.met().map(|met| (Effect::Refused { wish: terms.wish, touches, met }, true)),
         _ => None,
     }
 }
@@ -276,7 +317,8 @@ struct Seen {
 impl Seen {
     fn by(&mut self, step: &Step<'_>) {
         let version = match step.effect {
-            Effect::Read { found } => found,
+            // Who saw an end saw that the value had been there.
+            Effect::Read { found } => found.map(|v| if v.is_end() { Version { rmw: v.rmw - 1, ..v } } else { v }),
             Effect::Refused { met: None, .. } => {
                 self.nothing = Some(self.nothing.map_or(step.began, |began| began.min(step.began)));
                 None
@@ -352,11 +394,16 @@ mod tests {
     }
 
     fn write(version: Version) -> Effect {
-        Effect::Write { version, live: true }
+        Effect::Write { version, live: true, ends: false }
+    }
+
+    fn ending(version: Version) -> Effect {
+        Effect::Write { version, live: true, ends: true }
     }
 
     fn matched(version: Version, base: Version) -> Effect {
-        Effect::Conditional { version, live: true, wish: Wish::Match(base), created: None, floor: Version::default() }
+        let (wish, floor) = (Wish::Match(base), Version::default());
+        Effect::Conditional { version, live: true, ends: false, wish, touches: false, created: None, floor }
     }
 
     #[test]
@@ -372,9 +419,36 @@ mod tests {
         let before = (write(base), 1, Some(2));
         assert!(history(&[before.clone(), (matched(next, base), 3, Some(4)), (read(Some(next)), 5, Some(6))]));
         assert!(!history(&[before.clone(), (matched(next, base), 3, Some(5)), (matched(next, base), 4, Some(6))]));
-        let refused = Effect::Refused { wish: Wish::Match(base), met: Some(next) };
+        let refused = Effect::Refused { wish: Wish::Match(base), touches: false, met: Some(next) };
         assert!(history(&[before.clone(), (matched(next, base), 3, Some(5)), (refused.clone(), 4, Some(6))]));
         assert!(!history(&[before, (refused, 3, Some(4)), (matched(next, base), 5, Some(6))]));
+    }
+
+    #[test]
+    fn a_value_ends_once_and_nothing_is_built_upon_it_then() {
+        let (value, end, next) = (v(1, 0), v(1, 1), v(1, 2));
+        let before = (ending(value), 1, Some(2));
+        assert!(history(&[before.clone(), (read(Some(value)), 3, Some(4)), (read(Some(end)), 5, Some(6))]));
+        assert!(!history(&[before.clone(), (read(Some(end)), 3, Some(4)), (read(Some(value)), 5, Some(6))]));
+        assert!(!history(&[(write(value), 1, Some(2)), (read(Some(end)), 3, Some(4))]), "it has no end");
+        assert!(history(&[before.clone(), (matched(next, value), 3, Some(4))]));
+        assert!(!history(&[before.clone(), (read(Some(end)), 3, Some(4)), (matched(next, value), 5, Some(6))]));
+        let created = Effect::Conditional {
+            version: next,
+            live: true,
+            ends: false,
+            wish: Wish::None,
+            touches: false,
+            created: Some(true),
+            floor: Version::default(),
+        };
+        assert!(history(&[before.clone(), (created.clone(), 3, Some(4)), (read(Some(next)), 5, Some(6))]));
+        assert!(!history(&[(write(value), 1, Some(2)), (created, 3, Some(4))]));
+        let untouched = (Effect::Refused { wish: Wish::Nothing, touches: true, met: None }, 3, Some(4));
+        assert!(history(&[before.clone(), untouched.clone(), (read(Some(end)), 5, Some(6))]));
+        assert!(!history(&[before, untouched, (read(Some(value)), 5, Some(6))]));
+        let maybe = (ending(value), 1, None);
+        assert!(history(&[maybe, (read(Some(end)), 3, Some(4))]));
     }
 
     #[test]

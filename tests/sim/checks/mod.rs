@@ -3,6 +3,7 @@
 //! - [`contents`]: versions and values are functions of each other, and what was not applied is nowhere.
 //! - [`disks`]: what was acknowledged is on as many disks as was said, and stays; healed copies are equal.
 //! - [`order`]: versions follow real time; conditional writes build on what their condition names.
+//! - [`ends`]: values end by the clock, once for all, and leave one tombstone everywhere.
 //! - [`repeats`]: a request under an `Idempotency-Key` is carried out once, and always told the same.
 //! - [`linear`]: each key has a linear history.
 //!
@@ -11,6 +12,7 @@
 
 mod contents;
 mod disks;
+mod ends;
 mod events;
 mod linear;
 mod order;
@@ -30,8 +32,10 @@ pub(crate) async fn all(world: &World) -> Verdict {
     disks::receipts_count_disks(world, &history)?;
     disks::acknowledged_is_kept(world, &history)?;
     repeats::all(world, &history)?;
+    ends::all(world, &history)?;
     let events = events::of(&history);
     order::all(&history, &events)?;
+    ends::nothing_is_built_on_what_ended(&events)?;
     linear::all(world, &events)?;
     for key in world.keys() {
         disks::reading_settles(world, key).await?;

@@ -88,6 +88,7 @@ fn conditions_name_the_base(events: &[Event<'_>]) -> Verdict {
             Wish::None => receipt.created,
             Wish::Nothing => true,
         };
+        let right = right && !(o.request.touches().is_some() && receipt.created);
         if !right || receipt.version.rmw == 0 || !receipt.version.rmw.is_multiple_of(2) {
             return Err(format!("a conditional write that is not above its condition's version: {o}"));
         }

@@ -48,6 +48,11 @@ impl Content {
         Self { rows, identity, topology: None, proposal: None, vote: None, reserved: Hlc::ZERO }
     }
 
+    /// What tokens are seeded with, where the time of some value is up.
+    fn any_due(&self, now: Hlc) -> Option<TokenSeed> {
+        self.seed().filter(|seed| self.rows.any_due(*seed, now))
+    }
+
     /// There are no records before there is a cluster.
     fn seed(&self) -> Option<TokenSeed> {
         self.identity.cluster.map(TokenSeed::of)
@@ -318,7 +323,7 @@ async fn read_batches(disk: Arc<Disk>, queue: Arc<Queue>) {
             queue.read.notified().await;
             continue;
         }
-        for Submission { token, request, reply_to } in batch {
+        for Submission { token, request, reply_to, .. } in batch {
             if let ReplicaRequest::Read { key, part, hints } = request {
                 let reply = disk.content.lock().rows.read(token.slot(), &key, part, hints);
                 reply_to.send(Ok(reply));
@@ -392,6 +397,14 @@ impl Store for SimStore {
     /// Its sums are of its rows.
     fn count_anew(&self, _: Slot) {}
 
+    /// Memory is not damaged.
+    fn condemn(&self, _: &str) {}
+
+    fn discard(&self, _: Slot, _: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        // Memory is not damaged.
+        self.look(|_| 0)
+    }
+
     fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
         self.look(|content| content.seed().map(|seed| content.rows.holdings(seed, slot, &leaves)).unwrap_or_default())
     }
@@ -463,6 +476,23 @@ impl Store for SimStore {
 
     fn reserve_clock(&self, until: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
         self.change(move |content| content.reserved = until)
+    }
+
+    fn release_clock(&self, last: Hlc) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.change(move |content| content.reserved = last)
+    }
+
+    fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
+        let Some(seed) = self.disk.content.lock().any_due(now) else { return async { Ok(Vec::new()) }.boxed() };
+        let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.node);
+        self.change(move |content| {
+            let ended = content.rows.end_due(seed, now, limit);
+            for (key, end) in &ended {
+                witness.stored(key, end);
+                trace.note(format_args!("{me} stores {key:?} {:?}, as its time is up", end.version));
+            }
+            ended
+        })
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {

@@ -8,8 +8,8 @@ use a3::protocol::purge;
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
-    Accepted, Ballot, Dropped, Entry, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Sealed, Slot,
-    SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Tombstones, Version,
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Sealed, Slot, SlotDrop,
+    SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Tombstones, Version,
 };
 
 /// Which hint.
@@ -63,6 +63,12 @@ pub(crate) trait Rows: Send {
 
     /// Drops what may be forgotten.
     fn purge(&mut self, seed: TokenSeed, drop: &SlotDrop) -> Dropped;
+
+    /// Whether the time of some value is up.
+    fn any_due(&self, seed: TokenSeed, now: Hlc) -> bool;
+
+    /// Writes the tombstones of values whose time is up.
+    fn end_due(&mut self, seed: TokenSeed, now: Hlc, limit: usize) -> Vec<(Key, Record)>;
 
     /// The records of these keys as far as one answer goes, and how many keys were looked up.
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize);
@@ -205,11 +211,15 @@ impl Rows for MapRows {
     }
 
     fn holdings(&self, seed: TokenSeed, slot: Slot, leaves: &[Leaf]) -> Holdings {
-        let all = self.records.iter().map(|(key, record)| (Entry::of(key.token(seed), record), key.clone()));
-        let wanted = |entry: &Entry| entry.token.slot() == slot && leaves.contains(&Leaf::of(entry.token));
-        let mut intact: Vec<(Entry, Key)> = all.filter(|(entry, _)| wanted(entry)).collect();
-        intact.sort_unstable();
-        Holdings { intact, damaged: Vec::new() }
+        let mut held = Holdings::default();
+        for (key, record) in &self.records {
+            let token = key.token(seed);
+            if token.slot() == slot && leaves.contains(&Leaf::of(token)) {
+                held.add(token, key.clone(), record);
+            }
+        }
+        held.intact.sort_unstable();
+        held
     }
 
     fn slot(&self, seed: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
@@ -234,6 +244,24 @@ impl Rows for MapRows {
                 own.promised = own.promised.max(theirs.promised).max(ballot(own).unwrap_or_default());
             }
         }
+    }
+
+    fn any_due(&self, _: TokenSeed, now: Hlc) -> bool {
+        self.records.values().any(|record| record.has_ended(now))
+    }
+
+    fn end_due(&mut self, seed: TokenSeed, now: Hlc, limit: usize) -> Vec<(Key, Record)> {
+        let due = self.records.iter().filter(|(_, record)| record.has_ended(now));
+        // As signed numbers, as the engine has them.
+        let mut due: Vec<(Option<u64>, i64, Key)> =
+            due.map(|(key, record)| (record.expires_at_ms(), key.token(seed).0 as i64, key.clone())).collect();
+        due.sort_unstable();
+        let ended = due.into_iter().take(limit).filter_map(|(.., key)| {
+            let end = self.records.get(&key)?.end(&key)?;
+            self.records.insert(key.clone(), end.clone());
+            Some((key, end))
+        });
+        ended.collect()
     }
 
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {

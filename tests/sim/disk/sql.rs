@@ -88,14 +88,25 @@ impl Rows for SqlRows {
         self.0.holdings(seed, slot, leaves).expect("memory is not damaged")
     }
 
-    fn slot(&self, _: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
-        let page = self.0.slot_page(slot, None).expect("memory is not damaged");
+    fn slot(&self, seed: TokenSeed, slot: Slot) -> Vec<SlotEntry> {
+        let page = self.0.slot_page(seed, slot, None).expect("memory is not damaged");
         assert!(page.next.is_none(), "few keys are one page");
         page.entries
     }
 
     fn absorb(&mut self, entries: &[(Token, SlotEntry)]) {
         self.change(0, &[Change::Absorb(entries.to_vec())]);
+    }
+
+    fn any_due(&self, _: TokenSeed, now: Hlc) -> bool {
+        self.0.any_due(now).expect("memory is not damaged")
+    }
+
+    fn end_due(&mut self, _: TokenSeed, now: Hlc, limit: usize) -> Vec<(Key, Record)> {
+        match self.change(0, &[Change::EndDue { now, limit }]).as_slice() {
+            [Outcome::Ended(ended)] => ended.clone(),
+            other => panic!("no list, but {other:?}"),
+        }
     }
 
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
@@ -157,11 +168,16 @@ mod tests {
         DropBefore(u64),
         Raise(Slot, SlotFloor),
         Purge(SlotDrop),
+        EndDue(u64),
     }
 
     fn record(key: &Key, hlc: u64, rmw: u32, value: Option<u8>) -> Record {
         let version = Version { hlc: Hlc(hlc), writer: Writer(1), rmw };
-        let content = value.map_or(Content::Tombstone, |v| Content::value(vec![v; usize::from(v) * 400]));
+        let content = value.map_or(Content::Tombstone, |v| Content::Value {
+            bytes: vec![v; usize::from(v) * 400].into(),
+            content_type: None,
+            expires_at_ms: (v > 0).then(|| hlc + u64::from(v)),
+        });
         Record::seal(key, version, Hlc(hlc), content)
     }
 
@@ -260,6 +276,7 @@ mod tests {
             2 => (slot(), floor(), 0u64..4).prop_map(|(slot, floor, up_to)| {
                 Step::Purge(SlotDrop { slot, floor, up_to: Hlc(up_to) })
             }),
+            2 => (0u64..8).prop_map(Step::EndDue),
         ]
     }
 
@@ -312,6 +329,11 @@ mod tests {
                         sql.raise(&[(slot, floor)]);
                     }
                     Step::Purge(drop) => prop_assert_eq!(map.purge(seed(), &drop), sql.purge(seed(), &drop)),
+                    Step::EndDue(ms) => {
+                        let (now, limit) = (Hlc::from_ms(ms), 2);
+                        prop_assert_eq!(map.any_due(seed(), now), sql.any_due(seed(), now));
+                        prop_assert_eq!(map.end_due(seed(), now, limit), sql.end_due(seed(), now, limit));
+                    }
                     Step::DropBefore(ms) => prop_assert_eq!(map.drop_hints_before(ms), sql.drop_hints_before(ms)),
                 }
                 prop_assert_eq!(everything(&map), everything(&sql));

@@ -5,12 +5,23 @@ use super::*;
 use crate::mesh::wire::propose;
 use crate::mesh::wire::proto::{condition, propose_reply};
 use crate::ports::{PeerReply, PeerRequest};
-use crate::types::limits::{CONDITION_TAGS_MAX, MEMBERS_MAX, PROPOSAL_TIMEOUT_MS_MAX};
-use crate::types::{Condition, Idempotency, OpId, Proposal, Tags, Verdict};
+use crate::types::limits::{CONDITION_TAGS_MAX, MEMBERS_MAX, PROPOSAL_TIMEOUT_MS_MAX, TTL_MS_MAX};
+use crate::types::{Condition, Edit, Idempotency, NewContent, OpId, Proposal, Tags, Ttl, Verdict};
 
 fn tags() -> impl Strategy<Value = Option<Tags>> {
     let listed = prop::collection::vec(version(), 0..4).prop_map(Tags::Of);
     prop::option::of(prop_oneof![Just(Tags::Any), listed])
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    let ttl = || prop::option::of((1..=TTL_MS_MAX).prop_map(|ms| Ttl::from_ms(ms).unwrap()));
+    let write = (content(), ttl()).prop_map(|(content, ttl)| {
+        Edit::Write(match content {
+            Content::Value { bytes, content_type, .. } => NewContent::Value { bytes, content_type, ttl },
+            Content::Tombstone => NewContent::Tombstone,
+        })
+    });
+    prop_oneof![3 => write, 1 => ttl().prop_map(|ttl| Edit::Touch { ttl })]
 }
 
 pub(in crate::mesh) fn proposal() -> impl Strategy<Value = Proposal> {
@@ -20,11 +31,11 @@ pub(in crate::mesh) fn proposal() -> impl Strategy<Value = Proposal> {
         if_unmodified_since: since,
     });
     let idempotency = any::<Option<(u128, u128)>>();
-    (key(), condition, content(), any::<u128>(), idempotency).prop_map(|(key, condition, content, op, idempotency)| {
+    (key(), condition, edit(), any::<u128>(), idempotency).prop_map(|(key, condition, edit, op, idempotency)| {
         Proposal {
             key,
             condition,
-            content,
+            edit,
             op: OpId(Uuid::from_u128(op)),
             idempotency: idempotency.map(|(key, request)| Idempotency { key, request }),
         }
@@ -42,11 +53,9 @@ fn shortfall() -> impl Strategy<Value = (usize, Vec<NodeNum>, Vec<(NodeNum, Stri
 
 fn verdict() -> impl Strategy<Value = Verdict> {
     prop_oneof![
-        (version(), any::<bool>(), nodes()).prop_map(|(version, created, acked)| Verdict::Applied {
-            version,
-            created,
-            acked
-        }),
+        (version(), any::<bool>(), any::<Option<u64>>(), nodes()).prop_map(
+            |(version, created, expires_at_ms, acked)| Verdict::Applied { version, created, expires_at_ms, acked }
+        ),
         prop::option::of(record()).prop_map(|current| Verdict::ConditionFailed { current }),
         prop::option::of(version()).prop_map(|version| Verdict::FailedBefore { version }),
         prop::sample::select(vec![Verdict::KeyReused, Verdict::Conflict, Verdict::Exhausted]),
@@ -57,10 +66,14 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 
 proptest! {
     #[test]
-    fn a_proposal_comes_out_as_it_went_in(proposal in proposal(), timeout_ms in 0..=PROPOSAL_TIMEOUT_MS_MAX) {
-        let wire = wired(&propose::request(None, proposal.clone(), timeout_ms));
+    fn a_proposal_comes_out_as_it_went_in(
+        proposal in proposal(),
+        timeout_ms in 0..=PROPOSAL_TIMEOUT_MS_MAX,
+        trace in trace(),
+    ) {
+        let wire = wired(&propose::request(None, proposal.clone(), timeout_ms, trace.as_deref()));
         let proposal = Box::new(proposal);
-        prop_assert_eq!(propose::read_request(wire), Ok(PeerRequest::Propose { proposal, timeout_ms }));
+        prop_assert_eq!(propose::read_request(wire), Ok(PeerRequest::Propose { proposal, timeout_ms, trace }));
     }
 
     #[test]
@@ -92,6 +105,8 @@ fn sound() -> proto::ProposeRequest {
         op: vec![1; 16].into(),
         idempotency: None,
         timeout_ms: PROPOSAL_TIMEOUT_MS_MAX,
+        ttl_ms: TTL_MS_MAX,
+        trace: None,
     }
 }
 
@@ -115,7 +130,9 @@ fn malformed_proposals_are_named() {
     let broken = [
         proto::ProposeRequest { key: "".into(), ..sound() },
         proto::ProposeRequest { key: vec![0; 1025].into(), ..sound() },
-        proto::ProposeRequest { content: None, ..sound() },
+        proto::ProposeRequest { ttl_ms: TTL_MS_MAX + 1, ..sound() },
+        content(proto::Content { tombstone: true, ..Default::default() }),
+        content(proto::Content { expires_at_ms: Some(5), ..Default::default() }),
         proto::ProposeRequest { op: vec![1; 17].into(), ..sound() },
         proto::ProposeRequest { timeout_ms: PROPOSAL_TIMEOUT_MS_MAX + 1, ..sound() },
         content(proto::Content { tombstone: true, value: "v".into(), ..Default::default() }),
@@ -142,8 +159,12 @@ fn malformed_verdicts_are_named() {
     assert!(read(Some(Wire::Unknown(shortfall(MEMBERS_MAX, MEMBERS_MAX)))).is_ok());
     let broken = [
         None,
-        Some(Wire::Applied(Applied { version: None, created: true, acked: vec![] })),
-        Some(Wire::Applied(Applied { version: Some(proto::Version::default()), created: true, acked: vec![65536] })),
+        Some(Wire::Applied(Applied { created: true, ..Applied::default() })),
+        Some(Wire::Applied(Applied {
+            version: Some(proto::Version::default()),
+            acked: vec![65536],
+            ..Applied::default()
+        })),
         Some(Wire::ConditionFailed(ConditionFailed { current: Some(proto::Record::default()) })),
         Some(Wire::Plain(0)),
         Some(Wire::Plain(99)),

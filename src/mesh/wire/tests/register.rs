@@ -117,8 +117,10 @@ fn a_malformed_state_is_not_accepted() {
     let accept = |state| proto::Request {
         id: 1,
         epoch: 1,
+        behind: false,
         key: "k".into(),
         request: Some(request::Request::Accept(Box::new(state))),
+        trace: None,
     };
     let eight = proto::Accepted { recent: vec![sound().recent[0].clone(); REMEMBERED_MAX], ..sound() };
     assert!(hot::read_request(accept(sound())).is_ok());

@@ -48,15 +48,17 @@ pub(in crate::mesh) fn exchange() -> impl Strategy<Value = Exchange> {
 fn exchanged() -> impl Strategy<Value = (Exchange, PeerReply)> {
     let records = prop::collection::vec((key(), record()), 0..4);
     let names = prop::collection::vec(key(), 0..4);
-    (exchange(), records, names, any::<bool>()).prop_map(|(asked, mut records, mut names, more)| {
-        if asked.names_only {
-            records.clear()
-        } else {
-            names.clear()
-        }
-        let wanted = asked.held.iter().step_by(2).map(|entry| entry.token).collect();
-        (asked, PeerReply::Differences(Difference { wanted, records, names, more }))
-    })
+    (exchange(), records, names, any::<bool>(), any::<bool>()).prop_map(
+        |(asked, mut records, mut names, more, serving)| {
+            if asked.names_only {
+                records.clear()
+            } else {
+                names.clear()
+            }
+            let wanted = asked.held.iter().step_by(2).map(|entry| entry.token).collect();
+            (asked, PeerReply::Differences(Difference { wanted, records, names, more, serving }))
+        },
+    )
 }
 
 fn kept_register() -> impl Strategy<Value = Register> {
@@ -87,15 +89,17 @@ fn page() -> impl Strategy<Value = PeerReply> {
 fn convergence() -> impl Strategy<Value = Convergence> {
     let agreement = prop::sample::select(vec![Agreement::Equal, Agreement::Differs, Agreement::Unknown]);
     let chunks = prop::collection::btree_map(0u8..16, (agreement, any::<(u64, u64)>()), 0..16);
-    (chunks, prop::collection::vec(key(), 0..4), any::<u64>()).prop_map(|(chunks, keys, differing)| {
-        let state = |(chunk, (agreement, (since_ms, equal_up_to_ms)))| ChunkState {
-            chunk,
-            agreement,
-            since_ms,
-            equal_up_to_ms,
-        };
-        Convergence { chunks: chunks.into_iter().map(state).collect(), keys, differing }
-    })
+    (chunks, prop::collection::vec(key(), 0..4), any::<[u64; 2]>()).prop_map(
+        |(chunks, keys, [differing, scrubbed_ms])| {
+            let state = |(chunk, (agreement, (since_ms, equal_up_to_ms)))| ChunkState {
+                chunk,
+                agreement,
+                since_ms,
+                equal_up_to_ms,
+            };
+            Convergence { chunks: chunks.into_iter().map(state).collect(), keys, differing, scrubbed_ms }
+        },
+    )
 }
 
 proptest! {

@@ -1,0 +1,48 @@
+//! Linearizable reads. Most need no register; one that finds that a value has ended does.
+//!
+//! A conditional write upon that value may have been accepted by a minority. Told by the rows alone, the end would be
+//! undone when somebody finishes that write. So the end is proposed like a write, and told when a majority accepted it.
+
+use super::Conditional;
+use crate::node::request::{Failure, FailureKind, Found, Get};
+use crate::types::{Condition, Edit, Level, NewContent, OpId, Proposal, Verdict};
+
+impl Conditional {
+    /// Reads a key at `linearizable`.
+    ///
+    /// # Errors
+    /// When too few home replicas answered, or an end could not be settled in time.
+    pub async fn get(&self, get: Get) -> Result<Found, Failure> {
+        self.coordinator.measured_read(get.level, self.read(get)).await
+    }
+
+    async fn read(&self, get: Get) -> Result<Found, Failure> {
+        let (key, deadline) = (get.key.clone(), get.deadline);
+        let found = self.coordinator.read(get).await?;
+        if !found.record.as_ref().is_some_and(|record| record.version.is_end()) {
+            return Ok(found);
+        }
+        // A write whose condition is never true is told what stands there.
+        let (condition, edit) = (Condition::never(), Edit::Write(NewContent::Tombstone));
+        let proposal = Proposal { key, condition, edit, op: OpId(self.entropy.uuid()), idempotency: None };
+        let (verdict, _) =
+            Box::pin(self.verdict(proposal, deadline)).await.map_err(|f| Failure { outcome: None, ..f })?;
+        let failed = |kind, required, acked, failed| {
+            Err(Failure { required, acked, failed, ..Failure::before(kind, Level::Linearizable) })
+        };
+        match verdict {
+            Verdict::ConditionFailed { current } => {
+                let live = current.as_ref().is_some_and(|record| !record.is_tombstone());
+                Ok(Found { record: current, live, ..found })
+            }
+            Verdict::Unavailable { required, acked, failed: why } => {
+                failed(FailureKind::Unavailable, required, acked, why)
+            }
+            Verdict::Unknown { required, acked, failed: why } => failed(FailureKind::TimedOut, required, acked, why),
+            // It waited behind others, or was outbid by them, until its time was up.
+            _ => {
+                failed(FailureKind::TimedOut, Level::Linearizable.needed(found.replicas.len()), Vec::new(), Vec::new())
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Fetching slots from peers that answer as they are told to, and being asked for them.
+
+use std::collections::BTreeMap;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::*;
+use crate::node::clock::NodeClock;
+use crate::node::fakes::{FakeClock, journal, topology};
+use crate::node::parts::Parts;
+use crate::node::reach::Reach;
+use crate::node::replica;
+use crate::node::world::{Disk, DiskStore, Seeded, Tasks};
+use crate::ports::{Peers, ReplicaCall, ReplyTo};
+use crate::types::{Ballot, Content, Hlc, InstanceId, Record, Register, Version, Writer};
+
+const NOW_MS: u64 = 1_700_000_000_000;
+
+type Answer = Box<dyn Fn(Epoch, Slot) -> Result<PeerReply, PeerError> + Send>;
+
+/// Peers that are only asked for pages.
+#[derive(Default)]
+struct Sources {
+    answers: Mutex<BTreeMap<NodeNum, Answer>>,
+    asked: Mutex<BTreeMap<NodeNum, usize>>,
+}
+
+impl Sources {
+    fn set(&self, node: u16, answer: impl Fn(Epoch, Slot) -> Result<PeerReply, PeerError> + Send + 'static) {
+        self.answers.lock().insert(NodeNum(node), Box::new(answer));
+    }
+
+    fn asked(&self, node: u16) -> usize {
+        self.asked.lock().get(&NodeNum(node)).copied().unwrap_or_default()
+    }
+}
+
+impl Peers for Sources {
+    fn send(&self, _: NodeNum, _: ReplicaCall, _: ReplyTo) {}
+
+    fn ask(
+        &self,
+        to: Destination,
+        request: PeerRequest,
+        _: Instant,
+    ) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
+        let (Destination::Member(to), PeerRequest::FetchSlot { epoch, slot, .. }) = (to, request) else {
+            return async { Err(PeerError::Unreachable) }.boxed();
+        };
+        *self.asked.lock().entry(to).or_default() += 1;
+        let answer = self.answers.lock().get(&to).map_or(Err(PeerError::Unreachable), |answer| answer(epoch, slot));
+        async move { answer }.boxed()
+    }
+
+    fn introduce(&self, _: NodeNum, _: InstanceId, _: &str) {}
+
+    fn connected(&self, _: NodeNum) -> bool {
+        true
+    }
+}
+
+struct World {
+    sources: Arc<Sources>,
+    disk: Arc<Disk>,
+    routing: Arc<Routing>,
+    rebuild: Arc<Rebuild>,
+}
+
+/// Node 1 of three with three copies, a new instance.
+fn world() -> World {
+    let (me, sources, disk) = (NodeNum(1), Arc::new(Sources::default()), Disk::fresh(1, 1));
+    disk.identity.lock().rebuilding = true;
+    let routing = Arc::new(Routing::default());
+    routing.install(topology(1, 3, 3));
+    routing.set_rebuilding(true);
+    let ports = Ports {
+        peers: Arc::clone(&sources) as Arc<dyn Peers>,
+        store: Arc::new(DiskStore(Arc::clone(&disk))),
+        clock: FakeClock::at(NOW_MS),
+        entropy: Seeded::new(1),
+        spawn: Arc::new(Tasks::default()),
+    };
+    let clock = NodeClock::new(FakeClock::at(NOW_MS), Duration::from_secs(300), Hlc::ZERO);
+    let options = replica::Options { node: me, value_bytes_max: 1024 };
+    let reach = Reach::new(Arc::clone(&ports.peers), me, journal());
+    let replica = Replica::new(options, &Parts::of(&ports, &reach, &routing, &clock));
+    let succession = Succession::new(me, &ports, &routing, &clock, &Arc::default(), &journal());
+    let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
+    World { sources, disk, routing, rebuild }
+}
+
+fn page(entries: Vec<crate::ports::SlotEntry>) -> Result<PeerReply, PeerError> {
+    Ok(PeerReply::SlotPage { entries, floor: Floor::default(), next: None })
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_answers_only_once_a_majority_of_the_others_told_every_slot() {
+    let world = world();
+    world.sources.set(2, |_, _| page(Vec::new()));
+    world.sources.set(3, |_, slot| if slot == Slot(200) { Err(PeerError::Unreachable) } else { page(Vec::new()) });
+    let running = world.rebuild.run();
+    tokio::pin!(running);
+    assert!(tokio::time::timeout(Duration::from_secs(60), &mut running).await.is_err(), "one of two is no majority");
+    assert!(world.routing.is_rebuilding() && world.disk.identity.lock().rebuilding);
+    assert!(world.rebuild.waiting().unwrap().contains("200 of 256"));
+    assert_eq!(world.sources.asked(2), 201, "who told a slot is not asked for it again");
+    world.sources.set(3, |_, _| page(Vec::new()));
+    running.await.unwrap();
+    assert!(!world.routing.is_rebuilding() && !world.disk.identity.lock().rebuilding);
+    assert_eq!(world.rebuild.waiting(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_is_damaged_or_of_another_slot_is_no_page() {
+    let world = world();
+    let key = Key::new("k").unwrap();
+    let hlc = Hlc::from_ms(1);
+    let good = Record::seal(&key, Version::plain(hlc, Writer(1)), hlc, Content::value("v"));
+    let bad = Record { content: Content::value("w"), ..good.clone() };
+    let promised = Ballot { hlc, writer: Writer(1) };
+    world.sources.set(2, |_, _| page(Vec::new()));
+    for record in [Some(bad), Some(good), None] {
+        // Whatever slot is asked for, this key lies in one of them at most.
+        let key = key.clone();
+        world
+            .sources
+            .set(3, move |_, _| page(vec![(key.clone(), record.clone(), Some(Register { promised, accepted: None }))]));
+        assert!(tokio::time::timeout(Duration::from_secs(5), world.rebuild.run()).await.is_err());
+        assert!(world.disk.identity.lock().rebuilding);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_rebuilt_is_no_source_and_neither_is_one_of_another_epoch() {
+    let world = world();
+    let refused = world.rebuild.answer(Epoch(1), Slot(3), None).await;
+    assert!(matches!(refused, Err(PeerError::Refused(_))), "{refused:?}");
+    world.routing.set_rebuilding(false);
+    let told = world.rebuild.answer(Epoch(2), Slot(3), None).await;
+    assert_eq!(told, Ok(PeerReply::WrongEpoch { epoch: Epoch(1) }));
+    assert!(world.disk.topology.lock().is_none());
+    assert_eq!(world.rebuild.answer(Epoch(1), Slot(3), None).await, page(Vec::new()));
+    assert!(world.disk.topology.lock().is_some(), "what was let in before is on disk by then");
+}
