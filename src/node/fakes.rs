@@ -12,15 +12,15 @@ use uuid::Uuid;
 
 use super::journal::Journal;
 use crate::ports::{
-    Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, Purging,
+    Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers,
     ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, SlotEntry, SlotPage, Store,
     StoreError, StoreTotals, Submissions,
 };
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Dropped, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register,
-    Sealed, Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, Version, Vote, Writer,
+    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register, Slot,
+    Sum, Token, Topology, Version, Vote, Writer,
 };
 
 /// A page of records, in bytes of contents.
@@ -202,34 +202,6 @@ impl FakeStore {
             answer
         }
         .boxed()
-    }
-}
-
-impl Purging for FakeStore {
-    fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
-        let of = |slot| Survey { slot, floor: Floor::default(), tombstones: 0, orphans: 0, promised: Hlc::ZERO };
-        let surveys = slots.iter().map(of).collect();
-        Box::pin(async move { Ok(surveys) })
-    }
-
-    fn tombstones(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
-        Box::pin(async { Ok(Tombstones::default()) })
-    }
-
-    fn hinted(&self, _: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {
-        Box::pin(async { Ok(SlotSet::NONE) })
-    }
-
-    fn seal(&self, _: SlotSet, _: Hlc) -> BoxFuture<'static, Result<Vec<Sealed>, StoreError>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn raise(&self, _: Vec<(Slot, Floor)>) -> BoxFuture<'static, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn purge(&self, _: Vec<SlotDrop>) -> BoxFuture<'static, Result<Dropped, StoreError>> {
-        Box::pin(async { Ok(Dropped::default()) })
     }
 }
 

@@ -21,6 +21,7 @@ pub mod handoff;
 pub mod healing;
 pub mod journal;
 pub mod operations;
+pub mod options;
 pub mod own;
 pub mod parts;
 pub mod purge;
@@ -33,6 +34,8 @@ pub mod routing;
 pub mod succession;
 mod survey;
 pub mod trace;
+#[cfg(test)]
+mod unpurged;
 pub mod views;
 #[cfg(test)]
 mod world;
@@ -56,11 +59,12 @@ use clock::NodeClock;
 use conditional::Conditional;
 use coordinator::Coordinator;
 use directory::Directory;
-use founding::{Founding, FoundingError, FoundingOptions};
-use gossip::{Gossip, GossipOptions};
+use founding::{Founding, FoundingError};
+use gossip::Gossip;
 use handoff::Handoff;
 use journal::Journal;
 use operations::Operations;
+pub use options::Options;
 use own::Own;
 use parts::Parts;
 use purge::Purge;
@@ -70,74 +74,6 @@ use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
 use succession::Succession;
-
-/// How a node is set up.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Mesh addresses (`host:port`) of any members; none: the node founds a cluster of its own.
-    pub seeds: Vec<String>,
-    /// Instances that found the cluster together.
-    pub cluster_size: u16,
-    /// Copies of each key; counts when the cluster is founded.
-    pub rf: u8,
-    /// Where this node stands; the copies of a key are spread over zones.
-    pub zone: Option<String>,
-    /// This node's share of the slots, relative to the others'.
-    pub weight: u32,
-    /// Where peers and clients reach this node, `host:port`.
-    pub mesh_address: String,
-    pub http_address: String,
-    /// How often a member is probed.
-    pub gossip_interval: Duration,
-    /// A stamp further ahead of the wall clock than this is refused.
-    pub clock_skew_max: Duration,
-    /// The longest value this replica takes, in bytes.
-    pub value_bytes_max: usize,
-    /// Uncounted hints older than this are dropped.
-    pub hint_window: Duration,
-    /// How often copies are compared with each peer.
-    pub anti_entropy_interval: Duration,
-    /// Tombstones are kept at least so long.
-    pub gc_grace: Duration,
-}
-
-impl Options {
-    fn founding(&self) -> FoundingOptions {
-        FoundingOptions {
-            seeds: self.seeds.clone(),
-            cluster_size: self.cluster_size,
-            rf: self.rf,
-            zone: self.zone.clone(),
-            weight: self.weight,
-            mesh_address: self.mesh_address.clone(),
-            http_address: self.http_address.clone(),
-        }
-    }
-
-    fn replica(&self, node: NodeNum) -> replica::Options {
-        replica::Options { node, value_bytes_max: self.value_bytes_max }
-    }
-
-    fn handoff(&self) -> handoff::Options {
-        handoff::Options { hint_window: self.hint_window }
-    }
-
-    fn anti_entropy(&self) -> anti_entropy::Options {
-        anti_entropy::Options { interval: self.anti_entropy_interval }
-    }
-
-    fn purge(&self) -> purge::Options {
-        purge::Options { grace: self.gc_grace, clock_skew_max: self.clock_skew_max }
-    }
-
-    fn gossip(&self) -> GossipOptions {
-        GossipOptions {
-            interval: self.gossip_interval,
-            seeds: self.seeds.clone(),
-            mesh_address: self.mesh_address.clone(),
-        }
-    }
-}
 
 /// The world a node lives in.
 #[derive(Clone)]

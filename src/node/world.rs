@@ -13,13 +13,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use crate::ports::{
-    Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, Purging,
-    RecordPage, ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
+    Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, RecordPage,
+    ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
-use crate::types::{
-    Dropped, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Sealed, Slot, SlotDrop, SlotSet, Sum,
-    Survey, Token, Tombstones, Topology, Version, Vote,
-};
+use crate::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, Topology, Version, Vote};
 
 pub(crate) struct Seeded(Mutex<StdRng>);
 
@@ -80,34 +77,6 @@ pub(crate) struct DiskStore(pub(crate) Arc<Disk>);
 
 /// A sync of the disk.
 const SYNC: Duration = Duration::from_millis(2);
-
-impl Purging for DiskStore {
-    fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
-        let of = |slot| Survey { slot, floor: Floor::default(), tombstones: 0, orphans: 0, promised: Hlc::ZERO };
-        let surveys = slots.iter().map(of).collect();
-        Box::pin(async move { Ok(surveys) })
-    }
-
-    fn tombstones(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
-        Box::pin(async { Ok(Tombstones::default()) })
-    }
-
-    fn hinted(&self, _: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {
-        Box::pin(async { Ok(SlotSet::NONE) })
-    }
-
-    fn seal(&self, _: SlotSet, _: Hlc) -> BoxFuture<'static, Result<Vec<Sealed>, StoreError>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn raise(&self, _: Vec<(Slot, Floor)>) -> BoxFuture<'static, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn purge(&self, _: Vec<SlotDrop>) -> BoxFuture<'static, Result<Dropped, StoreError>> {
-        Box::pin(async { Ok(Dropped::default()) })
-    }
-}
 
 impl Store for DiskStore {
     fn submit(&self, _: Submissions) {}

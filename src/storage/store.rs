@@ -17,7 +17,6 @@ use super::commit::{AnswerTo, Job, WriteQueue, Writer};
 use super::connection::{self, Durability, Role};
 use super::data_dir::{DataDir, has_peers};
 use super::engine::{Change, Engine, Outcome, change_of};
-use super::floors::Floors;
 use super::holdings::{self, Gathered, Wanted};
 use super::meters::Meters;
 use super::migrations::MigrationError;
@@ -25,7 +24,7 @@ use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::threads::{join, thread};
-use super::{count, ends, examine, facts, opening, transfer};
+use super::{count, ends, examine, facts, floors::Floors, opening, transfer};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
     StoreTotals, Submission, Submissions,

@@ -46,7 +46,7 @@ pub(super) struct Task<'a> {
     pub(super) repair: bool,
     /// Only these; none: all.
     pub(super) chunks: &'a [u8],
-    /// Of all that was written up to a time, and of these slots only: see `exchange`.
+    /// Up to a time, and these slots only: see `exchange`.
     pub(super) up_to: Option<(Hlc, SlotSet)>,
     pub(super) progress: &'a Progress,
 }
@@ -79,13 +79,12 @@ impl AntiEntropy {
         self.begin(task)?.run().await
     }
 
-    /// Moves what differs; says in which slots nothing did that was written up to the task's time.
+    /// Moves what differs; says in which slots nothing did up to the task's time.
     pub(super) async fn exchange_round(&self, task: &Task<'_>) -> Result<SlotSet, Stop> {
         let mut round = self.begin(task)?;
         let leaves = round.descend().await?;
         round.settle_all(&hashtree::by_slot(&leaves)).await?;
-        let clean = |slot: &Slot| !round.due.contains(*slot) && !round.unknown.contains(*slot);
-        Ok(round.slots.iter().filter(clean).collect())
+        Ok(round.slots.iter().filter(|slot| !round.due.contains(*slot) && !round.unknown.contains(*slot)).collect())
     }
 
     /// Moves what differs in these leaves of a slot, whatever the sums say.
@@ -372,11 +371,10 @@ impl Round<'_> {
         }
     }
 
-    /// What was to be compared up to a time was not equal, if this one had to be moved.
+    /// What was compared up to a time was not equal, if this one had to be moved.
     fn note_due(&mut self, slot: Slot, moved: Option<&(Key, Record)>, fate: Fate) {
-        let old =
-            |(_, record): &(Key, Record)| self.task.up_to.as_ref().is_some_and(|(up_to, _)| record.written <= *up_to);
-        if matches!(fate, Fate::Stored | Fate::Refused) && moved.is_some_and(old) {
+        let up_to = self.task.up_to.as_ref().map(|(up_to, _)| *up_to);
+        if matches!(fate, Fate::Stored | Fate::Refused) && moved.is_some_and(|(_, r)| Some(r.written) <= up_to) {
             self.due.insert(slot);
         }
     }

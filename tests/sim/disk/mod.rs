@@ -62,7 +62,6 @@ impl Content {
 /// A node's disk.
 pub(crate) struct Disk {
     node: NodeNum,
-    /// It keeps its rows in the real engine, in memory.
     sql: bool,
     content: Mutex<Content>,
     full: AtomicBool,
