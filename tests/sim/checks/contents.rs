@@ -31,6 +31,10 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
         .filter(|a| a.2.text.is_some())
         .map(|(key, version, _)| (key, version))
         .collect();
+    let ever = world.witness.ever_accepted();
+    let was_accepted = |o: &Operation, version: Version, text: &Option<String>| {
+        ever.iter().any(|(key, v, held)| (key, *v, &held.text) == (o.key(), version, text))
+    };
     for o in history {
         let agrees = match &o.told {
             // A write that was superseded everywhere before it came is acknowledged, and on no disk.
@@ -39,10 +43,8 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
             Told::Found { version: Some(version), text, .. } if version.is_end() => text.is_none(),
             Told::Found { version: Some(version), text, .. } => {
                 let through_register = o.request.level == Level::Linearizable;
-                held(o, *version).map_or_else(
-                    || through_register && accepted.contains(&(o.key().clone(), *version)),
-                    |held| held.text == *text,
-                )
+                held(o, *version)
+                    .map_or_else(|| through_register && was_accepted(o, *version, text), |held| held.text == *text)
             }
             Told::Found { version: None, .. } => true,
             _ => o.met().flatten().is_none_or(|version| {
