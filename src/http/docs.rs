@@ -34,6 +34,15 @@ pub(super) enum LevelName {
     Linearizable,
 }
 
+/// Those that a write which the key's register decides may be asked at.
+#[derive(Debug, ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "it only describes a parameter")]
+pub(super) enum RegisterLevelName {
+    Quorum,
+    Linearizable,
+}
+
 /// How a record may be seen.
 #[derive(Debug, ToSchema)]
 #[schema(rename_all = "lowercase")]

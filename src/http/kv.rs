@@ -22,7 +22,9 @@ use utoipa_axum::routes;
 
 use super::bodies::{ReceiptBody, RecordBody, ValueBytes};
 use super::conditions::{ReadConditions, WriteConditions};
-use super::docs::{EtagsText, IdempotencyText, KeyText, LevelName, NewEndText, TimeoutText, TtlText, ViewName};
+use super::docs::{
+    EtagsText, IdempotencyText, KeyText, LevelName, NewEndText, RegisterLevelName, TimeoutText, TtlText, ViewName,
+};
 use super::error::{Operation, problem_of};
 use super::key::key_of_path;
 use super::problem::{Code, Problem};
@@ -167,7 +169,7 @@ pub(super) async fn put(State(api): State<Arc<Api>>, request: Request) -> Result
     params(
         ("key" = inline(KeyText), Path, description = KEY_HELP),
         ("ttl" = inline(NewEndText), Query, description = NEW_END_HELP),
-        ("consistency" = inline(Option<LevelName>), Query, description = WRITE_LEVEL_HELP),
+        ("consistency" = inline(Option<RegisterLevelName>), Query, description = WRITE_LEVEL_HELP),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
         ("If-Match" = inline(EtagsText), Header, description = WRITE_IF_MATCH_HELP),
         ("If-None-Match" = inline(EtagsText), Header, description = TOUCH_IF_NONE_MATCH_HELP),

@@ -10,7 +10,7 @@
 //!   once it is set right.
 //!
 //! - A value that was told to have ended has ended for good: whoever tells an end goes by [`NodeClock::end_of`], which
-//!   observes it. A wall clock that is off by more than is allowed, or was not compared yet, ends no values.
+//!   takes note of it. A wall clock that is off by more than is allowed, or was not compared yet, ends no values.
 //!
 //! The reservation grows on use: a node that stamped nothing for ten seconds does not write. It reaches 2 s ahead of the
 //! wall, as by so much a value may end too early or too late after a crash (docs/decisions/0009); where the clock runs ahead
@@ -140,7 +140,8 @@ impl NodeClock {
     }
 
     /// By this reading values end: the hybrid time, without the wall where that is off or was not compared yet, and
-    /// without what was stamped far ahead of it. A clock that is wrong must not end values for everybody.
+    /// without what was stamped far ahead of it: a clock that is wrong must not end values for everybody. What was told to
+    /// have ended has.
     pub fn ends_by(&self) -> Hlc {
         let wall_ms = self.wall_ms();
         let off = self.skew.lock().skewed_by_ms(wall_ms, self.monotonic_ms()).is_some();
@@ -148,11 +149,13 @@ impl NodeClock {
             let state = self.state.lock();
             (state.hybrid.now(0), state.told)
         };
-        match (off || !self.compared.load(Ordering::Relaxed), too_far_ahead(seen, wall_ms, self.skew_max_ms)) {
-            (true, _) => seen,
-            (false, None) => seen.max(Hlc::from_ms(wall_ms)),
-            (false, Some(_)) => told.max(Hlc::from_ms(wall_ms)),
-        }
+        let ends_by =
+            match (off || !self.compared.load(Ordering::Relaxed), too_far_ahead(seen, wall_ms, self.skew_max_ms)) {
+                (true, _) => seen,
+                (false, None) => seen.max(Hlc::from_ms(wall_ms)),
+                (false, Some(_)) => Hlc::from_ms(wall_ms),
+            };
+        ends_by.max(told)
     }
 
     /// The tombstone to be told in place of a value whose time is up. From then on it is up for good: the wall clock may be
@@ -160,9 +163,7 @@ impl NodeClock {
     /// tombstone already.
     pub fn end_of(&self, key: &Key, record: &Record) -> Option<Record> {
         if record.version.is_end() {
-            if too_far_ahead(record.written, self.wall_ms(), self.skew_max_ms).is_none() {
-                self.tell(record.written);
-            }
+            self.tell(record.written);
             return None;
         }
         // A record without an end costs no look at the clocks.
@@ -171,10 +172,13 @@ impl NodeClock {
         Some(end)
     }
 
+    /// A stamp must not follow an end that lies too far ahead for this clock; what ends here does.
     fn tell(&self, end: Hlc) {
-        let mut state = self.state.lock();
-        state.told = state.told.max(end);
-        state.hybrid.observe(end);
+        {
+            let mut state = self.state.lock();
+            state.told = state.told.max(end);
+        }
+        self.observe(end);
     }
 
     /// Ends the issue of stamps, for a stop in good order: nothing above what is returned was issued or seen.

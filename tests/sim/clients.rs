@@ -77,7 +77,18 @@ impl Client {
         }
         let at = self.whom();
         let request = self.request(key.clone());
-        let told = operation(&self.world, self.number, at, request).await;
+        let level = request.level;
+        let mut told = operation(&self.world, self.number, at, request).await;
+        if let Told::Found { version: Some(version), .. } = &told
+            && version.is_end()
+            && level == Level::One
+            && self.random.below(3) == 0
+        {
+            // It was told by a clock that somebody sets back now.
+            self.world.places[at].clock.step(-(self.random.between(1, 4_000) as i64));
+            let again = Request::plain(key.clone(), Level::One, Ask::Get);
+            told = operation(&self.world, self.number, at, again).await;
+        }
         let seen = match told {
             Told::Wrote(receipt) => Some(receipt.version),
             Told::Found { version, .. } => version,
