@@ -122,6 +122,7 @@ impl World {
             doubled: *random.pick(&[0, 20, 100]),
             late: *random.pick(&[0, 20, 100]),
             late_ms: *random.pick(&[50, 300, 2_000]),
+            haunting: if grace.is_some() { *purging.pick(&[0, 20, 200]) } else { 0 },
         };
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
