@@ -24,8 +24,8 @@ pub use crate::types::{
     ReplicaReply, ReplicaRequest, Seen,
 };
 use crate::types::{
-    ClusterId, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Slot, Sum, Token,
-    Topology, TopologyError, Trace, Version, Vote,
+    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Sealed,
+    Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, TopologyError, Trace, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -310,8 +310,32 @@ impl From<TopologyError> for StoreError {
     }
 }
 
+/// What a replica keeps, and drops, for purging tombstones: the steps are those of `protocol::purge`.
+pub trait Purging: Send + Sync {
+    /// What is kept of these slots, in order.
+    fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>>;
+
+    /// The tombstones of a slot: the greatest version of those written up to that time, and the age of the oldest.
+    fn tombstones(&self, slot: Slot, up_to: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>>;
+
+    /// The slots with hints written up to that time, for whichever node.
+    fn hinted(&self, up_to: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>>;
+
+    /// Refuses ballots up to that time in these slots from now on, durably whatever `DURABILITY` says, and names what
+    /// their registers accepted above their records by then.
+    fn seal(&self, slots: SlotSet, up_to: Hlc) -> BoxFuture<'static, Result<Vec<Sealed>, StoreError>>;
+
+    /// Merges these floors into those that are kept; durable when it answers, whatever `DURABILITY` says. Comes into
+    /// force in the order in which it was asked for among all changes.
+    fn raise(&self, floors: Vec<(Slot, Floor)>) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Drops what may be forgotten, each key with its register in one transaction. A slot whose floor is below the one
+    /// that is named is left as it is.
+    fn purge(&self, drops: Vec<SlotDrop>) -> BoxFuture<'static, Result<Dropped, StoreError>>;
+}
+
 /// This node's disk. The replica's rules are pure functions in `protocol`; a store only loads, applies and saves.
-pub trait Store: Send + Sync {
+pub trait Store: Purging {
     /// Queues requests. Each is answered after what it changed is on disk. Reads see every change acknowledged before
     /// they were submitted.
     fn submit(&self, batch: Submissions);

@@ -210,6 +210,7 @@ fn node_options(config: &Config) -> node::Options {
         value_bytes_max: config.value_bytes_max,
         hint_window: config.hint_window,
         anti_entropy_interval: config.anti_entropy_interval,
+        gc_grace: config.gc_grace,
     }
 }
 

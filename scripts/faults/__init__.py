@@ -1,6 +1,6 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, counting, crashes, disks, ends, healing, identity, limits, repeats, stamps, winners
+from . import clocks, counting, crashes, disks, ends, healing, identity, limits, repeats, stamps, tombstones, winners
 
 CASES = {
     "kill": crashes.kill,
@@ -24,6 +24,7 @@ CASES = {
     "quarantine": disks.quarantine,
     "flips": disks.flips,
     "ttl": ends.ttl,
+    "tombstones": tombstones.tombstones,
     "drift": healing.drift,
     "cost": healing.cost,
     "pressure": healing.pressure,

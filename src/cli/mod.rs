@@ -25,6 +25,7 @@ mod serve;
 mod settings;
 mod smoke;
 mod status;
+mod tombstones;
 mod touch;
 #[cfg(feature = "otlp")]
 mod traces;
@@ -59,6 +60,7 @@ enum Command {
     Ring(ring::Ring),
     Convergence(convergence::Convergence),
     Repair(repair::Repair),
+    Tombstones(tombstones::Tombstones),
     Health(health::Health),
     Smoke(smoke::Smoke),
     Bench(bench::Bench),
@@ -85,6 +87,7 @@ impl Cli {
             Command::Ring(command) => command.run(),
             Command::Convergence(command) => command.run(),
             Command::Repair(command) => command.run(),
+            Command::Tombstones(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Smoke(command) => command.run(),
             Command::Bench(command) => command.run(),

@@ -48,6 +48,30 @@ pub(super) struct Health {
     pub(super) hints_pending: u64,
 }
 
+/// `GET /tombstones`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Tombstones {
+    pub(super) tombstones: u64,
+    pub(super) waiting_for: Vec<Waiting>,
+    pub(super) members: Vec<MemberTombstones>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Waiting {
+    pub(super) node: String,
+    pub(super) reason: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct MemberTombstones {
+    pub(super) node: String,
+    pub(super) tombstones: Option<u64>,
+    pub(super) purged: Option<u64>,
+}
+
 /// `GET /cluster/ring`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]

@@ -68,6 +68,7 @@ pub struct Config {
     pub durability: Durability,
     pub gossip_interval: Duration,
     pub hint_window: Duration,
+    pub gc_grace: Duration,
     /// How often copies are compared with each peer.
     pub anti_entropy_interval: Duration,
     pub hint_bytes_max: u64,

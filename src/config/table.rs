@@ -127,7 +127,7 @@ settings! {
     GOSSIP_INTERVAL: Kind::Duration { min_ms: 100, max_ms: MINUTE }, Default::Text("1s"),
         "Time between two gossip probes.";
     GC_GRACE: Kind::Duration { min_ms: SECOND, max_ms: 365 * DAY }, Default::Text("24h"),
-        "How long a deleted key's tombstone is kept at least; no effect yet, as all are kept.";
+        "How long a deleted key's tombstone is kept at least; no shorter than a write may be under way.";
     HINT_WINDOW: Kind::Duration { min_ms: SECOND, max_ms: 30 * DAY }, Default::Text("3h"),
         "How long a hint that no acknowledgement rests on is kept.";
     HINT_BYTES_MAX: Kind::Bytes { min: MIB, max: 16 * 1024 * 1024 * MIB }, Default::Text("1GiB"),

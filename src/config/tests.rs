@@ -98,6 +98,7 @@ fn flags_beat_the_environment_which_beats_the_file() {
     assert_eq!((config.weight, config.zone.as_deref()), (9, Some("environment")));
     assert_eq!(config.request_timeout, Duration::from_secs(3));
     assert_eq!(config.hint_window, Duration::from_secs(3 * 3600));
+    assert_eq!(config.gc_grace, Duration::from_secs(24 * 3600));
 }
 
 #[test]
@@ -178,11 +179,10 @@ fn the_file_is_refused_with_line_and_nearest_name() {
 
 #[test]
 fn slips_in_the_environment_and_settings_without_effect_only_warn() {
-    let variables = [("REPLICATON_FACTOR", "3"), ("GOSSIP_PORT", "7946"), ("GC_GRACE", "3h"), ("PATH", "/bin")];
+    let variables = [("REPLICATON_FACTOR", "3"), ("GOSSIP_PORT", "7946"), ("PATH", "/bin")];
     let config = load(&environment(&variables)).unwrap();
     assert_eq!(config.replication_factor, 2);
-    assert_eq!(config.warnings.len(), 3);
+    assert_eq!(config.warnings.len(), 2);
     assert!(config.warnings[0].contains("REPLICATON_FACTOR is not a setting; REPLICATION_FACTOR is"));
     assert!(config.warnings[1].contains("GOSSIP_PORT is not used"));
-    assert!(config.warnings[2].contains("GC_GRACE has no effect"));
 }

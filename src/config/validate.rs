@@ -51,10 +51,8 @@ impl Reader<'_> {
         let node = self.node(&seeds);
         let bind = self.ip(&table::BIND_ADDR);
         let advertise = self.text(&table::ADVERTISE_ADDR).unwrap_or_else(|| bind.to_string());
-        // Nothing comes of these but a warning; a bad one is refused all the same.
-        for setting in [&table::GOSSIP_PORT, &table::GC_GRACE] {
-            self.value(setting);
-        }
+        // Nothing comes of it but a warning; a bad one is refused all the same.
+        self.value(&table::GOSSIP_PORT);
         Config {
             node: NodeNum(node),
             http_port: self.port(&table::HTTP_PORT, 8000, node),
@@ -73,6 +71,7 @@ impl Reader<'_> {
             },
             gossip_interval: self.duration(&table::GOSSIP_INTERVAL),
             hint_window: self.duration(&table::HINT_WINDOW),
+            gc_grace: self.duration(&table::GC_GRACE),
             anti_entropy_interval: self.duration(&table::ANTI_ENTROPY_INTERVAL),
             hint_bytes_max: self.number(&table::HINT_BYTES_MAX),
             value_bytes_max: narrow(self.number(&table::VALUE_BYTES_MAX)),
@@ -294,9 +293,6 @@ fn warnings(raw: &RawConfig, config: &Config) -> Vec<String> {
     let is_stated = |setting| raw.get(setting).is_some_and(|s| s.origin != Origin::Default);
     if is_stated(&table::GOSSIP_PORT) {
         warnings.push(format!("GOSSIP_PORT is not used: gossip runs on GRPC_PORT, {}", config.grpc_port));
-    }
-    if is_stated(&table::GC_GRACE) {
-        warnings.push("GC_GRACE has no effect: this version keeps every tombstone".to_owned());
     }
     if config.bind.is_loopback() && !is_loopback(&config.advertise) {
         let what = format!("BIND_ADDR is {}, so nobody reaches this node", config.bind);

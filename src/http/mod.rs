@@ -36,6 +36,7 @@ mod observe;
 mod operations;
 mod problem;
 mod query;
+mod tombstones;
 mod views;
 
 use std::fmt;
@@ -156,6 +157,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .merge(live::routes())
         .merge(convergence::routes())
         .merge(operations::routes())
+        .merge(tombstones::routes())
         .merge(observe::routes())
         .merge(docs::routes())
         .layer(CompressionLayer::new());

@@ -15,7 +15,7 @@ use super::channels::Channels;
 use super::client::Shared;
 use super::endpoint;
 use super::weight;
-use super::wire::{self, Malformed, propose, proto, rare, status, tree};
+use super::wire::{self, Malformed, propose, proto, purge, rare, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::types::InstanceId;
 
@@ -47,8 +47,7 @@ impl Asks {
         let header = Some(wire::header(&handler.header(), instance));
         let (header, reply) = match request {
             PeerRequest::Gossip(packet) => {
-                let reply = answer(client.gossip(proto::GossipRequest { header, packet }).await)?;
-                (reply.header, Ok(PeerReply::Done))
+                (answer(client.gossip(proto::GossipRequest { header, packet }).await)?.header, Ok(PeerReply::Done))
             }
             PeerRequest::NodeInfo { digest } => {
                 let request = proto::NodeInfoRequest { header, digest: rare::stamps(digest) };
@@ -64,12 +63,9 @@ impl Asks {
                 let mut reply = answer(client.announce(proto::AnnounceRequest { header, announcement }).await)?;
                 (reply.header.take(), rare::read_announce_reply(reply))
             }
-            PeerRequest::Found { topology } => {
-                let request = rare::found_request(header, &topology, false);
-                (answer(client.found(request).await)?.header, Ok(PeerReply::Done))
-            }
-            PeerRequest::Founded { topology } => {
-                let request = rare::found_request(header, &topology, true);
+            PeerRequest::Found { ref topology } | PeerRequest::Founded { ref topology } => {
+                let committed = matches!(request, PeerRequest::Founded { .. });
+                let request = rare::found_request(header, topology, committed);
                 (answer(client.found(request).await)?.header, Ok(PeerReply::Done))
             }
             PeerRequest::Replace { newcomer, succeeds } => {
@@ -99,6 +95,10 @@ impl Asks {
                 let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
                 (reply.header.take(), tree::read_slot_reply(reply, after.as_ref()))
             }
+            PeerRequest::Purge { epoch, step } => {
+                let mut reply = answer(client.purge(purge::request(header, epoch, step)).await)?;
+                (reply.header.take(), purge::read_reply(reply))
+            }
             PeerRequest::Converge { with, look } => {
                 let request = self.told(tree::converge_request(header, with, look));
                 let mut reply = self.heard(answer(client.converge(request).await)?);
@@ -118,6 +118,7 @@ impl Asks {
             PeerRequest::GetChunkHash { .. }
             | PeerRequest::FetchRange(_)
             | PeerRequest::FetchSlot { .. }
+            | PeerRequest::Purge { .. }
             | PeerRequest::Converge { .. } => (&self.healing, weight::of_healing(request)),
             _ => (&self.talk, 0),
         }

@@ -91,7 +91,7 @@ pub(super) fn of_healing(request: &PeerRequest) -> usize {
             let told = if exchange.names_only { NAMES_BYTES } else { MESH_MESSAGE_BYTES_MAX };
             exchange.leaves.len() * LEAF_BYTES + exchange.held.len() * (Entry::BYTES + WANTED_BYTES) + told
         }
-        PeerRequest::FetchSlot { .. } => MESH_MESSAGE_BYTES_MAX,
+        PeerRequest::FetchSlot { .. } | PeerRequest::Purge { .. } => MESH_MESSAGE_BYTES_MAX,
         PeerRequest::Converge { look: Look::Chunks, .. } => 0,
         PeerRequest::Converge { .. } => NAMES_BYTES,
         _ => return 0,

@@ -176,7 +176,7 @@ impl FakeStore {
             ReplicaRequest::Prepare { key, ballot } => {
                 let mut registers = self.registers.lock();
                 let held = registers.entry(key.clone()).or_default();
-                match register::prepare(held.promised, &floor, ballot) {
+                match register::prepare(held.promised, floor.ballot, ballot) {
                     Ok(()) => held.promised = ballot,
                     Err(promised) => return ReplicaReply::Outbid { promised },
                 }
@@ -186,7 +186,7 @@ impl FakeStore {
             ReplicaRequest::Accept { key, accepted } => {
                 let mut registers = self.registers.lock();
                 let held = registers.entry(key).or_default();
-                match register::accept(held.promised, &floor, accepted.ballot) {
+                match register::accept(held.promised, floor.ballot, accepted.ballot) {
                     Ok(()) => *held = Register { promised: accepted.ballot, accepted: Some(*accepted) },
                     Err(promised) => return ReplicaReply::Outbid { promised },
                 }

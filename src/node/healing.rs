@@ -1,5 +1,6 @@
 //! Healing as people see it: how the copies agree, and repairs they start, follow and end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -7,7 +8,9 @@ use uuid::Uuid;
 use super::Node;
 use super::anti_entropy::{AntiEntropy, Stop};
 use super::operations::Progress;
-use super::views::{ConvergenceView, EventKind, OperationState, OperationView, RepairRequest};
+use super::views::{
+    ConvergenceView, EventKind, MemberTombstones, OperationState, OperationView, RepairRequest, TombstonesView,
+};
 use crate::types::{Look, NodeNum};
 
 /// Repairs that run at a time; more are refused, as they would only wait for each other.
@@ -51,6 +54,37 @@ impl Node {
             operations.end(id, state, clock.wall_ms());
         }));
         Ok(view)
+    }
+
+    /// What every member says of its tombstones, and whom they wait for. `None` before the node has its cluster.
+    pub async fn tombstones(&self) -> Option<TombstonesView> {
+        let said = self.purge.statuses().await?;
+        let some = |n: u64| Some(n).filter(|n| *n > 0);
+        let mut waiting_for = BTreeMap::new();
+        let mut members = Vec::with_capacity(said.len());
+        for (node, status) in said {
+            members.push(match status {
+                Ok(status) => {
+                    waiting_for.extend(status.waiting_for);
+                    MemberTombstones {
+                        node,
+                        tombstones: Some(status.tombstones),
+                        oldest_ms: some(status.oldest_ms),
+                        purged: Some(status.purged),
+                        raised_ms: some(status.raised_ms),
+                    }
+                }
+                Err(why) => {
+                    waiting_for.insert(node, why);
+                    MemberTombstones { node, tombstones: None, oldest_ms: None, purged: None, raised_ms: None }
+                }
+            });
+        }
+        if members.iter().filter_map(|member| member.tombstones).sum::<u64>() == 0 {
+            // There is nothing that could wait.
+            waiting_for.clear();
+        }
+        Some(TombstonesView { asked: self.identity.node, members, waiting_for: waiting_for.into_iter().collect() })
     }
 
     /// This node's long-running operations, newest first; the last hundred that ended are remembered.

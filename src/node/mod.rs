@@ -21,8 +21,10 @@ pub mod handoff;
 pub mod healing;
 pub mod journal;
 pub mod operations;
+pub mod options;
 pub mod own;
 pub mod parts;
+pub mod purge;
 pub mod reach;
 mod reaper;
 pub mod rebuild;
@@ -32,6 +34,8 @@ pub mod routing;
 pub mod succession;
 mod survey;
 pub mod trace;
+#[cfg(test)]
+mod unpurged;
 pub mod views;
 #[cfg(test)]
 mod world;
@@ -55,73 +59,21 @@ use clock::NodeClock;
 use conditional::Conditional;
 use coordinator::Coordinator;
 use directory::Directory;
-use founding::{Founding, FoundingError, FoundingOptions};
-use gossip::{Gossip, GossipOptions};
+use founding::{Founding, FoundingError};
+use gossip::Gossip;
 use handoff::Handoff;
 use journal::Journal;
 use operations::Operations;
+pub use options::Options;
 use own::Own;
 use parts::Parts;
+use purge::Purge;
 use reach::Reach;
 use rebuild::Rebuild;
 use replica::Replica;
 use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
 use routing::Routing;
 use succession::Succession;
-
-/// How a node is set up.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Mesh addresses (`host:port`) of any members; none: the node founds a cluster of its own.
-    pub seeds: Vec<String>,
-    /// Instances that found the cluster together.
-    pub cluster_size: u16,
-    /// Copies of each key; counts when the cluster is founded.
-    pub rf: u8,
-    /// Where this node stands; the copies of a key are spread over zones.
-    pub zone: Option<String>,
-    /// This node's share of the slots, relative to the others'.
-    pub weight: u32,
-    /// Where peers and clients reach this node, `host:port`.
-    pub mesh_address: String,
-    pub http_address: String,
-    /// How often a member is probed.
-    pub gossip_interval: Duration,
-    /// A stamp further ahead of the wall clock than this is refused.
-    pub clock_skew_max: Duration,
-    /// The longest value this replica takes, in bytes.
-    pub value_bytes_max: usize,
-    /// Uncounted hints older than this are dropped.
-    pub hint_window: Duration,
-    /// How often copies are compared with each peer.
-    pub anti_entropy_interval: Duration,
-}
-
-impl Options {
-    fn founding(&self) -> FoundingOptions {
-        FoundingOptions {
-            seeds: self.seeds.clone(),
-            cluster_size: self.cluster_size,
-            rf: self.rf,
-            zone: self.zone.clone(),
-            weight: self.weight,
-            mesh_address: self.mesh_address.clone(),
-            http_address: self.http_address.clone(),
-        }
-    }
-
-    fn replica(&self, node: NodeNum) -> replica::Options {
-        replica::Options { node, value_bytes_max: self.value_bytes_max }
-    }
-
-    fn gossip(&self) -> GossipOptions {
-        GossipOptions {
-            interval: self.gossip_interval,
-            seeds: self.seeds.clone(),
-            mesh_address: self.mesh_address.clone(),
-        }
-    }
-}
 
 /// The world a node lives in.
 #[derive(Clone)]
@@ -161,6 +113,7 @@ pub struct Node {
     gossip: Arc<Gossip>,
     own: Arc<Own>,
     anti_entropy: Arc<AntiEntropy>,
+    purge: Arc<Purge>,
     operations: Arc<Operations>,
     journal: Arc<Journal>,
     ports: Ports,
@@ -201,10 +154,9 @@ impl Node {
         let own = Own::new(&options, Arc::clone(&store), Arc::clone(&routing), Arc::clone(&coordinator));
         let parts = Parts::of(&ports, &reach, &routing, &clock);
         let replica = Replica::new(options.replica(me), &parts);
-        let window = handoff::Options { hint_window: options.hint_window };
-        let handoff = Handoff::new(window, parts.clone());
-        let interval = anti_entropy::Options { interval: options.anti_entropy_interval };
-        let anti_entropy = AntiEntropy::new(interval, parts);
+        let handoff = Handoff::new(options.handoff(), parts.clone());
+        let anti_entropy = AntiEntropy::new(options.anti_entropy(), parts.clone());
+        let purge = Purge::new(options.purge(), parts, &replica, &conditional, &anti_entropy);
         let founding = Founding::new(
             options.founding(),
             Arc::clone(&peers),
@@ -241,6 +193,7 @@ impl Node {
             gossip,
             own,
             anti_entropy,
+            purge,
             operations: Arc::default(),
             journal,
             ports,
@@ -255,6 +208,7 @@ impl Node {
         spawn.spawn(Box::pin(Arc::clone(&self.clock).keep_reserved(Arc::clone(&self.store))));
         spawn.spawn(Box::pin(handoff.run()));
         self.anti_entropy.start(spawn);
+        spawn.spawn(Box::pin(Arc::clone(&self.purge).run()));
         let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
         spawn.spawn(Box::pin(reaper::run(store, clock, Arc::clone(&self.own))));
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
@@ -421,6 +375,7 @@ impl PeerHandler for Node {
                 PeerRequest::FetchRange(exchange) => self.anti_entropy.answer_fetch_range(exchange).await,
                 PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
                 PeerRequest::FetchSlot { epoch, slot, after } => self.rebuild.answer(epoch, slot, after).await,
+                PeerRequest::Purge { epoch, step } => self.purge.answer(epoch, step).await,
                 PeerRequest::Vote { epoch, ballot, proposal } => {
                     self.succession.answer_vote(epoch, ballot, proposal).await
                 }
@@ -466,6 +421,7 @@ mod tests {
             value_bytes_max: 1024,
             hint_window: Duration::from_secs(3600),
             anti_entropy_interval: Duration::from_secs(30),
+            gc_grace: Duration::from_secs(86_400),
         };
         let ports = Ports {
             peers: FakePeers::new(),

@@ -170,6 +170,7 @@ impl Rebuild {
     async fn fetch_from(&self, ring: &Ring, slot: Slot, source: NodeNum) -> Result<(), Unfetched> {
         let protocol = |what: &str| Unfetched::Peer(PeerError::Protocol(what.to_owned()));
         let mut after: Option<Key> = None;
+        let mut floors = Floor::default();
         loop {
             let request = PeerRequest::FetchSlot { epoch: ring.epoch(), slot, after };
             let reply = self.ports.peers.ask(Destination::Member(source), request, Instant::now() + WITHIN).await;
@@ -178,9 +179,7 @@ impl Rebuild {
                 PeerReply::WrongEpoch { epoch } => return Err(Unfetched::Epoch(epoch)),
                 _ => return Err(protocol("not a page of a slot")),
             };
-            if floor != Floor::default() {
-                return Err(protocol("a floor, which this version does not take over"));
-            }
+            floors = floors.merge(&floor);
             let mut checked = Vec::with_capacity(entries.len());
             for entry in entries {
                 let token = ring.token(&entry.0);
@@ -197,9 +196,14 @@ impl Rebuild {
             }
             match next {
                 Some(key) => after = Some(key),
-                None => return Ok(()),
+                None => break,
             }
         }
+        // After the rows: what the source holds is not below its own floor, and what it has purged is not in its rows.
+        if floors != Floor::default() {
+            self.ports.store.raise(vec![(slot, floors)]).await.map_err(Unfetched::Store)?;
+        }
+        Ok(())
     }
 
     /// A page of a slot, for a member that is being rebuilt.

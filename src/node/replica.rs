@@ -66,6 +66,12 @@ impl Replica {
         drop(self.under_way.write());
     }
 
+    /// While this is held no newer topology is taken to be in force by [`Self::settle`]: what is checked against the one that is
+    /// must be queued by then.
+    pub(super) fn enter(&self) -> impl Drop + '_ {
+        self.under_way.read()
+    }
+
     /// A whole message of requests. Only queues; each is answered where its `reply_to` says, those that are refused at
     /// once and the rest when the store has them on disk.
     pub fn deliver(&self, from: NodeNum, batch: Deliveries) {

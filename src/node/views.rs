@@ -212,3 +212,22 @@ pub struct OperationView {
     /// Milliseconds that are left at that rate; `None` when unknown.
     pub eta_ms: Option<u64>,
 }
+
+/// What deleted keys leave behind.
+#[derive(Clone, Debug)]
+pub struct TombstonesView {
+    pub asked: NodeNum,
+    pub members: Vec<MemberTombstones>,
+    /// Who keeps tombstones from being purged, and why; in order.
+    pub waiting_for: Vec<(NodeNum, String)>,
+}
+
+/// What one member said of its tombstones; nothing where it did not answer.
+#[derive(Clone, Debug)]
+pub struct MemberTombstones {
+    pub node: NodeNum,
+    pub tombstones: Option<u64>,
+    pub oldest_ms: Option<u64>,
+    pub purged: Option<u64>,
+    pub raised_ms: Option<u64>,
+}

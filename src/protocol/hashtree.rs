@@ -15,7 +15,7 @@
 use std::cmp::Ordering;
 
 use super::ring::Ring;
-use crate::types::{Digest, Entry, Key, Leaf, NodeNum, Slot, SlotSet, Span, Sum, Token};
+use crate::types::{Digest, Entry, Hlc, Key, Leaf, NodeNum, Slot, SlotSet, Span, Sum, Token};
 
 /// A record younger than this is in flight: its write may not have reached every replica yet, and will without help. In
 /// milliseconds of its version's clock.
@@ -97,8 +97,16 @@ pub struct Differences {
 /// Compares two lists, each in order of tokens, leaving out what is in flight at `now_ms`. Two contents of one version are
 /// on both sides: whoever gets the other's keeps the one that beats.
 pub fn differences(theirs: &[Entry], ours: &[(Entry, Key)], now_ms: u64) -> Differences {
+    compare(theirs, ours, |entry| entry.version.hlc.ms() + IN_FLIGHT_MS > now_ms)
+}
+
+/// The same, of all that was stamped up to a time and of nothing else.
+pub fn differences_up_to(theirs: &[Entry], ours: &[(Entry, Key)], up_to: Hlc) -> Differences {
+    compare(theirs, ours, |entry| entry.version.hlc > up_to)
+}
+
+fn compare(theirs: &[Entry], ours: &[(Entry, Key)], left_out: impl Fn(&Entry) -> bool) -> Differences {
     let mut found = Differences::default();
-    let in_flight = |entry: &Entry| entry.version.hlc.ms() + IN_FLIGHT_MS > now_ms;
     let (mut theirs, mut ours) = (theirs.iter().peekable(), ours.iter().peekable());
     loop {
         let order = match (theirs.peek(), ours.peek()) {
@@ -109,7 +117,7 @@ pub fn differences(theirs: &[Entry], ours: &[(Entry, Key)], now_ms: u64) -> Diff
         };
         let their = if order.is_le() { theirs.next() } else { None };
         let our = if order.is_ge() { ours.next() } else { None };
-        if their.is_some_and(in_flight) || our.is_some_and(|(our, _)| in_flight(our)) {
+        if their.is_some_and(&left_out) || our.is_some_and(|(our, _)| left_out(our)) {
             continue;
         }
         match (their, our) {
@@ -154,7 +162,7 @@ pub fn lots<'a>(leaves: &'a [Leaf], held: &'a [(Entry, Key)], entries_max: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Hlc, Version, Writer};
+    use crate::types::{Version, Writer};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@ pub mod hints;
 pub mod latency;
 pub mod membership;
 pub mod planner;
+pub mod purge;
 pub mod quorum;
 pub mod reach;
 pub mod register;

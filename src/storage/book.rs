@@ -288,6 +288,12 @@ impl Book {
         rows.walks[slot.index()] = Walk { due: false, counted: true, summed: true, ..Walk::DUE };
     }
 
+    /// Tombstones in a slot; `None` while it is counted.
+    pub(super) fn tombstones(&self, slot: Slot) -> Option<u64> {
+        let rows = self.rows.lock();
+        rows.walks[slot.index()].counted.then(|| rows.slots[slot.index()].tombstones.max(0) as u64)
+    }
+
     pub(super) fn hints(&self) -> HintBook {
         self.hints.lock().clone()
     }

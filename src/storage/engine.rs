@@ -9,7 +9,7 @@
 //! - After [`BatchError::Failed`] nothing is known of that batch, and the engine must not be used again: an operating
 //!   system forgets what it could not write, so a second sync that succeeds proves nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, ffi};
 use super::book::{Book, Count, Entries};
 use super::connection::{self, Durability, Role};
 use super::facts;
+use super::floors::Floors;
 use super::hints;
 use super::meters::Meters;
 use super::migrations::MigrationError;
@@ -27,7 +28,8 @@ use super::tree::Moved;
 use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    Accepted, Ballot, Floor, Hlc, Key, NodeNum, Record, Slot, Token, TokenSeed, Topology, Version, Vote,
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, NodeNum, Record, Slot, SlotDrop, SlotFloor, Token, TokenSeed, Topology,
+    Version, Vote,
 };
 
 /// What a batch consists of.
@@ -75,6 +77,13 @@ pub enum Change {
     },
     /// Merges what another replica holds of these keys.
     Absorb(Vec<(Token, SlotEntry)>),
+    /// Merges floors and seals into those of these slots.
+    Raise(Vec<(Slot, SlotFloor)>),
+    /// Drops those of these keys that may be forgotten.
+    Purge {
+        drop: SlotDrop,
+        keys: Vec<(Token, Key)>,
+    },
     /// Removes those of these rows (slot and key as they read) that are not what was written.
     Discard {
         seed: TokenSeed,
@@ -102,7 +111,8 @@ impl Change {
         match self {
             Change::Prepare { .. } | Change::Accept { .. } => true,
             Change::Topology(_) | Change::Proposal(_) | Change::Vote(_) | Change::ReserveClock(_) => true,
-            Change::ReleaseClock(_) | Change::Absorb(_) => true,
+            Change::ReleaseClock(_) | Change::Absorb(_) | Change::Raise(_) => true,
+            Change::Purge { .. } => false,
             Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
             Change::EndDue { .. } | Change::Discard { .. } => false,
         }
@@ -116,6 +126,8 @@ pub enum Outcome {
     Reply(ReplicaReply),
     /// To `DropHints` and `Discard`: how many.
     Dropped(u64),
+    /// To `Purge`.
+    Purged(Dropped),
     /// To `EndDue`: which.
     Ended(Vec<(Key, Record)>),
     Done,
@@ -150,7 +162,7 @@ pub struct Now {
 pub struct Engine {
     pub(super) conn: Connection,
     pub(super) book: Arc<Book>,
-    pub(super) floors: Arc<[Floor]>,
+    pub(super) floors: Arc<Floors>,
     node: NodeNum,
     durability: Durability,
     hint_bytes_max: u64,
@@ -173,14 +185,14 @@ impl Engine {
             MigrationError::Sqlite(e) => super::OpenError::sqlite(path, &e),
         };
         let conn = connection::open(path, Role::Writer(durability)).map_err(failed)?;
-        let load = || Ok((hints::count(&conn)?, facts::floors(&conn)?));
-        let (hints, floors) = load().map_err(|e: rusqlite::Error| super::OpenError::sqlite(path, &e))?;
+        let hints = hints::count(&conn).map_err(|e| super::OpenError::sqlite(path, &e))?;
+        let floors = Floors::load(&conn).map_err(|e| super::OpenError::damaged(path, &e))?;
         let book = Arc::new(Book::new(hints));
         saved::restore(&conn, &book, durability).map_err(|e| super::OpenError::sqlite(path, &e))?;
         Ok(Self { conn, book, floors, node, durability, hint_bytes_max, meters: Meters::new() })
     }
 
-    pub(super) fn floors(&self) -> Arc<[Floor]> {
+    pub(super) fn floors(&self) -> Arc<Floors> {
         self.floors.clone()
     }
 
@@ -314,6 +326,8 @@ pub(super) struct Batch<'e> {
     pub(super) select: CachedStatement<'e>,
     put: CachedStatement<'e>,
     pub(super) hints_stored: u64,
+    /// Floors that this batch raised.
+    pub(super) raised: BTreeMap<Slot, SlotFloor>,
     /// Targets that lost a hint: their oldest may be another one now.
     pub(super) bereft: BTreeSet<NodeNum>,
 }
@@ -330,6 +344,7 @@ impl<'e> Batch<'e> {
             select: conn.prepare_cached(row::SELECT_RECORD)?,
             put: conn.prepare_cached(row::PUT_RECORD)?,
             hints_stored: 0,
+            raised: BTreeMap::new(),
             bereft: BTreeSet::new(),
         })
     }
@@ -352,6 +367,8 @@ impl<'e> Batch<'e> {
             Change::Proposal(topology) => facts::save_proposal(conn, topology).map(|()| Outcome::Done),
             Change::Vote(vote) => facts::save_vote(conn, vote).map(|()| Outcome::Done),
             Change::Absorb(entries) => self.absorb(entries),
+            Change::Raise(floors) => self.raise(floors).map(|()| Outcome::Done),
+            Change::Purge { drop, keys } => self.purge(drop, keys).map(Outcome::Purged),
             Change::Discard { seed, slot, rows } => self.discard(*seed, *slot, rows).map(Outcome::Dropped),
             Change::ReserveClock(until) => facts::reserve_clock(conn, *until).map(|()| Outcome::Done),
             Change::ReleaseClock(last) => facts::release_clock(conn, *last).map(|()| Outcome::Done),
@@ -360,10 +377,21 @@ impl<'e> Batch<'e> {
     }
 
     pub(super) fn write(&mut self, token: Token, key: &Key, record: &Record) -> rusqlite::Result<ReplicaReply> {
+        let floor = self.kept(token.slot()).floor;
+        self.write_over(token, key, record, &floor)
+    }
+
+    /// The same under another floor than the slot's.
+    pub(super) fn write_over(
+        &mut self,
+        token: Token,
+        key: &Key,
+        record: &Record,
+        floor: &Floor,
+    ) -> rusqlite::Result<ReplicaReply> {
         let slot = token.slot();
         let found = row::load(&mut self.select, slot, key)?;
         let stored = found.as_ref().and_then(|loaded| loaded.stored.as_ref());
-        let floor = &self.engine.floors[slot.index()];
         let rule = match (&found, stored) {
             // Missing and suspect: whatever comes from a peer is better than this row.
             (Some(_), None) => {
@@ -413,6 +441,7 @@ impl<'e> Batch<'e> {
         self.settle_oldest()?;
         self.engine.conn.prepare_cached("COMMIT")?.execute([])?;
         self.engine.book.enter(self.entries);
+        self.engine.floors.set(self.raised.into_iter());
         self.meters.hints_stored.increment(self.hints_stored);
         Ok(())
     }

@@ -15,6 +15,7 @@ use std::path::Path;
 use rusqlite::{Connection, ErrorCode};
 
 use super::engine::is_damage;
+use super::floors::Floors;
 use super::status::Status;
 use super::{facts, migrations};
 
@@ -79,6 +80,7 @@ fn examine(conn: &Connection, walk: bool) -> rusqlite::Result<Option<String>> {
         facts::proposal(conn).map(drop).err(),
         facts::vote(conn).map(drop).err(),
         facts::clock_reservation(conn).map(drop).err(),
+        Floors::load(conn).map(drop).err(),
         facts::are_known(conn).err(),
     ];
     if let Some(error) = facts.into_iter().flatten().next() {

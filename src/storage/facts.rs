@@ -1,12 +1,10 @@
-//! Single values in the database: topology, proposal, clock reservation, the mark of the saved sums; and the floors.
-
-use std::sync::Arc;
+//! Single values in the database: topology, proposal, clock reservation, the mark of the saved sums.
 
 use rusqlite::{Connection, OptionalExtension, params};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ports::StoreError;
-use crate::types::{Ballot, Floor, Hlc, Slot, Topology, Version, Vote, Writer};
+use crate::types::{Hlc, Topology, Vote};
 
 const TOPOLOGY: &str = "topology";
 const PROPOSAL: &str = "proposal";
@@ -95,20 +93,6 @@ pub(super) fn are_known(conn: &Connection) -> Result<(), StoreError> {
         Some(name) => Err(damaged(format!("one is called {name:?}"))),
         None => Ok(()),
     }
-}
-
-/// The floor of every slot.
-pub(super) fn floors(conn: &Connection) -> rusqlite::Result<Arc<[Floor]>> {
-    let mut floors = vec![Floor::default(); Slot::COUNT];
-    let mut select = conn.prepare("SELECT slot, written, hlc, writer, rmw, ballot_hlc, ballot_writer FROM floors")?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
-        let hlc = |column| row.get::<_, i64>(column).map(|n| Hlc(n as u64));
-        let version = Version { hlc: hlc(2)?, writer: Writer(row.get(3)?), rmw: row.get(4)? };
-        let ballot = Ballot { hlc: hlc(5)?, writer: Writer(row.get(6)?) };
-        floors[Slot(row.get(0)?).index()] = Floor { written: hlc(1)?, version, ballot };
-    }
-    Ok(floors.into())
 }
 
 fn save(conn: &Connection, name: &str, body: &[u8]) -> rusqlite::Result<()> {

@@ -85,7 +85,7 @@ impl Engine {
     /// # Errors
     /// [`StoreError::Damaged`] where anything of it cannot be told.
     pub fn slot_page(&self, seed: TokenSeed, slot: Slot, after: Option<&Key>) -> Result<SlotPage, StoreError> {
-        transfer::page(&self.conn, &self.meters, Some(seed), self.floors[slot.index()], slot, after)
+        transfer::page(&self.conn, &self.meters, Some(seed), &self.floors, slot, after)
     }
 
     /// The records of these keys, until about 1 MiB is full, and how many of the keys were looked up.

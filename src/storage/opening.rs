@@ -43,6 +43,10 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    pub(super) fn damaged(path: &Path, error: &crate::ports::StoreError) -> Self {
+        OpenError::Damaged { path: path.to_owned(), reason: error.to_string() }
+    }
+
     pub(super) fn sqlite(path: &Path, error: &rusqlite::Error) -> Self {
         let (path, reason) = (path.to_owned(), error.to_string());
         if examine::is_unsound(error) {

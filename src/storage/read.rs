@@ -16,12 +16,13 @@ use rusqlite::{CachedStatement, Connection};
 use smallvec::SmallVec;
 
 use super::book::Book;
+use super::floors::Floors;
 use super::meters::Meters;
 use super::row::{self, AFTER_RECORD, Loaded, LoadedHint};
 use super::status::Status;
 use super::walk;
 use crate::ports::{Hint, ReadPart, Refusal, ReplicaReply, ReplyTo, Seen, StoreError};
-use crate::types::{Floor, Hlc, Identity, Key, NodeNum, Record, Slot, TokenSeed};
+use crate::types::{Hlc, Identity, Key, NodeNum, Record, Slot, TokenSeed};
 
 /// Requests of the hot path in one snapshot. Small enough that all threads get work from one burst.
 const DRAIN_MAX: usize = 128;
@@ -119,7 +120,7 @@ pub(super) struct Reader {
     pub(super) conn: Connection,
     pub(super) queue: Arc<ReadQueue>,
     pub(super) book: Arc<Book>,
-    pub(super) floors: Arc<[Floor]>,
+    pub(super) floors: Arc<Floors>,
     pub(super) status: Arc<Status>,
     pub(super) identity: Arc<Mutex<Identity>>,
 }
@@ -169,7 +170,7 @@ impl Reader {
 /// What a replica answers to a read, with the hints it keeps for these targets merged in.
 pub(super) fn answer(
     from: &Source<'_>,
-    floors: &[Floor],
+    floors: &Floors,
     now: Hlc,
     (slot, key): (Slot, &Key),
     part: ReadPart,
@@ -182,7 +183,8 @@ pub(super) fn answer(
             return ReplicaReply::Refused(Refusal::Damaged);
         }
     };
-    let floor = floors[slot.index()];
+    // Looked up after the row was: where a tombstone is gone the floor that let it go is there.
+    let floor = floors.get(slot).floor;
     match part {
         ReadPart::Record => ReplicaReply::Record { record, floor },
         ReadPart::Version => ReplicaReply::Version { seen: record.map(|r| Seen::of(&r, now)), floor },

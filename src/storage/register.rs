@@ -110,20 +110,20 @@ impl Batch<'_> {
     }
 
     fn promise(&mut self, slot: Slot, key: &Key, ballot: Ballot) -> Result<ReplicaReply, Unread> {
-        let floor = self.engine.floors[slot.index()];
+        let kept = self.kept(slot);
         let Head { promised, accepted: state } = head(&self.engine.conn, slot, key)?;
-        if let Err(promised) = register::prepare(promised, &floor, ballot) {
+        if let Err(promised) = register::prepare(promised, kept.bound(), ballot) {
             return Ok(ReplicaReply::Outbid { promised });
         }
         let accepted = state.as_ref().map(|state| accepted(&self.engine.conn, slot, key, state)).transpose()?;
         let record = sound(row::load(&mut self.select, slot, key)?, "checksum of the record under a register")?;
         put_promise(&self.engine.conn, slot, key, ballot, state.as_ref())?;
-        Ok(ReplicaReply::Promised(Box::new(Promise { accepted, record, floor })))
+        Ok(ReplicaReply::Promised(Box::new(Promise { accepted, record, floor: kept.told() })))
     }
 
     fn keep(&mut self, slot: Slot, key: &Key, accepted: &Accepted) -> Result<ReplicaReply, Unread> {
         let Head { promised, accepted: before } = head(&self.engine.conn, slot, key)?;
-        if let Err(promised) = register::accept(promised, &self.engine.floors[slot.index()], accepted.ballot) {
+        if let Err(promised) = register::accept(promised, self.kept(slot).bound(), accepted.ballot) {
             return Ok(ReplicaReply::Outbid { promised });
         }
         self.put_accepted(slot, key, accepted, before)?;
@@ -218,6 +218,31 @@ fn accepted(conn: &Connection, slot: Slot, key: &Key, state: &State) -> Result<A
         None => None,
     };
     Ok(Accepted { ballot: state.ballot, op, record, recent })
+}
+
+/// What the register of a key promised; `None` where it surely has none.
+///
+/// # Errors
+/// What is damaged, as text.
+pub(super) fn promised(conn: &Connection, slot: Slot, key: &Key) -> Result<Option<Ballot>, String> {
+    match head(conn, slot, key) {
+        Ok(Head { promised, accepted }) => {
+            Ok(Some(promised).filter(|_| promised != Ballot::default() || accepted.is_some()))
+        }
+        Err(Unread::Damaged(what)) => Err(what.to_owned()),
+        Err(Unread::Sqlite(error)) => Err(error.to_string()),
+    }
+}
+
+/// Takes away the register of a key, which is intact.
+pub(super) fn remove(conn: &Connection, slot: Slot, key: &Key) -> rusqlite::Result<()> {
+    let at = params![slot.0, key.as_bytes()];
+    conn.prepare_cached(
+        "DELETE FROM large_values WHERE id IN (SELECT large FROM registers WHERE slot = ?1 AND key = ?2)",
+    )?
+    .execute(at)?;
+    conn.prepare_cached("DELETE FROM registers WHERE slot = ?1 AND key = ?2")?.execute(at)?;
+    Ok(())
 }
 
 /// The register of a key for whoever only reads; `None` where it surely has none.

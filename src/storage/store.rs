@@ -24,14 +24,12 @@ use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::threads::{join, thread};
-use super::{count, ends, examine, facts, opening, transfer};
+use super::{count, ends, examine, facts, floors::Floors, opening, transfer};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
     StoreTotals, Submission, Submissions,
 };
-use crate::types::{
-    Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
-};
+use crate::types::{Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote};
 
 /// Most reader threads.
 const READERS_MAX: usize = 4;
@@ -63,11 +61,11 @@ fn readers() -> usize {
 
 /// The store of a node, with its threads.
 pub struct SqliteStore {
-    writes: Arc<WriteQueue>,
-    reads: Arc<ReadQueue>,
+    pub(super) writes: Arc<WriteQueue>,
+    pub(super) reads: Arc<ReadQueue>,
     status: Arc<Status>,
-    book: Arc<Book>,
-    floors: Arc<[Floor]>,
+    pub(super) book: Arc<Book>,
+    pub(super) floors: Arc<Floors>,
     identity: Arc<Mutex<Identity>>,
     checkpointer: Arc<Checkpointer>,
     threads: Mutex<Option<Threads>>,
@@ -188,11 +186,11 @@ impl SqliteStore {
         drop(threads.dir);
     }
 
-    fn change(&self, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
+    pub(super) fn change(&self, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
         change_through(&self.writes, change)
     }
 
-    fn read<T: Send + 'static>(
+    pub(super) fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection, &Meters) -> Result<T, StoreError> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
@@ -228,7 +226,7 @@ pub(super) fn read_through<T: Send + 'static>(
 }
 
 /// What the tokens of its rows are seeded with.
-fn seed_of(identity: &Identity) -> Option<TokenSeed> {
+pub(super) fn seed_of(identity: &Identity) -> Option<TokenSeed> {
     identity.cluster.map(TokenSeed::of)
 }
 
@@ -431,8 +429,8 @@ impl Store for SqliteStore {
     }
 
     fn slot_page(&self, slot: Slot, after: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
-        let (floor, seed) = (self.floors[slot.index()], seed_of(&self.identity.lock()));
-        self.read(move |conn, meters| transfer::page(conn, meters, seed, floor, slot, after.as_ref()))
+        let (floors, seed) = (self.floors.clone(), seed_of(&self.identity.lock()));
+        self.read(move |conn, meters| transfer::page(conn, meters, seed, &floors, slot, after.as_ref()))
     }
 
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
@@ -471,7 +469,9 @@ impl Store for SqliteStore {
 
 type Submitted<T> = smallvec::SmallVec<[T; 1]>;
 
-fn done(outcome: BoxFuture<'static, Result<Outcome, StoreError>>) -> BoxFuture<'static, Result<(), StoreError>> {
+pub(super) fn done(
+    outcome: BoxFuture<'static, Result<Outcome, StoreError>>,
+) -> BoxFuture<'static, Result<(), StoreError>> {
     outcome.map(|outcome| outcome.map(|_| ())).boxed()
 }
 

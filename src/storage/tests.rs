@@ -4,6 +4,7 @@ mod damage;
 mod failures;
 mod flips;
 mod model;
+mod purge;
 pub(super) mod rare;
 mod register;
 mod tree;

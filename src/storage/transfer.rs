@@ -8,6 +8,7 @@
 use rusqlite::{Connection, params};
 
 use super::engine::{Batch, Outcome};
+use super::floors::Floors;
 use super::meters::Meters;
 use super::read::damaged;
 use super::register;
@@ -31,7 +32,7 @@ pub(super) fn page(
     conn: &Connection,
     meters: &Meters,
     seed: Option<TokenSeed>,
-    floor: Floor,
+    floors: &Floors,
     slot: Slot,
     after: Option<&Key>,
 ) -> Result<SlotPage, StoreError> {
@@ -42,7 +43,8 @@ pub(super) fn page(
     // Not a commit, which a damaged page would make fail.
     conn.execute_batch("ROLLBACK").map_err(damaged)?;
     match page {
-        Ok((entries, next)) => Ok(SlotPage { entries, floor, next }),
+        // Looked up after the rows were: where a tombstone is gone the floor that let it go is told.
+        Ok((entries, next)) => Ok(SlotPage { entries, floor: floors.get(slot).floor, next }),
         Err((key, what)) => {
             meters.damaged(slot, &key, &what);
             Err(StoreError::Damaged(format!("{key}: {what}")))
@@ -113,7 +115,8 @@ impl Batch<'_> {
         let mut outcome = Outcome::Done;
         for (token, (key, record, register)) in entries {
             if let Some(record) = record {
-                self.write(*token, key, record)?;
+                // Another replica holds it, so it is not below any floor that both have.
+                self.write_over(*token, key, record, &Floor::default())?;
             }
             if let Some(register) = register
                 && self.merge(token.slot(), key, register)? == Outcome::Damaged

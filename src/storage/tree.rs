@@ -3,7 +3,7 @@
 //! It knows rows only as they were booked or walked (see `book` and `count`). A bit that flips on disk changes no sum: only
 //! reading the row finds that.
 
-use super::book::Count;
+use super::book::{Count, Weight};
 use super::row::Loaded;
 use crate::types::{Leaf, Record, Slot, Sum, Token};
 
@@ -30,6 +30,17 @@ impl Moved {
             sum.remove(of(&stored.record));
         }
         Self { leaf: Leaf::of(token), count, sum, doubtful: old.is_some() && stored.is_none() }
+    }
+}
+
+impl Moved {
+    /// A row that was taken away.
+    pub(super) fn gone(token: Token, old: &Record, weight: Weight) -> Self {
+        let mut sum = Sum::default();
+        sum.remove(Sum::of(token, &old.version, old.checksum));
+        let mut count = Count::default();
+        count.add(weight, -1);
+        Self { leaf: Leaf::of(token), count, sum, doubtful: false }
     }
 }
 

@@ -7,11 +7,13 @@ use bytes::Bytes;
 use super::id::{Epoch, InstanceId, NodeNum};
 use super::key::{Key, Slot, Token};
 use super::proposal::{Proposal, Verdict};
+use super::purge::{PurgeReply, PurgeStep};
 use super::record::{Floor, Record};
 use super::register::{Ballot, Register};
 use super::topology::{Topology, Vote};
 use super::trace::Trace;
 use super::tree::{Digest, Entry, Leaf, SlotSet, Span};
+use super::version::Hlc;
 
 /// Rare requests between nodes, one call each.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +49,8 @@ pub enum PeerRequest {
     Converge { with: NodeNum, look: Look },
     /// A page of all that the asked node holds of a slot, in key order.
     FetchSlot { epoch: Epoch, slot: Slot, after: Option<Key> },
+    /// A step of purging tombstones.
+    Purge { epoch: Epoch, step: PurgeStep },
 }
 
 /// How closely two replicas are compared.
@@ -104,6 +108,8 @@ pub struct Exchange {
     pub held: Vec<Entry>,
     /// Names the keys that differ and sends no records.
     pub names_only: bool,
+    /// Compare all that was stamped up to this time, and nothing else; absent: leave out what is in flight.
+    pub up_to: Option<Hlc>,
 }
 
 /// Answers to [`PeerRequest`], in the same order.
@@ -146,6 +152,8 @@ pub enum PeerReply {
     WrongEpoch {
         epoch: Epoch,
     },
+    /// To `Purge`.
+    Purge(PurgeReply),
 }
 
 /// Answer to [`PeerRequest::GetChunkHash`].

@@ -228,5 +228,6 @@ fn node_options(place: &Place, setup: &Setup) -> node::Options {
         value_bytes_max: setup.http.value_bytes_max,
         hint_window: Duration::from_secs(3600),
         anti_entropy_interval: Duration::from_secs(30),
+        gc_grace: Duration::from_secs(86_400),
     }
 }

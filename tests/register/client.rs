@@ -275,7 +275,7 @@ impl Client {
     fn send_write(&mut self, record: Record, have: &[NodeNum]) -> Box<WriteFold> {
         let level = Level::Linearizable;
         self.fresh = true;
-        let mut write = WriteFold::write_back(Arc::clone(&self.placement), level, record.version, have);
+        let mut write = WriteFold::write_back(Arc::clone(&self.placement), level, &record, have);
         for ask in write.start(&|_| Ask::Yes) {
             if let WriteAsk::Write { to } = ask {
                 self.open.push((to, ReplicaRequest::Write { key: key(), record: record.clone() }));

@@ -16,7 +16,7 @@ use a3::protocol::register::{accept, prepare};
 use a3::protocol::replica::{StoredRow, WriteRule, write};
 use a3::protocol::ring::Placement;
 use a3::types::{
-    Floor, Hlc, NodeNum, Promise, ReadPart, Record, Register, ReplicaReply, ReplicaRequest, Seen, Version,
+    Ballot, Floor, Hlc, NodeNum, Promise, ReadPart, Record, Register, ReplicaReply, ReplicaRequest, Seen, Version,
 };
 use a3::types::{Writer, majority};
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester};
@@ -49,7 +49,7 @@ impl Cell {
                     ReplicaReply::Stored { replaced }
                 }
             },
-            ReplicaRequest::Prepare { ballot, .. } => match prepare(self.register.promised, &floor, *ballot) {
+            ReplicaRequest::Prepare { ballot, .. } => match prepare(self.register.promised, floor.ballot, *ballot) {
                 Err(promised) => ReplicaReply::Outbid { promised },
                 Ok(()) => {
                     self.register.promised = *ballot;
@@ -57,13 +57,15 @@ impl Cell {
                     ReplicaReply::Promised(Box::new(Promise { accepted, record, floor }))
                 }
             },
-            ReplicaRequest::Accept { accepted, .. } => match accept(self.register.promised, &floor, accepted.ballot) {
-                Err(promised) => ReplicaReply::Outbid { promised },
-                Ok(()) => {
-                    self.register = Register { promised: accepted.ballot, accepted: Some((**accepted).clone()) };
-                    ReplicaReply::Accepted
+            ReplicaRequest::Accept { accepted, .. } => {
+                match accept(self.register.promised, floor.ballot, accepted.ballot) {
+                    Err(promised) => ReplicaReply::Outbid { promised },
+                    Ok(()) => {
+                        self.register = Register { promised: accepted.ballot, accepted: Some((**accepted).clone()) };
+                        ReplicaReply::Accepted
+                    }
                 }
-            },
+            }
             ReplicaRequest::Hint { .. } => panic!("no hints here"),
         }
     }
@@ -79,10 +81,10 @@ impl Cell {
     fn outbids(&self, request: &ReplicaRequest) -> bool {
         match request {
             ReplicaRequest::Prepare { ballot, .. } => {
-                prepare(self.register.promised, &Floor::default(), *ballot).is_err()
+                prepare(self.register.promised, Ballot::default(), *ballot).is_err()
             }
             ReplicaRequest::Accept { accepted, .. } => {
-                accept(self.register.promised, &Floor::default(), accepted.ballot).is_err()
+                accept(self.register.promised, Ballot::default(), accepted.ballot).is_err()
             }
             _ => false,
         }

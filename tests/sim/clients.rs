@@ -56,6 +56,10 @@ pub(crate) async fn client(world: Arc<World>, number: usize, until: Instant) {
     let mut client = Client { world, number, random, count: 0, last: BTreeMap::new() };
     while Instant::now() < until {
         client.act().await;
+        if client.world.grace.is_some() && client.random.per_mille(40) {
+            // Deleted keys come of age.
+            sleep(Duration::from_millis(client.random.between(1_000, 15_000))).await;
+        }
         sleep(Duration::from_millis(client.random.between(1, pause_ms))).await;
     }
 }
@@ -108,6 +112,7 @@ impl Client {
         if !random.per_mille(self.world.exact) {
             let level = *random.pick(&[Level::One, Level::All, Level::Quorum, Level::Quorum, Level::Quorum]);
             let ask = match random.below(10) {
+                0..5 if self.world.grace.is_some() && random.below(2) == 0 => Ask::Delete,
                 0..5 => self.put(),
                 5..9 => Ask::Get,
                 _ => Ask::Delete,
@@ -126,7 +131,9 @@ impl Client {
         };
         let ask = match random.below(10) {
             0..2 => Ask::Delete,
+            2..5 if self.world.grace.is_some() => Ask::Delete,
             2..5 if self.world.ending > 0 => self.touch(),
+            5..6 if self.world.grace.is_some() && self.world.ending > 0 => self.touch(),
             _ => self.put(),
         };
         let request = Request { key: key.clone(), level, ask, terms: Some(terms) };
@@ -192,7 +199,7 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
     let place = &world.places[at];
     let number = place.number;
     let Some((node, life)) = place.node() else { return Told::Died };
-    let began = world.history.tick();
+    let began = world.tick();
     let (wall_ms, served) = (place.clock.wall_ms(), node.readiness().ready);
     let number_of_life = place.lives();
     world.trace.note(format_args!("client {client} asks {number}: {request}"));
@@ -206,7 +213,7 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
     };
     // An answer that a dying node sent is not seen.
     let told = if life.is_alive() { told } else { Told::Died };
-    let ended = world.history.tick();
+    let ended = world.tick();
     let settled = world.settled(&request.key);
     let mut disks = 0;
     if let Told::Wrote(receipt) = &told {
@@ -225,6 +232,8 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
         life,
         wall_ms,
         served,
+        buried: world.witness.buried(&request.key).map(|(version, _)| version),
+        floor: world.floor(&request.key),
         request,
         began,
         ended,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use a3::node::request::{Failure, FailureKind, Found, Outcome, Receipt};
-use a3::types::{Accepted, Condition, Content, Key, Level, NodeNum, Record, Tags, Ttl, Version};
+use a3::types::{Accepted, Condition, Content, Hlc, Key, Level, NodeNum, Record, Tags, Ttl, Version};
 use parking_lot::Mutex;
 
 /// What a client asks.
@@ -197,6 +197,10 @@ pub(crate) struct Operation {
     pub(crate) settled: Option<Version>,
     /// Disks that held what it acknowledged, or the end that it told, or something newer, when it did: copies and hints.
     pub(crate) disks: usize,
+    /// The greatest tombstone of the key that was purged anywhere by its end.
+    pub(crate) buried: Option<Version>,
+    /// The greatest version that a floor of its slot named by its end: what is written where there is nothing goes above it.
+    pub(crate) floor: Version,
 }
 
 impl Operation {
@@ -221,10 +225,13 @@ impl Operation {
         self.receipt().filter(|r| r.strict).map(|r| r.version)
     }
 
-    /// What a strict read at quorum or above found: a version, or nothing.
+    /// What a strict read at quorum or above found: a version, or nothing. A tombstone that is purged is not found, and was
+    /// there all the same.
     pub(crate) fn strict_read(&self) -> Option<Option<Version>> {
         match &self.told {
-            Told::Found { version, strict: true, .. } if self.request.level != Level::One => Some(*version),
+            Told::Found { version, strict: true, .. } if self.request.level != Level::One => {
+                Some(version.or(self.buried))
+            }
             _ => None,
         }
     }
@@ -346,11 +353,16 @@ pub(crate) type Contents = BTreeMap<(Key, Version), Held>;
 /// ever forgotten, so that a version which comes back with another content is noticed.
 #[derive(Default)]
 pub(crate) struct Witness {
+    /// The place in the order of events that was taken last.
+    pub(crate) now: Mutex<u64>,
     seen: Mutex<BTreeMap<(Key, Version), Record>>,
     accepted: Mutex<BTreeSet<(Key, Version, Held)>>,
     /// The tombstones that the values which have an end will leave: their versions and checksums.
     ends: Mutex<BTreeSet<(Key, Version, u64)>>,
     conflicts: Mutex<Vec<String>>,
+    buried: Mutex<BTreeMap<Key, (Version, Hlc)>>,
+    /// When registers were dropped, in the order of events.
+    forgotten: Mutex<Vec<(Key, u64)>>,
 }
 
 impl Witness {
@@ -368,6 +380,28 @@ impl Witness {
             self.will_end(key, record);
             self.accepted.lock().insert((key.clone(), record.version, Held::of(record)));
         }
+    }
+
+    /// A disk dropped the tombstone, or only the register, of a key.
+    pub(crate) fn purged(&self, key: &Key, tombstone: Option<&Record>, register: bool) {
+        if let Some(record) = tombstone {
+            let mut buried = self.buried.lock();
+            let greatest = buried.entry(key.clone()).or_default();
+            *greatest = (record.version, record.written).max(*greatest);
+        }
+        if register {
+            self.forgotten.lock().push((key.clone(), *self.now.lock()));
+        }
+    }
+
+    /// The greatest tombstone of the key that some disk dropped, and when it was written.
+    pub(crate) fn buried(&self, key: &Key) -> Option<(Version, Hlc)> {
+        self.buried.lock().get(key).copied()
+    }
+
+    /// When registers of the key were dropped.
+    pub(crate) fn forgotten(&self, key: &Key) -> Vec<u64> {
+        self.forgotten.lock().iter().filter(|(k, _)| k == key).map(|(_, at)| *at).collect()
     }
 
     fn will_end(&self, key: &Key, record: &Record) {

@@ -34,6 +34,8 @@ use world::World;
 const SEEDS: Range<u64> = 0..200;
 /// How long clients and faults are at work, virtual seconds.
 const STORM: Range<u64> = 2..7;
+/// The same where tombstones are purged meanwhile.
+const LONG_STORM: Range<u64> = 20..60;
 /// Lines of the trace that a failure shows, unless `SIM_LINES` says how many.
 const SHOWN: usize = 160;
 
@@ -74,7 +76,8 @@ fn run(seed: u64, traced: bool) -> Run {
 
 async fn live(world: &Arc<World>) -> Result<(), String> {
     world.found().await?;
-    let until = Instant::now() + Duration::from_secs(world.random.between(STORM.start, STORM.end));
+    let storm = if world.grace.is_some() { LONG_STORM } else { STORM };
+    let until = Instant::now() + Duration::from_secs(world.random.between(storm.start, storm.end));
     world.life.spawn(faults::faults(world.clone(), until).boxed());
     for number in 0..world.random.between(2, 5) as usize {
         world.life.spawn(clients::client(world.clone(), number, until).boxed());

@@ -8,14 +8,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use a3::ports::{
     Answer, Deliveries, Delivery, Destination, Entropy, Header, Inbox, PeerError, PeerHandler, PeerReply, PeerRequest,
-    Peers, ReplicaCall, ReplyTo, Spawn,
+    Peers, ReplicaCall, ReplicaReply, ReplyTo, Spawn,
 };
-use a3::types::{InstanceId, NodeNum};
+use a3::types::{InstanceId, NodeNum, PurgeStep};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -26,6 +27,8 @@ use crate::machine::{Life, Seeded, Trace};
 
 /// The deadline of a request that comes without one (the mesh waits longer).
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// When a request that arrived comes once more, milliseconds later.
+const HAUNTS_AFTER_MS: Range<u64> = 1_000..60_000;
 /// A connection over a cut link is noticed to be dead after this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
@@ -39,6 +42,8 @@ pub(crate) struct Weather {
     /// Of a thousand messages, how many are late by up to `late_ms`.
     pub(crate) late: u64,
     pub(crate) late_ms: u64,
+    /// Of a thousand requests of the hot path that arrived, how many arrive once more when everybody has forgotten them.
+    pub(crate) haunting: u64,
 }
 
 /// One node's place on the network.
@@ -159,7 +164,19 @@ impl Network {
             let (network, call) = (self.clone(), call.clone());
             self.wire.spawn(async move { drop(network.once(from, to, call).await) }.boxed());
         }
-        self.once(from, to, call).await
+        let haunting = self.state.lock().weather.haunting;
+        let haunts = (haunting > 0 && self.random.per_mille(haunting)).then(|| call.clone());
+        let answer = self.once(from, to, call).await;
+        if let Some(call) = haunts.filter(|_| carried_out(answer.as_ref())) {
+            let (network, after) = (self.clone(), self.random.between(HAUNTS_AFTER_MS.start, HAUNTS_AFTER_MS.end));
+            let again = async move {
+                sleep(Duration::from_millis(after)).await;
+                network.trace.note(format_args!("once more: {:?} from {} to {}", call.request.key(), from.node, to.0));
+                drop(network.once(from, to, call).await);
+            };
+            self.wire.spawn(again.boxed());
+        }
+        answer
     }
 
     async fn once(self: &Arc<Self>, from: Header, to: (NodeNum, InstanceId), call: ReplicaCall) -> Option<Answer> {
@@ -219,6 +236,12 @@ impl Network {
         let (caller, _) = self.host(from.node)?;
         Some(caller.admit(&header, Some(from.instance)).and(reply))
     }
+}
+
+/// What was refused would not be done, and may be later, when the reason has ended.
+fn carried_out(answer: Option<&Answer>) -> bool {
+    let refused = |reply: &ReplicaReply| matches!(reply, ReplicaReply::Refused(_) | ReplicaReply::WrongEpoch { .. });
+    matches!(answer, Some(Ok(reply)) if !refused(reply))
 }
 
 /// Where the answer to one delivery goes.
@@ -364,6 +387,7 @@ impl fmt::Display for Named<'_> {
             }
             PeerRequest::GetChunkHash { .. } => "get-chunk-hash",
             PeerRequest::FetchRange(_) => "fetch-range",
+            PeerRequest::Purge { step, .. } => return write!(f, "a step of purging: {}", step_name(step)),
             PeerRequest::Converge { .. } => "converge",
             PeerRequest::FetchSlot { .. } => "fetch-slot",
             PeerRequest::Propose { proposal, .. } => {
@@ -371,5 +395,16 @@ impl fmt::Display for Named<'_> {
             }
         };
         f.write_str(name)
+    }
+}
+
+fn step_name(step: &PurgeStep) -> &'static str {
+    match step {
+        PurgeStep::Survey { .. } => "survey",
+        PurgeStep::Seal { .. } => "seal",
+        PurgeStep::Hints { .. } => "hints",
+        PurgeStep::Raise { .. } => "raise",
+        PurgeStep::Drop { .. } => "drop",
+        PurgeStep::Status => "status",
     }
 }

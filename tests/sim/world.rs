@@ -1,6 +1,6 @@
 //! One seed's world: its nodes with their machines, disks and network, how it comes to be, and how it is healed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub(crate) ending: u64,
     /// In some worlds clocks are off by more than is allowed.
     clock_skew_max: Duration,
+    /// How long tombstones are kept; in most worlds for longer than they last.
+    pub(crate) grace: Option<Duration>,
     /// Between two rounds of anti-entropy.
     interval: Duration,
     pub(crate) places: Vec<Place>,
@@ -86,7 +88,11 @@ impl World {
         let rf = *random.pick(&[1, 2, 2, 3, 3, 3, 5]);
         let nodes = random.between(u64::from(rf.max(2)), 5) as u16;
         let exact = *random.pick(&[0, 1000, 1000, 200, 500, 800]);
+        // Drawn apart, so that the other worlds are as they would be without.
+        let purging = Seeded::new(seed, 3);
+        let grace = (purging.below(4) == 0).then(|| Duration::from_secs(*purging.pick(&[4, 8, 15])));
         let skew_ms = *random.pick(&[0, 50, 500, 4_000]);
+        let skew_ms = if grace.is_some() { skew_ms.min(500) } else { skew_ms };
         let clock_skew_max = Duration::from_secs(*random.pick(&[300, 300, 300, 2]));
         let sync_ms = *random.pick(&[1, 4, 40]);
         let sql = random.below(10) == 0;
@@ -116,11 +122,12 @@ impl World {
             doubled: *random.pick(&[0, 20, 100]),
             late: *random.pick(&[0, 20, 100]),
             late_ms: *random.pick(&[50, 300, 2_000]),
+            haunting: if grace.is_some() { *purging.pick(&[0, 20, 200]) } else { 0 },
         };
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
             "{nodes} nodes, rf {rf}, {exact} of 1000 exact, {ending} of 1000 values end, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
-             sql {sql}, {weather:?}"
+             sql {sql}, tombstones kept for {grace:?}, {weather:?}"
         ));
         let (history, life) = (History::default(), Life::new());
         Arc::new(Self {
@@ -129,6 +136,7 @@ impl World {
             exact,
             ending,
             clock_skew_max,
+            grace,
             interval,
             places,
             network,
@@ -169,6 +177,7 @@ impl World {
             value_bytes_max: 1024,
             hint_window: Duration::from_secs(3600),
             anti_entropy_interval: self.interval,
+            gc_grace: self.grace.unwrap_or(Duration::from_secs(86_400)),
         };
         let ports = Ports {
             peers: SimPeers::new(&self.network, place.number, &life),
@@ -247,6 +256,9 @@ impl World {
             slots: all.iter().map(|key| (key.clone(), slot(key))).collect(),
             all,
         };
+        for place in &self.places {
+            *place.disk.watched.lock() = keys.slots.values().copied().collect();
+        }
         self.keys.set(keys).map_err(|_| "founded twice".to_owned())
     }
 
@@ -325,6 +337,20 @@ impl World {
         copies.get(majority(self.replicas(key)) - 1).copied().flatten()
     }
 
+    /// The greatest version that a floor of the key's slot names, on any disk.
+    pub(crate) fn floor(&self, key: &Key) -> Version {
+        let slot = self.keys.get().and_then(|keys| keys.slots.get(key));
+        let floors = slot.into_iter().flat_map(|slot| self.places.iter().map(|place| place.disk.floor(*slot)));
+        floors.max().unwrap_or_default()
+    }
+
+    /// The next place in the order of events.
+    pub(crate) fn tick(&self) -> u64 {
+        let now = self.history.tick();
+        *self.witness.now.lock() = now;
+        now
+    }
+
     /// How many disks hold that version of a key or something newer, as a copy or a hint.
     pub(crate) fn disks_with(&self, key: &Key, version: Version) -> usize {
         self.places.iter().filter(|place| self.held(place, key, true) >= Some(version)).count()
@@ -350,7 +376,16 @@ impl World {
         self.until("all copies are equal, though nobody reads", || self.keys().iter().all(|k| self.are_equal(k)))
             .await?;
         sleep(Duration::from_secs(1)).await;
+        if self.grace.is_some() {
+            self.until("tombstones are purged, and registers without a record", || self.to_be_purged() == 0).await?;
+            self.until("all copies are still equal", || self.keys().iter().all(|k| self.are_equal(k))).await?;
+        }
         Ok(())
+    }
+
+    fn to_be_purged(&self) -> u64 {
+        let slots: BTreeSet<Slot> = self.keys.get().into_iter().flat_map(|keys| keys.slots.values().copied()).collect();
+        self.places.iter().flat_map(|place| slots.iter().map(|slot| place.disk.to_be_purged(*slot))).sum()
     }
 
     /// A node whose disk was wiped is another instance under an old number. While the members hold the old one to be alive

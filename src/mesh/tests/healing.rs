@@ -27,7 +27,7 @@ fn list(entries: usize) -> PeerRequest {
     let version = Version::plain(Hlc(5), Writer(1));
     let held = vec![Entry { token: Token(0x3f00 << 48), version, checksum: 7 }; entries];
     let (epoch, slot, leaves) = (Epoch(3), Slot(0x3f), vec![Leaf(0x3f00)]);
-    PeerRequest::FetchRange(Exchange { epoch, slot, leaves, held, names_only: false })
+    PeerRequest::FetchRange(Exchange { epoch, slot, leaves, held, names_only: false, up_to: None })
 }
 
 fn page(after: Option<Key>) -> PeerRequest {

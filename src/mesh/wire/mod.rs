@@ -8,6 +8,7 @@
 
 pub(super) mod hot;
 pub(super) mod propose;
+pub(super) mod purge;
 pub(super) mod rare;
 mod record;
 pub(super) mod register;

@@ -1,6 +1,7 @@
 //! Conversions: what goes through the wire comes out the same, and nothing that comes makes them panic.
 
 pub(in crate::mesh) mod propose;
+mod purge;
 mod register;
 pub(in crate::mesh) mod tree;
 

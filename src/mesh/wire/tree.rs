@@ -98,18 +98,18 @@ fn read_span(wire: u32) -> Result<Span, Malformed> {
     read().ok_or_else(|| "a span that is none".into())
 }
 
-fn slot_set(set: SlotSet) -> Bytes {
+pub(super) fn slot_set(set: SlotSet) -> Bytes {
     if set.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(&set.to_bytes()) }
 }
 
-fn read_slot_set(bytes: &[u8]) -> Result<SlotSet, Malformed> {
+pub(super) fn read_slot_set(bytes: &[u8]) -> Result<SlotSet, Malformed> {
     if bytes.is_empty() {
         return Ok(SlotSet::NONE);
     }
     bytes.try_into().map(SlotSet::from_bytes).map_err(|_| "a set of slots is not 32 bytes long".into())
 }
 
-fn read_slot(slot: u32) -> Result<Slot, Malformed> {
+pub(super) fn read_slot(slot: u32) -> Result<Slot, Malformed> {
     u8::try_from(slot).map(Slot).map_err(|_| "a slot over 255".into())
 }
 
@@ -135,6 +135,7 @@ pub(in crate::mesh) fn range_request(header: Option<proto::Header>, exchange: &E
         leaves: exchange.leaves.iter().map(|leaf| leaf.0.into()).collect(),
         held: held.freeze(),
         names_only: exchange.names_only,
+        up_to: exchange.up_to.map(|up_to| up_to.0),
     }
 }
 
@@ -142,8 +143,8 @@ pub(in crate::mesh) fn read_range_request(request: proto::RangeRequest) -> Resul
     let slot = read_slot(request.slot)?;
     let leaves = read_leaves(slot, &request.leaves)?;
     let held = read_held(request.held, &leaves)?;
-    let (epoch, names_only) = (Epoch(request.epoch), request.names_only);
-    Ok(PeerRequest::FetchRange(Exchange { epoch, slot, leaves, held, names_only }))
+    let (epoch, names_only, up_to) = (Epoch(request.epoch), request.names_only, request.up_to.map(Hlc));
+    Ok(PeerRequest::FetchRange(Exchange { epoch, slot, leaves, held, names_only, up_to }))
 }
 
 fn read_leaves(slot: Slot, wire: &[u32]) -> Result<Vec<Leaf>, Malformed> {

@@ -42,7 +42,7 @@ impl AntiEntropy {
     /// # Errors
     /// `Refused` before there is a cluster, or where the rows cannot be read.
     pub(in crate::node) async fn answer_fetch_range(&self, exchange: Exchange) -> Result<PeerReply, PeerError> {
-        let Exchange { epoch, slot, leaves, held, names_only } = exchange;
+        let Exchange { epoch, slot, leaves, held, names_only, up_to } = exchange;
         let ours = self.ring_to_compare_under()?.epoch();
         if ours != epoch {
             return Ok(PeerReply::WrongEpoch { epoch: ours });
@@ -50,7 +50,10 @@ impl AntiEntropy {
         let refused = |error: crate::ports::StoreError| PeerError::Refused(error.to_string());
         reaper::reap(&*self.parts.store, &self.parts.clock).await.map_err(refused)?;
         let holdings = self.parts.store.holdings(slot, leaves).await.map_err(refused)?;
-        let found = hashtree::differences(&held, &holdings.intact, self.parts.clock.now().ms());
+        let found = match up_to {
+            Some(up_to) => hashtree::differences_up_to(&held, &holdings.intact, up_to),
+            None => hashtree::differences(&held, &holdings.intact, self.parts.clock.now().ms()),
+        };
         let served = self.parts.served.so_far();
         let serving = self.served_then.swap(served, Ordering::Relaxed) != served;
         if names_only {

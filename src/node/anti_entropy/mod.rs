@@ -12,6 +12,7 @@
 //! - A round begun under one epoch ends with it: the other side refuses what comes under another.
 
 mod answer;
+mod exchange;
 mod memory;
 mod pace;
 mod round;
@@ -181,7 +182,7 @@ impl AntiEntropy {
     /// See [`Stop`]. What was moved until then stays.
     pub(super) async fn repair(&self, peer: NodeNum, chunks: &[u8], progress: &Progress) -> Result<(), Stop> {
         let (sent, received) = progress.moved();
-        let task = Task { peer, look: Look::Keys, repair: true, chunks, progress };
+        let task = Task { peer, look: Look::Keys, repair: true, chunks, up_to: None, progress };
         let ended = progress.unless_aborted(self.in_turn(&task)).await.unwrap_or(Err(Stop::Aborted));
         let (sent, received) = (progress.moved().0 - sent, progress.moved().1 - received);
         self.meters.ended(&ended, sent + received, self.parts.clock.wall_ms());
@@ -234,7 +235,7 @@ impl AntiEntropy {
             // Never closed, and the permit is given back at the end.
             let _permit = self.looks.acquire().await;
             self.check(peer)?;
-            self.round(&Task { peer, look, repair: false, chunks, progress }).await
+            self.round(&Task { peer, look, repair: false, chunks, up_to: None, progress }).await
         };
         progress.unless_aborted(looked).await.unwrap_or(Err(Stop::Aborted))
     }

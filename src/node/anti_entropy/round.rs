@@ -19,8 +19,8 @@ use crate::protocol::hashtree::{self, IN_FLIGHT_MS, Sums};
 use crate::protocol::ring::Ring;
 use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
 use crate::types::{
-    Agreement, ChunkState, Convergence, Difference, Entry, Exchange, Key, Leaf, Look, NodeNum, Record, Slot, SlotSet,
-    Span, Sum, Token,
+    Agreement, ChunkState, Convergence, Difference, Entry, Exchange, Hlc, Key, Leaf, Look, NodeNum, Record, Slot,
+    SlotSet, Span, Sum, Token,
 };
 
 /// How long a peer may take for one question of a round. Listing a slot of ten million keys takes a tenth of a second.
@@ -46,6 +46,8 @@ pub(super) struct Task<'a> {
     pub(super) repair: bool,
     /// Only these; none: all.
     pub(super) chunks: &'a [u8],
+    /// Up to a time, and these slots only: see `exchange`.
+    pub(super) up_to: Option<(Hlc, SlotSet)>,
     pub(super) progress: &'a Progress,
 }
 
@@ -58,6 +60,8 @@ struct Round<'a> {
     slots: SlotSet,
     /// Of these, those that one of the two cannot sum up now.
     unknown: SlotSet,
+    /// Slots in which something differed that was to be compared up to a time.
+    due: SlotSet,
     /// Chunks in which something differs and stays so.
     unsettled: [bool; Span::PARTS],
     /// Chunks in which something differed and was moved.
@@ -75,6 +79,14 @@ impl AntiEntropy {
         self.begin(task)?.run().await
     }
 
+    /// Moves what differs; says in which slots nothing did up to the task's time.
+    pub(super) async fn exchange_round(&self, task: &Task<'_>) -> Result<SlotSet, Stop> {
+        let mut round = self.begin(task)?;
+        let leaves = round.descend().await?;
+        round.settle_all(&hashtree::by_slot(&leaves)).await?;
+        Ok(round.slots.iter().filter(|slot| !round.due.contains(*slot) && !round.unknown.contains(*slot)).collect())
+    }
+
     /// Moves what differs in these leaves of a slot, whatever the sums say.
     pub(super) async fn exchange_these(&self, task: &Task<'_>, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
         self.begin(task)?.settle(slot, leaves).await
@@ -84,13 +96,15 @@ impl AntiEntropy {
         let ring = self.parts.routing.ring().ok_or(Stop::NoCluster)?;
         let shared = hashtree::shared(&ring, self.parts.me, task.peer);
         let asked = |slot: &Slot| task.chunks.is_empty() || task.chunks.contains(&(slot.0 >> 4));
-        let slots = shared.iter().filter(asked).collect();
+        let wanted = |slot: &Slot| task.up_to.as_ref().is_none_or(|(_, slots)| slots.contains(*slot));
+        let slots = shared.iter().filter(asked).filter(wanted).collect();
         Ok(Round {
             this: self,
             task,
             ring,
             slots,
             unknown: SlotSet::NONE,
+            due: SlotSet::NONE,
             unsettled: [false; Span::PARTS],
             moved: [false; Span::PARTS],
             width: WIDTH_FIRST,
@@ -149,9 +163,9 @@ impl Round<'_> {
         Ok(differing)
     }
 
-    /// Shared, but in a chunk that was not asked for.
+    /// Shared, but not asked for.
     fn is_elsewhere(&self, slot: Slot) -> bool {
-        !self.slots.contains(slot) && !self.task.chunks.is_empty()
+        !self.slots.contains(slot) && (!self.task.chunks.is_empty() || self.task.up_to.is_some())
     }
 
     async fn settle_all(&mut self, slots: &[(Slot, Vec<Leaf>)]) -> Result<(), Stop> {
@@ -229,6 +243,7 @@ impl Round<'_> {
             leaves: leaves.to_vec(),
             held: held.iter().map(|(entry, _)| *entry).collect(),
             names_only: !self.task.repair,
+            up_to: self.task.up_to.as_ref().map(|(up_to, _)| *up_to),
         });
         let PeerReply::Differences(found) = self.ask(request).await? else { return Err(wrong_kind()) };
         let Difference { wanted, records, names, more, serving } = found;
@@ -337,7 +352,9 @@ impl Round<'_> {
             let mut again = Vec::new();
             for _ in 0..left.len() {
                 let (index, answer) = answers.next().await;
-                match fate(answer)? {
+                let fate = fate(answer)?;
+                self.note_due(slot, window.get(index as usize), fate);
+                match fate {
                     Fate::Stored => stored += 1,
                     Fate::There => {}
                     Fate::Later => again.push(index as usize),
@@ -351,6 +368,14 @@ impl Round<'_> {
             waits.wait().await?;
             again.sort_unstable();
             left = again;
+        }
+    }
+
+    /// What was compared up to a time was not equal, if this one had to be moved.
+    fn note_due(&mut self, slot: Slot, moved: Option<&(Key, Record)>, fate: Fate) {
+        let up_to = self.task.up_to.as_ref().map(|(up_to, _)| *up_to);
+        if matches!(fate, Fate::Stored | Fate::Refused) && moved.is_some_and(|(_, r)| Some(r.written) <= up_to) {
+            self.due.insert(slot);
         }
     }
 
@@ -420,6 +445,7 @@ impl Waits {
 }
 
 /// What an answer means for the record that was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Stored,
     /// The replica has too much to do now. Nothing was done.

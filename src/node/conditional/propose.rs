@@ -145,7 +145,7 @@ impl Conditional {
             events::write(self.me, &key, record.version, &proposing.fold.replicas());
         }
         let placement = Arc::clone(&proposing.placement);
-        let fold = WriteFold::write_back(placement, Level::Linearizable, record.version, have);
+        let fold = WriteFold::write_back(placement, Level::Linearizable, &record, have);
         let written = self.coordinator.write_back(fold, key, record, epoch, proposing.deadline).await;
         proposing.fold.on_written(written.map_err(|failure| failure.failed))
     }

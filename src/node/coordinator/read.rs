@@ -135,7 +135,7 @@ impl Coordinator {
             let level = if reading.fold.level() == Level::Quorum { Level::Quorum } else { Level::Linearizable };
             // Nobody is known to have the end of what was read as a value.
             let have = if end.is_some() { SmallVec::new() } else { reading.fold.have() };
-            let fold = WriteFold::write_back(Arc::clone(placement), level, record.version, &have);
+            let fold = WriteFold::write_back(Arc::clone(placement), level, record, &have);
             let written = self.write_back(fold, reading.key.clone(), record.clone(), reading.epoch, reading.deadline);
             let holders = written.await.map_err(|f| Failure { outcome: None, ..f })?;
             // Where a stand-in keeps it for a home replica, the next strict read may miss what this one tells.

@@ -5,8 +5,8 @@
 //!   has not acknowledged, on a disk that holds no other counted copy of this write.
 //! - In the first round of a plain write a `Dominated` by somebody else's stamp is no acknowledgement: this clock
 //!   lags, and the write must be stamped again above what was seen ([`WriteState::Restamp`]), once. In the second
-//!   round, in a linearizable write, and where a record is only written back, any `Dominated` is one. `BelowFloor` never
-//!   is.
+//!   round, in a linearizable write, and where a record is only written back, any `Dominated` is one. `BelowFloor` is one
+//!   of a tombstone that is written back, and never else.
 //! - A receipt and an outcome are computed from answers alone.
 //!
 //! Caveat: a write that was stamped twice may have been seen under its first stamp.
@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use crate::protocol::quorum::{Ask, Asking, NO_ANSWER, NOT_ASKED};
 use crate::protocol::ring::Placement;
-use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, Refusal, ReplicaReply, Seen, Version, majority};
+use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, Record, Refusal, ReplicaReply, Seen, Version, majority};
 
 /// Something to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +76,8 @@ enum Round {
     Second,
     /// A write stamped above what a majority held.
     Ordered,
-    /// A record that exists already, written where it is missing.
-    WriteBack,
+    /// A record that exists already, written where it is missing. A tombstone that is below a floor was there, and is purged.
+    WriteBack { tombstone: bool },
 }
 
 /// One write on its way to its replicas.
@@ -125,9 +125,9 @@ impl WriteFold {
     }
 
     /// A record that exists, written to the home replicas that are not known to have it.
-    pub fn write_back(placement: Arc<Placement>, level: Level, version: Version, have: &[NodeNum]) -> Self {
-        let mut fold = Self::plain(placement, level, version);
-        fold.round = Round::WriteBack;
+    pub fn write_back(placement: Arc<Placement>, level: Level, record: &Record, have: &[NodeNum]) -> Self {
+        let mut fold = Self::plain(placement, level, record.version);
+        fold.round = Round::WriteBack { tombstone: record.is_tombstone() };
         fold.homes = have.iter().filter(|n| fold.placement.is_home(**n)).map(|n| (*n, Home::Acked)).collect();
         fold
     }
@@ -235,6 +235,7 @@ impl WriteFold {
                 if own || self.round != Round::First { Home::Acked } else { Home::Above(by.version.hlc) }
             }
             Ok(ReplicaReply::BelowFloor { floor }) if self.round == Round::First => Home::Above(floor.version.hlc),
+            Ok(ReplicaReply::BelowFloor { .. }) if self.round == (Round::WriteBack { tombstone: true }) => Home::Acked,
             Ok(ReplicaReply::Refused(refusal)) => Home::Missing { why: refusal.to_string(), maybe_done: false },
             Ok(other) => Home::Missing { why: unexpected(other), maybe_done: false },
             Err(error) => Home::Missing { why: error.to_string(), maybe_done: error.maybe_done() },

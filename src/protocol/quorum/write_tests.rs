@@ -295,7 +295,12 @@ fn only_somebody_elses_live_value_makes_it_a_replacement() {
 
 #[test]
 fn a_write_back_asks_only_those_without_the_record() {
-    let mut fold = WriteFold::write_back(placement(&[&[1, 2, 3]], &[]), Level::Quorum, version(10, 1), &nodes(&[2]));
+    let mut fold = WriteFold::write_back(
+        placement(&[&[1, 2, 3]], &[]),
+        Level::Quorum,
+        &record(version(10, 1), Some("v")),
+        &nodes(&[2]),
+    );
     assert_eq!(fold.start(&all_up).as_slice(), [write(1), write(3)]);
     fold.on_write(n(1), &dominated(version(20, 2)), &all_up);
     assert_eq!(fold.state(), WriteState::Met);
@@ -365,5 +370,17 @@ proptest! {
             prop_assert!(!downs.contains(&to.0), "nobody unreachable is asked");
         }
         if level == Level::All { prop_assert!(hints.is_empty()) }
+    }
+}
+
+#[test]
+fn a_purged_tombstone_is_there_and_a_purged_value_is_not() {
+    let below: Answer = Ok(ReplicaReply::BelowFloor { floor: Default::default() });
+    for (content, state) in [(None, WriteState::Met), (Some("v"), WriteState::Waiting)] {
+        let record = record(version(10, 1), content);
+        let mut fold = WriteFold::write_back(placement(&[&[1, 2, 3]], &[]), Level::Linearizable, &record, &nodes(&[2]));
+        fold.start(&all_up);
+        fold.on_write(n(1), &below, &all_up);
+        assert_eq!(fold.state(), state);
     }
 }

@@ -10,6 +10,8 @@ pub(super) struct Found<'a> {
     pub(super) promises: SmallVec<[(NodeNum, &'a Promise); 4]>,
     /// The state accepted under the highest ballot, none below the greatest floor's.
     pub(super) accepted: Option<&'a Accepted>,
+    /// The answers that were given: they outlive a floor for as long as the key is not purged.
+    recent: &'a Recent,
     /// The greatest record.
     pub(super) row: Option<&'a Record>,
     pub(super) floor_version: Version,
@@ -22,9 +24,14 @@ impl<'a> Found<'a> {
         let all = || promises.iter().map(|(_, p)| *p);
         let low = all().map(|p| p.floor.ballot).max().unwrap_or_default();
         let floor_version = all().map(|p| p.floor.version).max().unwrap_or_default();
-        let accepted = all().filter_map(|p| p.accepted.as_ref()).max_by_key(|a| a.ballot).filter(|a| a.ballot >= low);
+        let latest = all().filter_map(|p| p.accepted.as_ref()).max_by_key(|a| a.ballot);
+        let accepted = latest.filter(|a| a.ballot >= low);
+        // Below the floor it was decided if it was written everywhere, or superseded: all copies were compared by then.
+        let holds = |p: &Promise, a: &Accepted| p.record.as_ref().is_some_and(|r| r.version >= a.version());
+        let stands = |a: &&Accepted| a.ballot >= low || a.record.is_none() || all().all(|p| holds(p, a));
+        let recent = latest.filter(stands).map_or(const { &Recent::NONE }, |a| &a.recent);
         let row = all().filter_map(|p| p.record.as_ref()).reduce(|a, b| if b.beats(a) { b } else { a });
-        Self { accepted, row, floor_version, low, promises }
+        Self { accepted, recent, row, floor_version, low, promises }
     }
 
     /// The accepted state, where it is newer than every row.
@@ -44,8 +51,7 @@ impl<'a> Found<'a> {
     }
 
     pub(super) fn recent(&self) -> &Recent {
-        const NONE: &Recent = &Recent::NONE;
-        self.accepted.map_or(NONE, |a| &a.recent)
+        self.recent
     }
 
     /// Whether a majority accepted this record under one ballot: then nothing that was accepted before it can be decided any

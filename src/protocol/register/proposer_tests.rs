@@ -250,6 +250,21 @@ fn a_repeat_gets_the_first_answer_and_another_request_none() {
     assert_eq!(outcomes(&mut replicas, &mut keyed(4, create(), 2), &[(40, EVERYWHERE)]), ["key reused"]);
 }
 
+/// A floor passes over registers of keys that live on; what they remember is not what it purged.
+#[test]
+fn an_answer_outlives_a_floor_until_its_key_is_purged() {
+    let floor = Floor { written: Hlc(15), version: v(1, 0), ballot: b(15) };
+    let mut replicas = Replicas::new(3);
+    outcomes(&mut replicas, &mut keyed(1, create(), 1), &[(10, EVERYWHERE)]);
+    replicas.cells.iter_mut().for_each(|cell| cell.floor = floor);
+    let mut gone = Replicas { cells: replicas.cells.clone(), transcript: String::new(), now: replicas.now };
+    assert_eq!(outcomes(&mut replicas, &mut keyed(2, create(), 1), &[(20, EVERYWHERE)]), ["applied 2 created true"]);
+    assert_eq!(replicas.rows()[0].map(|v| v.rmw), Some(2), "nothing was written again");
+    gone.cells[0] = Cell { floor, ..Cell::default() };
+    let told = outcomes(&mut gone, &mut keyed(2, create(), 1), &[(20, [&[1, 2], ALL, ALL])]);
+    assert_eq!(told, ["failed of Some(2)"], "one of them has purged it: nothing is sure but the row");
+}
+
 #[test]
 fn a_refusal_is_remembered_with_what_it_met() {
     let tombstone = Record::seal(&key(), v(5, 0), Hlc(5), Content::Tombstone);

@@ -58,7 +58,8 @@ impl Replicas {
     pub(super) fn ask(&mut self, to: u16, request: &ReplicaRequest) -> Answer {
         let cell = &mut self.cells[usize::from(to) - 1];
         Ok(match request {
-            ReplicaRequest::Prepare { ballot, .. } => match prepare(cell.register.promised, &cell.floor, *ballot) {
+            ReplicaRequest::Prepare { ballot, .. } => match prepare(cell.register.promised, cell.floor.ballot, *ballot)
+            {
                 Err(promised) => ReplicaReply::Outbid { promised },
                 Ok(()) => {
                     cell.register.promised = *ballot;
@@ -67,7 +68,7 @@ impl Replicas {
                 }
             },
             ReplicaRequest::Accept { accepted, .. } => {
-                match accept(cell.register.promised, &cell.floor, accepted.ballot) {
+                match accept(cell.register.promised, cell.floor.ballot, accepted.ballot) {
                     Err(promised) => ReplicaReply::Outbid { promised },
                     Ok(()) => {
                         let accepted = (**accepted).clone();

@@ -130,7 +130,7 @@ impl Model {
     fn prepare(&mut self, key: Key, ballot: Ballot) -> ReplicaReply {
         let record = self.records.get(&key).cloned();
         let promised = self.registers.get(&key).map_or(Ballot::default(), |r| r.promised);
-        if let Err(promised) = rules::prepare(promised, &Floor::default(), ballot) {
+        if let Err(promised) = rules::prepare(promised, Ballot::default(), ballot) {
             return ReplicaReply::Outbid { promised };
         }
         let held = self.registers.entry(key).or_default();
@@ -141,7 +141,7 @@ impl Model {
 
     fn accept(&mut self, key: Key, accepted: Accepted) -> ReplicaReply {
         let promised = self.registers.get(&key).map_or(Ballot::default(), |r| r.promised);
-        if let Err(promised) = rules::accept(promised, &Floor::default(), accepted.ballot) {
+        if let Err(promised) = rules::accept(promised, Ballot::default(), accepted.ballot) {
             return ReplicaReply::Outbid { promised };
         }
         self.registers.insert(key, Register { promised: accepted.ballot, accepted: Some(accepted) });

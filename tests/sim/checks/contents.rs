@@ -12,7 +12,7 @@ use crate::world::World;
 pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
     let seen = world.witness.seen();
     match_the_disks(world, history, &seen)?;
-    values_have_few_versions(history, &seen)?;
+    values_have_few_versions(world, history, &seen)?;
     not_applied_is_nowhere(world, history, &seen)?;
     reads_are_of_writes(history)
 }
@@ -55,7 +55,7 @@ fn match_the_disks(world: &World, history: &[Operation], seen: &Contents) -> Ver
 /// A touch gives a value another version. Apart from that, a plain write may be stamped twice, any other once; the second
 /// time for a reason: above its first stamp some disk held another write's. What it wrote itself, and what was built upon
 /// that, is none, or it would overwrite those who saw it under its first.
-fn values_have_few_versions(history: &[Operation], seen: &Contents) -> Verdict {
+fn values_have_few_versions(world: &World, history: &[Operation], seen: &Contents) -> Verdict {
     let mut stamps: BTreeMap<&str, BTreeSet<Version>> = BTreeMap::new();
     for ((_, version), held) in seen.iter().filter(|(_, held)| !held.is_touched()) {
         if let Some(text) = &held.text {
@@ -63,6 +63,10 @@ fn values_have_few_versions(history: &[Operation], seen: &Contents) -> Verdict {
         }
     }
     for o in history {
+        if o.request.idempotency().is_some() && !world.witness.forgotten(o.key()).is_empty() {
+            // Repeated after its key was deleted for good it is another request.
+            continue;
+        }
         let Some(versions) = o.request.text().and_then(|text| stamps.get(text)) else { continue };
         let allowed = if o.request.level == Level::Linearizable { 1 } else { 2 };
         if versions.len() > allowed {
@@ -70,7 +74,9 @@ fn values_have_few_versions(history: &[Operation], seen: &Contents) -> Verdict {
         }
         let (Some(first), Some(second)) = (versions.first(), versions.iter().nth(1)) else { continue };
         let between = seen.range((o.key().clone(), *first)..(o.key().clone(), *second));
-        if !between.into_iter().any(|((_, version), _)| !version.same_stamp(first)) {
+        // A replica that purged something refuses what is older than that, as if it were newer.
+        let purged = o.floor >= *first;
+        if !purged && !between.into_iter().any(|((_, version), _)| !version.same_stamp(first)) {
             return Err(format!("stamped {second:?} after {first:?}, though no other write was in its way: {o}"));
         }
     }

@@ -100,6 +100,8 @@ enum Effect {
         touches: bool,
         /// What it was told; not known of a maybe.
         created: Option<bool>,
+        /// Where the key had no record any more it goes above this, which its slot had purged up to.
+        floor: Version,
     },
 }
 
@@ -132,12 +134,13 @@ impl Step<'_> {
                 (false, None) => Some(state),
                 (false, Some(_)) => None,
             },
-            Effect::Conditional { version, live, ends, wish, touches, created } => {
+            Effect::Conditional { version, live, ends, wish, touches, created, floor } => {
                 let right = |state: State| {
                     let base = state.version().unwrap_or_default();
                     let told = created.is_none_or(|created| created == state.live().is_none());
                     let holds = wish.holds(state.live()) && (state.live().is_some() || !touches);
-                    holds && base.conditional() == Some(version) && told
+                    let anew = || state.live().is_none() && version > base && is_anew(version, floor);
+                    holds && (base.conditional() == Some(version) || anew()) && told
                 };
                 match (right(state) || state.ended().is_some_and(right), self.ended) {
                     (true, _) => Some(State::Record { version, live, ends }),
@@ -163,6 +166,11 @@ impl Step<'_> {
             Effect::Read { .. } | Effect::Refused { .. } => None,
         }
     }
+}
+
+/// Whether it may have been written where everything was purged: above some version that a floor named.
+fn is_anew(version: Version, floor: Version) -> bool {
+    floor != Version::default() && Some(version) <= floor.conditional()
 }
 
 struct Register<'a>(std::marker::PhantomData<&'a ()>);
@@ -242,7 +250,8 @@ fn steps<'a>(world: &World, key: &Key, events: &[Event<'a>], seen: &Contents) ->
             // Which of the deletes left a tombstone is not known.
             let terms = first.operation.request.terms.as_ref().filter(|_| live);
             let wish = terms.map_or(Wish::Nothing, |terms| terms.wish);
-            Effect::Conditional { version, live, ends, wish, touches: held.is_touched(), created: None }
+            let (touches, floor) = (held.is_touched(), world.floor(key));
+            Effect::Conditional { version, live, ends, wish, touches, created: None, floor }
         };
         steps.push(step(effect, began, None, live.then_some(first.operation)));
     }
@@ -260,7 +269,10 @@ fn effect_of(o: &Operation) -> Option<(Effect, bool)> {
         (Told::Wrote(r), None) => Some((Effect::Write { version: r.version, live, ends }, r.strict)),
         (Told::Wrote(r), Some(terms)) => {
             let (version, created) = (r.version, Some(r.created));
-            Some((Effect::Conditional { version, live, ends, wish: terms.wish, touches, created }, true))
+            Some((
+                Effect::Conditional { version, live, ends, wish: terms.wish, touches, created, floor: o.floor },
+                true,
+            ))
         }
         (_, Some(terms)) => o.met().map(|met| (Effect::Refused { wish: terms.wish, touches, met }, true)),
         _ => None,
@@ -312,7 +324,12 @@ impl Seen {
                 None
             }
             Effect::Refused { met, .. } => met,
-            Effect::Conditional { version, .. } => Some(Version { rmw: version.rmw.saturating_sub(2), ..version }),
+            Effect::Conditional { version, floor, .. } => {
+                if is_anew(version, floor) {
+                    self.nothing = Some(self.nothing.map_or(step.began, |began| began.min(step.began)));
+                }
+                Some(Version { rmw: version.rmw.saturating_sub(2), ..version })
+            }
             Effect::Write { .. } => None,
         };
         let Some(version) = version else { return };
@@ -385,7 +402,8 @@ mod tests {
     }
 
     fn matched(version: Version, base: Version) -> Effect {
-        Effect::Conditional { version, live: true, ends: false, wish: Wish::Match(base), touches: false, created: None }
+        let (wish, floor) = (Wish::Match(base), Version::default());
+        Effect::Conditional { version, live: true, ends: false, wish, touches: false, created: None, floor }
     }
 
     #[test]
@@ -422,6 +440,7 @@ mod tests {
             wish: Wish::None,
             touches: false,
             created: Some(true),
+            floor: Version::default(),
         };
         assert!(history(&[before.clone(), (created.clone(), 3, Some(4)), (read(Some(next)), 5, Some(6))]));
         assert!(!history(&[(write(value), 1, Some(2)), (created, 3, Some(4))]));

@@ -31,7 +31,7 @@ pub(crate) async fn all(world: &World) -> Verdict {
     contents::all(world, &history)?;
     disks::receipts_count_disks(world, &history)?;
     disks::acknowledged_is_kept(world, &history)?;
-    repeats::all(&history)?;
+    repeats::all(world, &history)?;
     ends::all(world, &history)?;
     let events = events::of(&history);
     order::all(&history, &events)?;

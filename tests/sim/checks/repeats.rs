@@ -8,6 +8,7 @@ use a3::types::{Key, Version};
 
 use super::Verdict;
 use crate::history::Operation;
+use crate::world::World;
 
 /// What was said for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +22,27 @@ fn answer(o: &Operation) -> Option<Answer> {
     wrote.or_else(|| o.met().map(|met| Answer::ConditionFailed { met }))
 }
 
-pub(super) fn all(history: &[Operation]) -> Verdict {
+pub(super) fn all(world: &World, history: &[Operation]) -> Verdict {
     let mut named: BTreeMap<(&Key, &str), Vec<&Operation>> = BTreeMap::new();
     for o in history {
         if let Some(name) = o.request.idempotency() {
             named.entry((o.key(), name)).or_default().push(o);
         }
     }
-    named.into_values().try_for_each(|of_name| told_once(&of_name))
+    for ((key, _), of_name) in named {
+        // The answers go with the register, once the key is deleted for good: what was told before and after are two things,
+        // and what was under way meanwhile may be either.
+        let mut forgotten = world.witness.forgotten(key);
+        forgotten.push(u64::MAX);
+        let mut from = 0;
+        for to in forgotten {
+            let between: Vec<&Operation> =
+                of_name.iter().filter(|o| o.began >= from && o.ended <= to).copied().collect();
+            told_once(&between)?;
+            from = from.max(to);
+        }
+    }
+    Ok(())
 }
 
 fn told_once(of_name: &[&Operation]) -> Verdict {

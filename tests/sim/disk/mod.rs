@@ -3,9 +3,11 @@
 //! A batch is applied when its virtual sync ends and answered a moment later, so a crash falls before it, or after it
 //! and before the answers. A disk may be full for a while, and be wiped: then it is another instance's.
 
+mod purge;
 mod rows;
 mod sql;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,7 +22,7 @@ use a3::types::{
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 
 use crate::history::{Witness, text_of};
@@ -60,7 +62,6 @@ impl Content {
 /// A node's disk.
 pub(crate) struct Disk {
     node: NodeNum,
-    /// It keeps its rows in the real engine, in memory.
     sql: bool,
     content: Mutex<Content>,
     full: AtomicBool,
@@ -71,6 +72,8 @@ pub(crate) struct Disk {
     random: Arc<Seeded>,
     witness: Arc<Witness>,
     trace: Arc<Trace>,
+    /// Slots whose floors are told of in the trace.
+    pub(crate) watched: Mutex<BTreeSet<Slot>>,
 }
 
 impl Disk {
@@ -84,7 +87,8 @@ impl Disk {
     ) -> Arc<Self> {
         let content = Mutex::new(Content::blank(node, sql, &random));
         let (full, synced) = (AtomicBool::new(false), Notify::new());
-        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace })
+        let watched = Mutex::default();
+        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace, watched })
     }
 
     /// Everything on it is gone; who it was too, or only the database, and the identity tells whose directory it was.
@@ -114,12 +118,28 @@ impl Disk {
         self.full.load(Ordering::SeqCst)
     }
 
-    /// The version it holds of a key: its own copy, or the newest among that and its hints.
+    /// The version it holds of a key: its own copy, or the newest among that and its hints. Where there is nothing, that of
+    /// the tombstone that was purged, if its floor says that it knew it.
     pub(crate) fn version(&self, slot: Slot, key: &Key, hints: bool) -> Option<Version> {
         match self.content.lock().rows.read(slot, key, ReadPart::Version, hints) {
-            ReplicaReply::Version { seen, .. } => seen.map(|s| s.version),
+            ReplicaReply::Version { seen: Some(seen), .. } => Some(seen.version),
+            ReplicaReply::Version { seen: None, floor } => {
+                let buried = self.witness.buried(key).filter(|(version, written)| floor.covers(version, *written));
+                buried.map(|(version, _)| version)
+            }
             _ => None,
         }
+    }
+
+    /// The greatest version that was purged in that slot.
+    pub(crate) fn floor(&self, slot: Slot) -> Version {
+        self.content.lock().rows.kept(slot).floor.version
+    }
+
+    /// Tombstones and registers of absent keys in that slot.
+    pub(crate) fn to_be_purged(&self, slot: Slot) -> u64 {
+        let content = self.content.lock();
+        content.seed().map(|seed| content.rows.survey(seed, slot)).map_or(0, |s| s.tombstones + s.orphans)
     }
 
     /// Hints it keeps.
@@ -184,9 +204,19 @@ pub(crate) struct SimStore {
     queue: Arc<Queue>,
 }
 
+/// What waits for the writer.
+enum Job {
+    Request(Submission),
+    Change(Change),
+}
+
+/// Done at the end of a sync, or not where the disk is full; what it gives back tells the caller a moment later.
+type Change = Box<dyn FnOnce(Option<&mut Content>) -> Told + Send>;
+type Told = Box<dyn FnOnce() + Send>;
+
 #[derive(Default)]
 struct Queue {
-    writes: Mutex<Vec<Submission>>,
+    writes: Mutex<Vec<Job>>,
     reads: Mutex<Vec<Submission>>,
     wrote: Notify,
     read: Notify,
@@ -222,6 +252,23 @@ impl SimStore {
         .boxed()
     }
 
+    /// A change that keeps its place among the requests.
+    fn ordered<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Content) -> T + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let (tell, told) = oneshot::channel();
+        if self.life.is_alive() {
+            let change: Change = Box::new(move |content| {
+                let changed = content.map(change).ok_or(StoreError::DiskFull);
+                Box::new(move || drop(tell.send(changed)))
+            });
+            self.queue.writes.lock().push(Job::Change(change));
+            self.queue.wrote.notify_one();
+        }
+        async move { told.await.unwrap_or(Err(StoreError::Closing)) }.boxed()
+    }
+
     fn look<T: Send + 'static>(&self, look: impl FnOnce(&Content) -> T) -> BoxFuture<'static, Result<T, StoreError>> {
         let seen = look(&self.disk.content.lock());
         async move { Ok(seen) }.boxed()
@@ -237,15 +284,34 @@ async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>, q
             continue;
         }
         sleep(disk.sync_time()).await;
-        let (requests, callers): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|s| ((s.token, s.request), s.reply_to)).unzip();
-        let replies = disk.apply(clock.wall_ms(), &requests);
+        let mut told: Vec<Told> = Vec::new();
+        let mut jobs = batch.into_iter().peekable();
+        while let Some(job) = jobs.next() {
+            match job {
+                Job::Change(change) => {
+                    let full = disk.is_full();
+                    told.push(change(Some(&mut *disk.content.lock()).filter(|_| !full)));
+                }
+                Job::Request(first) => {
+                    let mut together = vec![first];
+                    while let Some(Job::Request(next)) = jobs.next_if(|job| matches!(job, Job::Request(_))) {
+                        together.push(next);
+                    }
+                    let (requests, callers): (Vec<_>, Vec<_>) =
+                        together.into_iter().map(|s| ((s.token, s.request), s.reply_to)).unzip();
+                    let replies = disk.apply(clock.wall_ms(), &requests);
+                    for (caller, reply) in callers.into_iter().zip(replies) {
+                        told.push(Box::new(move || caller.send(Ok(reply))));
+                    }
+                }
+            }
+        }
         disk.synced.notify_waiters();
         sleep(Duration::from_millis(1)).await;
         if !life.is_alive() {
             return;
         }
-        callers.into_iter().zip(replies).for_each(|(caller, reply)| caller.send(Ok(reply)));
+        told.into_iter().for_each(|tell| tell());
     }
 }
 
@@ -272,7 +338,7 @@ impl Store for SimStore {
         }
         let (writes, reads): (Vec<_>, Vec<_>) = batch.into_iter().partition(|s| s.request.writes());
         if !writes.is_empty() {
-            self.queue.writes.lock().extend(writes);
+            self.queue.writes.lock().extend(writes.into_iter().map(Job::Request));
             self.queue.wrote.notify_one();
         }
         if !reads.is_empty() {
@@ -359,7 +425,7 @@ impl Store for SimStore {
     }
 
     fn save_topology(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
-        self.change(move |content| {
+        self.ordered(move |content| {
             if content.topology.as_ref().is_none_or(|t| t.epoch < topology.epoch) {
                 content.topology = Some((*topology).clone());
                 content.proposal = None;
@@ -387,7 +453,7 @@ impl Store for SimStore {
         assert!(after.is_none(), "few keys are one page");
         self.look(|content| {
             let entries = content.seed().map(|seed| content.rows.slot(seed, slot)).unwrap_or_default();
-            SlotPage { entries, ..SlotPage::default() }
+            SlotPage { entries, floor: content.rows.kept(slot).floor, next: None }
         })
     }
 

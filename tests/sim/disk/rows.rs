@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
+use a3::protocol::purge;
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
-    Accepted, Ballot, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Slot, Sum, Token, TokenSeed, Version,
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Sealed, Slot, SlotDrop,
+    SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Tombstones, Version,
 };
 
 /// Which hint.
@@ -45,6 +47,23 @@ pub(crate) trait Rows: Send {
     /// Merges what another replica holds.
     fn absorb(&mut self, entries: &[(Token, SlotEntry)]);
 
+    /// A slot's floor and seal.
+    fn kept(&self, slot: Slot) -> SlotFloor;
+
+    /// Merges floors and seals.
+    fn raise(&mut self, floors: &[(Slot, SlotFloor)]);
+
+    fn survey(&self, seed: TokenSeed, slot: Slot) -> Survey;
+
+    fn tombstones(&self, seed: TokenSeed, slot: Slot, up_to: Hlc) -> Tombstones;
+
+    fn hinted(&self, up_to: Hlc) -> SlotSet;
+
+    fn unsettled(&self, seed: TokenSeed, slot: Slot) -> Sealed;
+
+    /// Drops what may be forgotten.
+    fn purge(&mut self, seed: TokenSeed, drop: &SlotDrop) -> Dropped;
+
     /// Whether the time of some value is up.
     fn any_due(&self, seed: TokenSeed, now: Hlc) -> bool;
 
@@ -61,6 +80,7 @@ pub(crate) struct MapRows {
     records: BTreeMap<Key, Record>,
     registers: BTreeMap<Key, Register>,
     hints: BTreeMap<HintAt, Hint>,
+    floors: BTreeMap<Slot, SlotFloor>,
 }
 
 impl MapRows {
@@ -71,10 +91,11 @@ impl MapRows {
         })
     }
 
-    fn write(&mut self, key: &Key, record: &Record) -> ReplicaReply {
+    fn write(&mut self, key: &Key, record: &Record, floor: Floor) -> ReplicaReply {
         let stored = self.records.get(key);
         let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
-        match (replica::write(stored.map(StoredRow::of).as_ref(), &Floor::default(), record), seen) {
+        match (replica::write(stored.map(StoredRow::of).as_ref(), &floor, record), seen) {
+            (WriteRule::BelowFloor, _) => ReplicaReply::BelowFloor { floor },
             (WriteRule::Dominated | WriteRule::Conflict { replace: false }, Some(by)) => ReplicaReply::Dominated { by },
             (_, replaced) => {
                 self.records.insert(key.clone(), record.clone());
@@ -94,21 +115,21 @@ impl MapRows {
         ReplicaReply::Hinted
     }
 
-    fn prepare(&mut self, key: &Key, ballot: Ballot) -> ReplicaReply {
-        let floor = Floor::default();
+    fn prepare(&mut self, slot: Slot, key: &Key, ballot: Ballot) -> ReplicaReply {
+        let kept = self.kept(slot);
         let promised = self.registers.get(key).map_or(Ballot::default(), |r| r.promised);
-        if let Err(promised) = register::prepare(promised, &floor, ballot) {
+        if let Err(promised) = register::prepare(promised, kept.bound(), ballot) {
             return ReplicaReply::Outbid { promised };
         }
         let register = self.registers.entry(key.clone()).or_default();
         register.promised = ballot;
         let (accepted, record) = (register.accepted.clone(), self.records.get(key).cloned());
-        ReplicaReply::Promised(Box::new(Promise { accepted, record, floor }))
+        ReplicaReply::Promised(Box::new(Promise { accepted, record, floor: kept.told() }))
     }
 
-    fn accept(&mut self, key: &Key, accepted: &Accepted) -> ReplicaReply {
+    fn accept(&mut self, slot: Slot, key: &Key, accepted: &Accepted) -> ReplicaReply {
         let promised = self.registers.get(key).map_or(Ballot::default(), |r| r.promised);
-        if let Err(promised) = register::accept(promised, &Floor::default(), accepted.ballot) {
+        if let Err(promised) = register::accept(promised, self.kept(slot).bound(), accepted.ballot) {
             return ReplicaReply::Outbid { promised };
         }
         let register = Register { promised: accepted.ballot, accepted: Some(accepted.clone()) };
@@ -120,7 +141,7 @@ impl MapRows {
 impl Rows for MapRows {
     fn apply(&mut self, wall_ms: u64, batch: &[(Token, ReplicaRequest)]) -> Vec<ReplicaReply> {
         let mut one = |(token, request): &(Token, ReplicaRequest)| match request {
-            ReplicaRequest::Write { key, record } => self.write(key, record),
+            ReplicaRequest::Write { key, record } => self.write(key, record, self.kept(token.slot()).floor),
             ReplicaRequest::Hint { target, key, record, counted } => self.hint(Hint {
                 target: *target,
                 slot: token.slot(),
@@ -129,17 +150,17 @@ impl Rows for MapRows {
                 counted: *counted,
                 kept_at_ms: wall_ms,
             }),
-            ReplicaRequest::Prepare { key, ballot } => self.prepare(key, *ballot),
-            ReplicaRequest::Accept { key, accepted } => self.accept(key, accepted),
+            ReplicaRequest::Prepare { key, ballot } => self.prepare(token.slot(), key, *ballot),
+            ReplicaRequest::Accept { key, accepted } => self.accept(token.slot(), key, accepted),
             ReplicaRequest::Read { key, part, hints } => self.read(token.slot(), key, *part, *hints),
         };
         batch.iter().map(&mut one).collect()
     }
 
-    fn read(&self, _: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
+    fn read(&self, slot: Slot, key: &Key, part: ReadPart, hints: bool) -> ReplicaReply {
         let kept = self.hints.values().filter(|h| hints && h.key == *key).map(|h| &h.record);
         let newest = self.records.get(key).into_iter().chain(kept).reduce(|a, b| if b.beats(a) { b } else { a });
-        let floor = Floor::default();
+        let floor = self.kept(slot).floor;
         match part {
             ReadPart::Record => ReplicaReply::Record { record: newest.cloned(), floor },
             ReadPart::Version => ReplicaReply::Version { seen: newest.map(|r| Seen::of(r, Hlc::ZERO)), floor },
@@ -211,7 +232,8 @@ impl Rows for MapRows {
     fn absorb(&mut self, entries: &[(Token, SlotEntry)]) {
         for (_, (key, record, register)) in entries {
             if let Some(record) = record {
-                self.write(key, record);
+                // Another replica holds it, so it is not below any floor that both have.
+                self.write(key, record, Floor::default());
             }
             if let Some(theirs) = register {
                 let own = self.registers.entry(key.clone()).or_default();
@@ -245,5 +267,77 @@ impl Rows for MapRows {
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
         let found = keys.iter().filter_map(|(_, key)| Some((key.clone(), self.records.get(key)?.clone())));
         (found.collect(), keys.len())
+    }
+
+    fn kept(&self, slot: Slot) -> SlotFloor {
+        self.floors.get(&slot).copied().unwrap_or_default()
+    }
+
+    fn raise(&mut self, floors: &[(Slot, SlotFloor)]) {
+        for (slot, floor) in floors {
+            let kept = self.floors.entry(*slot).or_default();
+            *kept = kept.merge(floor);
+        }
+    }
+
+    fn survey(&self, seed: TokenSeed, slot: Slot) -> Survey {
+        let entries = self.slot(seed, slot);
+        let promised = entries.iter().filter_map(|(.., register)| register.as_ref()).map(|r| r.promised.hlc).max();
+        Survey {
+            slot,
+            floor: self.kept(slot).floor,
+            tombstones: entries.iter().filter(|(_, r, _)| r.as_ref().is_some_and(Record::is_tombstone)).count() as u64,
+            orphans: entries.iter().filter(|(_, record, register)| record.is_none() && register.is_some()).count()
+                as u64,
+            promised: promised.unwrap_or_default(),
+        }
+    }
+
+    fn tombstones(&self, seed: TokenSeed, slot: Slot, up_to: Hlc) -> Tombstones {
+        let entries = self.slot(seed, slot);
+        let all = || entries.iter().filter_map(|(_, record, _)| record.as_ref()).filter(|r| r.is_tombstone());
+        let greatest = all().filter(|r| r.written <= up_to).map(|r| r.version).max();
+        Tombstones { greatest: greatest.unwrap_or_default(), oldest: all().map(|r| r.written).min() }
+    }
+
+    fn hinted(&self, up_to: Hlc) -> SlotSet {
+        self.hints.values().filter(|hint| hint.record.written <= up_to).map(|hint| hint.slot).collect()
+    }
+
+    fn unsettled(&self, seed: TokenSeed, slot: Slot) -> Sealed {
+        let kept = self.kept(slot);
+        let open = |register: &Register, record: Option<&Record>| {
+            purge::is_unsettled(register, record.map(|r| &r.version), &kept)
+        };
+        let entries = self.slot(seed, slot).into_iter();
+        let open = entries.filter(|(_, record, register)| register.as_ref().is_some_and(|r| open(r, record.as_ref())));
+        Sealed { slot, unsettled: open.map(|(key, ..)| key).collect(), more: false }
+    }
+
+    fn purge(&mut self, seed: TokenSeed, drop: &SlotDrop) -> Dropped {
+        let (floor, mut dropped) = (self.kept(drop.slot).floor, Dropped::default());
+        if floor.merge(&drop.floor) != floor {
+            return dropped;
+        }
+        for (key, record, register) in self.slot(seed, drop.slot) {
+            let promised = register.map(|r| r.promised);
+            match &record {
+                Some(r) if r.is_tombstone() => {
+                    match purge::may_drop(&floor, drop.up_to, (&r.version, r.written), promised) {
+                        Ok(true) => dropped.tombstones += 1,
+                        Ok(false) => continue,
+                        Err(_) => {
+                            dropped.kept += 1;
+                            continue;
+                        }
+                    }
+                }
+                None if promised.is_some_and(|p| purge::may_drop_orphan(&floor, drop.up_to, p)) => {}
+                _ => continue,
+            }
+            self.records.remove(&key);
+            dropped.registers += u64::from(self.registers.remove(&key).is_some());
+        }
+        dropped
     }
 }

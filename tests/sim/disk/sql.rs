@@ -4,7 +4,10 @@ use std::path::Path;
 
 use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, SlotEntry};
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
-use a3::types::{Hlc, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Version};
+use a3::types::{
+    Dropped, Hlc, Key, Leaf, NodeNum, Record, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token,
+    TokenSeed, Tombstones, Version,
+};
 
 use super::rows::Rows;
 
@@ -109,6 +112,38 @@ impl Rows for SqlRows {
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
         self.0.records(keys).expect("memory is not damaged")
     }
+
+    fn kept(&self, slot: Slot) -> SlotFloor {
+        self.0.kept(slot)
+    }
+
+    fn raise(&mut self, floors: &[(Slot, SlotFloor)]) {
+        self.change(0, &[Change::Raise(floors.to_vec())]);
+    }
+
+    fn survey(&self, _: TokenSeed, slot: Slot) -> Survey {
+        self.0.survey(slot).expect("memory is not damaged")
+    }
+
+    fn tombstones(&self, _: TokenSeed, slot: Slot, up_to: Hlc) -> Tombstones {
+        self.0.tombstones(slot, up_to).expect("memory is not damaged")
+    }
+
+    fn hinted(&self, up_to: Hlc) -> SlotSet {
+        self.0.hinted(up_to).expect("memory is not damaged")
+    }
+
+    fn unsettled(&self, _: TokenSeed, slot: Slot) -> Sealed {
+        self.0.unsettled(slot).expect("memory is not damaged")
+    }
+
+    fn purge(&mut self, seed: TokenSeed, drop: &SlotDrop) -> Dropped {
+        let change = self.0.purging(seed, *drop).expect("memory is not damaged");
+        match self.change(0, &[change]).as_slice() {
+            [Outcome::Purged(dropped)] => *dropped,
+            other => panic!("no count, but {other:?}"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -116,7 +151,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use a3::types::{
-        Accepted, Ballot, ClusterId, Content, Idempotency, OpId, Recent, Record, Register, Remembered,
+        Accepted, Ballot, ClusterId, Content, Floor, Idempotency, OpId, Recent, Record, Register, Remembered,
         RememberedAnswer, Span, Writer,
     };
     use proptest::prelude::*;
@@ -131,6 +166,8 @@ mod tests {
         Absorb(Vec<(Token, SlotEntry)>),
         Forget(NodeNum, Slot, Key, Version),
         DropBefore(u64),
+        Raise(Slot, SlotFloor),
+        Purge(SlotDrop),
         EndDue(u64),
     }
 
@@ -211,6 +248,18 @@ mod tests {
         })
     }
 
+    fn slot() -> impl Strategy<Value = Slot> {
+        (0usize..3).prop_map(|which| slot_of(&keys()[which]))
+    }
+
+    fn floor() -> impl Strategy<Value = Floor> {
+        (0u64..4, 0u64..4, 0u32..2, 0u64..4).prop_map(|(written, hlc, rmw, ballot)| Floor {
+            written: Hlc(written),
+            version: Version { hlc: Hlc(hlc), writer: Writer(1), rmw: rmw * 2 },
+            ballot: Ballot { hlc: Hlc(ballot), writer: Writer(1) },
+        })
+    }
+
     fn step() -> impl Strategy<Value = Step> {
         let forget = request().prop_map(|(token, request)| {
             let version = Version { hlc: Hlc(1), writer: Writer(1), rmw: 0 };
@@ -221,6 +270,12 @@ mod tests {
             2 => prop::collection::vec(entry(), 1..4).prop_map(Step::Absorb),
             1 => forget,
             1 => (0u64..20).prop_map(Step::DropBefore),
+            2 => (slot(), floor(), 0u64..4).prop_map(|(slot, floor, sealed)| {
+                Step::Raise(slot, SlotFloor { floor, sealed: Hlc(sealed) })
+            }),
+            2 => (slot(), floor(), 0u64..4).prop_map(|(slot, floor, up_to)| {
+                Step::Purge(SlotDrop { slot, floor, up_to: Hlc(up_to) })
+            }),
             2 => (0u64..8).prop_map(Step::EndDue),
         ]
     }
@@ -242,10 +297,12 @@ mod tests {
             .map(|slot| {
                 let leaves: Vec<Leaf> = Span::of_slot(*slot).leaves().collect();
                 let sums = rows.leaf_sums(seed(), *slot);
-                (sums, rows.holdings(seed(), *slot, &leaves[1..]), rows.slot(seed(), *slot))
+                let purging = (rows.kept(*slot), rows.survey(seed(), *slot), rows.unsettled(seed(), *slot));
+                let tombstones = rows.tombstones(seed(), *slot, Hlc(2));
+                (sums, rows.holdings(seed(), *slot, &leaves[1..]), rows.slot(seed(), *slot), purging, tombstones)
             })
             .collect();
-        (reads, hints, after, totals, (rows.slot_sums(seed()), held, rows.records(&keys)))
+        (reads, hints, after, totals, (rows.slot_sums(seed()), held, rows.records(&keys), rows.hinted(Hlc(2))))
     }
 
     proptest! {
@@ -267,6 +324,11 @@ mod tests {
                         map.forget_hints(vec![(target, slot, key.clone(), version)]);
                         sql.forget_hints(vec![(target, slot, key, version)]);
                     }
+                    Step::Raise(slot, floor) => {
+                        map.raise(&[(slot, floor)]);
+                        sql.raise(&[(slot, floor)]);
+                    }
+                    Step::Purge(drop) => prop_assert_eq!(map.purge(seed(), &drop), sql.purge(seed(), &drop)),
                     Step::EndDue(ms) => {
                         let (now, limit) = (Hlc::from_ms(ms), 2);
                         prop_assert_eq!(map.any_due(seed(), now), sql.any_due(seed(), now));

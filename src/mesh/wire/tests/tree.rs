@@ -18,7 +18,7 @@ pub(in crate::mesh) fn spans() -> impl Strategy<Value = Vec<Span>> {
     (0..Span::DIGITS_MAX).prop_flat_map(of)
 }
 
-fn slot_set() -> impl Strategy<Value = SlotSet> {
+pub(super) fn slot_set() -> impl Strategy<Value = SlotSet> {
     prop::collection::vec(any::<u8>(), 0..5).prop_map(|slots| slots.into_iter().map(Slot).collect())
 }
 
@@ -29,9 +29,9 @@ fn epoch() -> impl Strategy<Value = Epoch> {
 /// Some leaves of a slot, and some entries in them.
 pub(in crate::mesh) fn exchange() -> impl Strategy<Value = Exchange> {
     let places = prop::collection::btree_set(any::<u8>(), 1..9);
-    let parts = (epoch(), any::<u8>(), places, any::<bool>());
+    let parts = (epoch(), any::<u8>(), places, any::<bool>(), prop::option::of(any::<u64>().prop_map(Hlc)));
     let entries = prop::collection::vec((any::<u64>(), version(), any::<u32>()), 0..20);
-    (parts, entries).prop_map(|((epoch, slot, places, names_only), entries)| {
+    (parts, entries).prop_map(|((epoch, slot, places, names_only, up_to), entries)| {
         let leaves: Vec<Leaf> = places.iter().map(|place| Leaf(u16::from(slot) << 8 | u16::from(*place))).collect();
         let within = |token: u64| {
             let leaf = leaves[token as usize % leaves.len()];
@@ -40,7 +40,7 @@ pub(in crate::mesh) fn exchange() -> impl Strategy<Value = Exchange> {
         let entry = |(token, version, checksum)| Entry { token: within(token), version, checksum };
         let mut held: Vec<Entry> = entries.into_iter().map(entry).collect();
         held.sort();
-        Exchange { epoch, slot: Slot(slot), leaves, held, names_only }
+        Exchange { epoch, slot: Slot(slot), leaves, held, names_only, up_to }
     })
 }
 
@@ -221,7 +221,7 @@ fn entry(token: u64) -> Entry {
 }
 
 fn list(leaves: Vec<Leaf>, held: Vec<Entry>) -> Exchange {
-    Exchange { epoch: Epoch(1), slot: Slot(0x3f), leaves, held, names_only: false }
+    Exchange { epoch: Epoch(1), slot: Slot(0x3f), leaves, held, names_only: false, up_to: None }
 }
 
 #[test]

@@ -1,0 +1,305 @@
+//! One attempt to raise the floors of this node's slots: survey, seal, hints, exchange, floor, drop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+use tokio::time::Instant;
+
+use super::{ASK_DEADLINE, Purge};
+use crate::node::request::{ConditionalPut, FailureKind};
+use crate::protocol::purge::{self, Next};
+use crate::protocol::ring::Ring;
+use crate::types::{
+    Condition, Edit, Floor, Hlc, Key, NewContent, NodeNum, PurgeReply, PurgeStep, Slot, SlotDrop, SlotSet, Survey,
+    Tags, Version,
+};
+
+/// How often the home replicas are compared all around before an attempt is given up.
+const PASSES_MAX: usize = 4;
+/// Registers settled at a time.
+const SETTLED_AT_ONCE: usize = 8;
+/// How long settling one may take.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// For whom it waits, and why.
+type Waiting = BTreeMap<NodeNum, String>;
+
+/// The floors that may be raised now, each above that one.
+type Floors = BTreeMap<Slot, Floor>;
+
+impl Purge {
+    /// As far as it comes; says for whom tombstones wait.
+    pub(super) async fn attempt(&self, ring: Arc<Ring>) -> Waiting {
+        let mut waiting = Waiting::new();
+        self.drop_owed(&ring, &mut waiting).await;
+        let seal = self.sealing_time();
+        let mut floors = self.survey(&ring, seal, &mut waiting).await;
+        if floors.is_empty() || !waiting.is_empty() && self.blocks_all(&waiting) {
+            return waiting;
+        }
+        self.seal(&ring, seal, &mut floors, &mut waiting).await;
+        self.ask_for_hints(&ring, seal, &mut floors, &mut waiting).await;
+        let floors = self.exchange(&ring, seal, floors, &mut waiting).await;
+        if self.parts.routing.epoch() == ring.epoch() {
+            self.raise(&ring, seal, &floors, &mut waiting).await;
+            self.drop_owed(&ring, &mut waiting).await;
+        }
+        waiting
+    }
+
+    /// Whether nothing can be raised while these are waited for: every member must say that it has no hints.
+    fn blocks_all(&self, waiting: &Waiting) -> bool {
+        waiting.keys().any(|node| *node != self.parts.me && !self.parts.reach.is_reachable(*node))
+    }
+
+    /// What would be sealed now.
+    fn sealing_time(&self) -> Hlc {
+        let skew_ms = u64::try_from(self.options.clock_skew_max.as_millis()).unwrap_or(u64::MAX);
+        let age_ms = purge::seal_age_ms(self.options.grace_ms(), skew_ms);
+        Hlc::from_ms(self.parts.clock.now().ms().saturating_sub(age_ms))
+    }
+
+    /// Asks the home replicas of these slots, each what concerns it. A slot of which one does not answer is taken out.
+    async fn ask_homes(
+        &self,
+        ring: &Ring,
+        slots: &mut Floors,
+        waiting: &mut Waiting,
+        step: impl Fn(&[Slot]) -> PurgeStep,
+    ) -> Vec<(NodeNum, PurgeReply)> {
+        let mut of_node: BTreeMap<NodeNum, Vec<Slot>> = BTreeMap::new();
+        for slot in slots.keys() {
+            for node in ring.placement(*slot).home_replicas() {
+                of_node.entry(node).or_default().push(*slot);
+            }
+        }
+        let asked = of_node.iter().map(|(node, slots)| {
+            let step = step(slots);
+            async move { (*node, self.ask(*node, ring.epoch(), step, ASK_DEADLINE).await) }
+        });
+        let mut replies = Vec::new();
+        for (node, said) in join_all(asked).await {
+            match said {
+                Ok(reply) => replies.push((node, reply)),
+                Err(why) => {
+                    waiting.insert(node, why);
+                    of_node.get(&node).into_iter().flatten().for_each(|slot| {
+                        slots.remove(slot);
+                    });
+                }
+            }
+        }
+        replies
+    }
+
+    /// What the home replicas have, and which floors are to be raised. Those that are not equal are completed.
+    async fn survey(&self, ring: &Ring, seal: Hlc, waiting: &mut Waiting) -> Floors {
+        let mine = purge::raised_by(ring, self.parts.me);
+        let mut slots: Floors = mine.iter().map(|slot| (slot, Floor::default())).collect();
+        let mut silent = Waiting::new();
+        let replies = self.ask_homes(ring, &mut slots, &mut silent, |s| PurgeStep::Survey { slots: set(s) }).await;
+        let mut said: BTreeMap<Slot, Vec<purge::Said>> = BTreeMap::new();
+        let mut something = false;
+        for (_, reply) in replies {
+            let PurgeReply::Surveyed { now, slots } = reply else { continue };
+            for Survey { slot, floor, tombstones, orphans, .. } in slots {
+                let has = tombstones + orphans > 0;
+                something |= has;
+                said.entry(slot).or_default().push((now, floor, has));
+            }
+        }
+        if something {
+            // Nobody is waited for where there is nothing to purge.
+            let members = ring.topology().members.iter().map(|m| m.node).filter(|node| *node != self.parts.me);
+            let gone = members.filter(|node| !self.parts.reach.is_reachable(*node));
+            waiting.extend(gone.map(|node| (node, "unreachable".to_owned())));
+            waiting.extend(silent);
+        }
+        let (mut raise, mut complete) = (Floors::new(), Floors::new());
+        for slot in slots.into_keys() {
+            let said = said.remove(&slot).unwrap_or_default();
+            if said.len() < ring.placement(slot).home_replicas().len() {
+                continue;
+            }
+            match self.complete.lock().next(ring.epoch(), slot, &said, seal) {
+                Next::Nothing | Next::Wait => {}
+                Next::Complete(floor) => drop(complete.insert(slot, floor)),
+                Next::Raise(floor) => drop(raise.insert(slot, floor)),
+            }
+        }
+        if !complete.is_empty() {
+            self.send_floors(ring, complete, waiting).await;
+        }
+        raise
+    }
+
+    /// Has these floors on every home replica; gives back those that are.
+    async fn send_floors(&self, ring: &Ring, mut floors: Floors, waiting: &mut Waiting) -> Floors {
+        let all = floors.clone();
+        let raise = |slots: &[Slot]| PurgeStep::Raise {
+            floors: slots.iter().filter_map(|slot| Some((*slot, *all.get(slot)?))).collect(),
+        };
+        self.ask_homes(ring, &mut floors, waiting, raise).await;
+        floors
+    }
+
+    /// Seals, and settles what was accepted by then.
+    async fn seal(&self, ring: &Ring, seal: Hlc, floors: &mut Floors, waiting: &mut Waiting) {
+        let step = |slots: &[Slot]| PurgeStep::Seal { slots: set(slots), up_to: seal };
+        let mut unsettled: BTreeSet<(Slot, Key)> = BTreeSet::new();
+        for (_, reply) in self.ask_homes(ring, floors, waiting, step).await {
+            let PurgeReply::Sealed(slots) = reply else { continue };
+            for sealed in slots {
+                if sealed.more {
+                    // These are settled, and the rest at the next attempt.
+                    floors.remove(&sealed.slot);
+                }
+                unsettled.extend(sealed.unsettled.into_iter().map(|key| (sealed.slot, key)));
+            }
+        }
+        let settling = unsettled.into_iter().map(|(slot, key)| async move { (slot, self.settle(key).await) });
+        let mut settled = stream::iter(settling).buffered(SETTLED_AT_ONCE);
+        while let Some((slot, done)) = settled.next().await {
+            if !done {
+                floors.remove(&slot);
+            }
+        }
+    }
+
+    /// An identity round: what may have been decided is accepted once more, and written. It is what a conditional write does
+    /// whose condition is false of everything.
+    async fn settle(&self, key: Key) -> bool {
+        let condition = Condition { if_match: Some(Tags::Of(vec![Version::default()])), ..Condition::default() };
+        let (edit, deadline) = (Edit::Write(NewContent::Tombstone), Instant::now() + SETTLE_DEADLINE);
+        let put = ConditionalPut { key, condition, edit, idempotency: None, deadline };
+        let told = self.conditional.put(put).await;
+        told.is_err_and(|failure| failure.kind == FailureKind::ConditionFailed)
+    }
+
+    /// Every member must have no hint of that time. Those that have some are waited for.
+    async fn ask_for_hints(&self, ring: &Ring, seal: Hlc, floors: &mut Floors, waiting: &mut Waiting) {
+        if floors.is_empty() {
+            return;
+        }
+        let asked = ring.topology().members.iter().map(|member| async move {
+            let step = PurgeStep::Hints { up_to: seal };
+            (member.node, self.ask(member.node, ring.epoch(), step, ASK_DEADLINE).await)
+        });
+        for (node, said) in join_all(asked).await {
+            match said {
+                Ok(PurgeReply::Hinted(slots)) => {
+                    let before = floors.len();
+                    floors.retain(|slot, _| !slots.contains(*slot));
+                    if floors.len() < before {
+                        waiting.insert(node, "it keeps hints that are not delivered".to_owned());
+                    }
+                }
+                Ok(_) => floors.clear(),
+                Err(why) => {
+                    waiting.insert(node, why);
+                    floors.clear();
+                }
+            }
+        }
+    }
+
+    /// Compares this node with every other home replica, all around and once more; gives back the slots of which the second
+    /// time found nothing.
+    async fn exchange(&self, ring: &Ring, seal: Hlc, mut floors: Floors, waiting: &mut Waiting) -> Floors {
+        let mut equal = Floors::new();
+        for pass in 1..=PASSES_MAX {
+            let mut peers: BTreeMap<NodeNum, SlotSet> = BTreeMap::new();
+            for slot in floors.keys() {
+                for node in ring.placement(*slot).home_replicas().iter().filter(|node| **node != self.parts.me) {
+                    peers.entry(*node).or_insert(SlotSet::NONE).insert(*slot);
+                }
+            }
+            let mut differing = SlotSet::NONE;
+            for (peer, slots) in peers {
+                match self.anti_entropy.exchange(peer, slots, seal).await {
+                    Ok(same) => slots.iter().filter(|s| !same.contains(*s)).for_each(|slot| differing.insert(slot)),
+                    Err(stop) => {
+                        waiting.insert(peer, stop.to_string());
+                        slots.iter().for_each(|slot| {
+                            floors.remove(&slot);
+                        });
+                    }
+                }
+            }
+            if pass > 1 {
+                let done = floors.keys().copied().filter(|slot| !differing.contains(*slot)).collect::<Vec<_>>();
+                equal.extend(done.into_iter().filter_map(|slot| floors.remove_entry(&slot)));
+            }
+            if floors.is_empty() {
+                break;
+            }
+        }
+        equal
+    }
+
+    /// Puts the new floors in force everywhere, and notes what may then be dropped.
+    async fn raise(&self, ring: &Ring, seal: Hlc, floors: &Floors, waiting: &mut Waiting) {
+        let (now, store) = (self.parts.clock.now(), &self.parts.store);
+        let mut raised = BTreeMap::new();
+        let mut oldest: Option<Hlc> = None;
+        for (slot, floor) in floors {
+            let up_to = purge::drop_up_to(floor, now, self.options.grace_ms());
+            let found = match store.tombstones(*slot, up_to).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(%slot, %error, "the tombstones of a slot cannot be read");
+                    continue;
+                }
+            };
+            oldest = oldest.into_iter().chain(found.oldest).min();
+            raised.insert(*slot, (purge::above(floor, seal, found.greatest), up_to));
+        }
+        let new: Floors = raised.iter().map(|(slot, (floor, _))| (*slot, *floor)).collect();
+        let everywhere = self.send_floors(ring, new, waiting).await;
+        if everywhere.is_empty() {
+            return;
+        }
+        let wall_ms = self.parts.clock.wall_ms();
+        {
+            let mut status = self.status.lock();
+            status.raised_ms = wall_ms;
+            status.oldest_ms = oldest.map_or(0, Hlc::ms);
+        }
+        self.meters.raised.set(wall_ms as f64 / 1000.0);
+        self.meters.oldest.set(oldest.map_or(0.0, |oldest| wall_ms.saturating_sub(oldest.ms()) as f64 / 1000.0));
+        let mut owed = self.owed.lock();
+        if owed.0 != ring.epoch() {
+            *owed = (ring.epoch(), BTreeMap::new());
+        }
+        for (slot, floor) in everywhere {
+            if let Some((_, up_to)) = raised.get(&slot) {
+                owed.1.insert(slot, SlotDrop { slot, floor, up_to: *up_to });
+            }
+        }
+    }
+
+    /// Has every home replica drop what it may. What one does not do is asked again at the next attempt.
+    async fn drop_owed(&self, ring: &Ring, waiting: &mut Waiting) {
+        let owed = {
+            let owed = self.owed.lock();
+            if owed.0 != ring.epoch() || owed.1.is_empty() {
+                return;
+            }
+            owed.1.clone()
+        };
+        let mut done: Floors = owed.iter().map(|(slot, drop)| (*slot, drop.floor)).collect();
+        let step = |slots: &[Slot]| PurgeStep::Drop {
+            drops: slots.iter().filter_map(|slot| owed.get(slot)).copied().collect(),
+        };
+        self.ask_homes(ring, &mut done, waiting, step).await;
+        let mut owed = self.owed.lock();
+        owed.1.retain(|slot, drop| done.get(slot) != Some(&drop.floor));
+    }
+}
+
+fn set(slots: &[Slot]) -> SlotSet {
+    slots.iter().copied().collect()
+}

@@ -1,0 +1,64 @@
+//! Stores for tests that have nothing to purge.
+
+use futures_util::future::BoxFuture;
+
+use super::fakes::FakeStore;
+use super::world::DiskStore;
+use crate::ports::{Purging, StoreError};
+use crate::types::{Dropped, Floor, Hlc, Sealed, Slot, SlotDrop, SlotSet, Survey, Tombstones};
+
+impl Purging for FakeStore {
+    fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
+        let of = |slot| Survey { slot, floor: Floor::default(), tombstones: 0, orphans: 0, promised: Hlc::ZERO };
+        let surveys = slots.iter().map(of).collect();
+        Box::pin(async move { Ok(surveys) })
+    }
+
+    fn tombstones(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
+        Box::pin(async { Ok(Tombstones::default()) })
+    }
+
+    fn hinted(&self, _: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {
+        Box::pin(async { Ok(SlotSet::NONE) })
+    }
+
+    fn seal(&self, _: SlotSet, _: Hlc) -> BoxFuture<'static, Result<Vec<Sealed>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn raise(&self, _: Vec<(Slot, Floor)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn purge(&self, _: Vec<SlotDrop>) -> BoxFuture<'static, Result<Dropped, StoreError>> {
+        Box::pin(async { Ok(Dropped::default()) })
+    }
+}
+
+impl Purging for DiskStore {
+    fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
+        let of = |slot| Survey { slot, floor: Floor::default(), tombstones: 0, orphans: 0, promised: Hlc::ZERO };
+        let surveys = slots.iter().map(of).collect();
+        Box::pin(async move { Ok(surveys) })
+    }
+
+    fn tombstones(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
+        Box::pin(async { Ok(Tombstones::default()) })
+    }
+
+    fn hinted(&self, _: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {
+        Box::pin(async { Ok(SlotSet::NONE) })
+    }
+
+    fn seal(&self, _: SlotSet, _: Hlc) -> BoxFuture<'static, Result<Vec<Sealed>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn raise(&self, _: Vec<(Slot, Floor)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn purge(&self, _: Vec<SlotDrop>) -> BoxFuture<'static, Result<Dropped, StoreError>> {
+        Box::pin(async { Ok(Dropped::default()) })
+    }
+}

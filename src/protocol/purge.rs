@@ -1,0 +1,218 @@
+//! Purging tombstones: when a deleted key may be forgotten, by rules that need no clock to be right.
+//!
+//! A tombstone that is dropped too early lets an old copy of the value come back: from a replica that was down, from a
+//! hint, from a write that was under way. So the home replicas of a slot agree on a *floor* {G, V, L} first: nothing
+//! written up to G with a version up to V is new where nothing is stored, and no ballot up to L is. The lowest-numbered
+//! home replica raises it, step by step, each on disk everywhere before the next:
+//!
+//! 1. *survey*: all floors are equal; else the greater of each part is completed everywhere first. The greatest clock among
+//!    the answers is what the next G must reach: whatever an old base let somebody accept before the floor was complete
+//!    was written by then.
+//! 2. *seal* G', some minutes in the past: ballots up to (G', max) are refused from now on. What was accepted under them and
+//!    is newer than its record is settled, as it may have been decided: proposed again, accepted and written.
+//! 3. *hints*: every member has none written up to G'. So whatever was acknowledged up to then lies on a home replica. (A
+//!    hint may be delivered while copies are compared, so this comes before.)
+//! 4. *exchange*: the raiser compares itself with each of the others twice over, and the second time finds no difference
+//!    written up to G'. Once over would not do: what it learns from the last, the first does not have.
+//! 5. *floor*: {G', V, (G', max)} on every home replica, V the greatest version that will be dropped.
+//! 6. *drop*: tombstones written up to the *previous* G, each with its register and only where that promised nothing above
+//!    L, and registers of keys without a record.
+//!
+//! Why the previous G: a conditional write that was judged on an older base than the tombstone carries a ballot from before
+//! the previous floor was complete, and so is below the next one, and is refused where the tombstone is gone.
+//!
+//! A step that fails ends the attempt; whatever it left behind (seals, a floor on some replicas) only ever refuses more than
+//! it must, and the next attempt begins at the survey. The epoch must be the same throughout.
+
+use std::collections::BTreeMap;
+
+use super::ring::Ring;
+use crate::types::{Ballot, Epoch, Floor, Hlc, NodeNum, Register, Slot, SlotFloor, SlotSet, Version};
+
+/// A floor is sealed at least so far in the past, beside the allowed skew of clocks, in milliseconds: longer than any
+/// request may take.
+pub const SEAL_AGE_MS: u64 = 120_000;
+/// Keys of one slot that a seal names at a time.
+pub const UNSETTLED_MAX: usize = 256;
+
+/// How far in the past a seal lies: the longest a write may be under way. Who keeps tombstones for less than that has said
+/// that his writes take less.
+pub fn seal_age_ms(grace_ms: u64, skew_max_ms: u64) -> u64 {
+    (SEAL_AGE_MS + skew_max_ms).min(grace_ms)
+}
+
+/// The slots whose floors that node raises: those it is the lowest-numbered home replica of.
+pub fn raised_by(ring: &Ring, node: NodeNum) -> SlotSet {
+    let lowest = |slot: &Slot| ring.placement(*slot).home_replicas().iter().min() == Some(&node);
+    Slot::all().filter(lowest).collect()
+}
+
+/// Whether a tombstone may be dropped under a floor that is complete, with its register; `Err`: not yet, as the register
+/// promised something newer than the floor knows of.
+///
+/// # Errors
+/// The tombstone must stay for its register's sake.
+pub fn may_drop(
+    floor: &Floor,
+    up_to: Hlc,
+    (version, written): (&Version, Hlc),
+    promised: Option<Ballot>,
+) -> Result<bool, Ballot> {
+    if written > up_to || !floor.covers(version, written) {
+        return Ok(false);
+    }
+    match promised {
+        Some(promised) if promised > floor.ballot => Err(promised),
+        _ => Ok(true),
+    }
+}
+
+/// Whether the register of a key without a record may be dropped: nobody used it lately.
+pub fn may_drop_orphan(floor: &Floor, up_to: Hlc, promised: Ballot) -> bool {
+    promised <= floor.ballot && promised.hlc <= up_to
+}
+
+/// Whether what a register accepted must be settled before ballots up to the seal may be forgotten: it is newer than the
+/// record, and no floor has ended it yet.
+pub fn is_unsettled(register: &Register, record: Option<&Version>, kept: &SlotFloor) -> bool {
+    let above = |accepted: &crate::types::Accepted| accepted.record.as_ref().map(|r| &r.version) > record;
+    register.accepted.as_ref().is_some_and(|accepted| accepted.ballot >= kept.floor.ballot && above(accepted))
+}
+
+/// What to do about a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// There is nothing to purge.
+    Nothing,
+    /// Some home replica does not have this floor.
+    Complete(Floor),
+    /// It is too early for the next seal.
+    Wait,
+    /// Raise it above this floor.
+    Raise(Floor),
+}
+
+/// What the home replicas said of a slot: each its clock, its floor, and whether it has something to purge.
+pub type Said = (Hlc, Floor, bool);
+
+/// Which floors are known to be complete, and since which reading of the clocks.
+#[derive(Clone, Debug, Default)]
+pub struct Complete {
+    epoch: Option<Epoch>,
+    slots: BTreeMap<Slot, (Floor, Hlc)>,
+}
+
+impl Complete {
+    /// Takes in a survey of all home replicas of a slot. `seal` is the time that would be sealed now.
+    pub fn next(&mut self, epoch: Epoch, slot: Slot, said: &[Said], seal: Hlc) -> Next {
+        if self.epoch != Some(epoch) {
+            // Another instance may have come in, which knows nothing of what was complete before.
+            *self = Self { epoch: Some(epoch), slots: BTreeMap::new() };
+        }
+        let floor = said.iter().fold(Floor::default(), |all, (_, floor, _)| all.merge(floor));
+        if said.iter().any(|(_, theirs, _)| *theirs != floor) {
+            self.slots.remove(&slot);
+            return Next::Complete(floor);
+        }
+        if !said.iter().any(|(_, _, something)| *something) {
+            return Next::Nothing;
+        }
+        let greatest = said.iter().map(|(now, ..)| *now).max().unwrap_or_default();
+        let known = self.slots.entry(slot).or_insert((floor, greatest));
+        if known.0 != floor {
+            *known = (floor, greatest);
+        }
+        if seal < known.1 || seal <= floor.written { Next::Wait } else { Next::Raise(floor) }
+    }
+}
+
+/// The floor after that one, sealed up to then; `greatest` is the greatest version that will be dropped.
+pub fn above(floor: &Floor, sealed: Hlc, greatest: Version) -> Floor {
+    floor.merge(&Floor { written: sealed, version: greatest, ballot: Ballot::sealing(sealed) })
+}
+
+/// Up to which time tombstones may be dropped once a floor above that one is complete: they were covered by it, and are as
+/// old as they must be.
+pub fn drop_up_to(before: &Floor, now: Hlc, grace_ms: u64) -> Hlc {
+    before.written.min(Hlc::from_ms(now.ms().saturating_sub(grace_ms)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Accepted, Content, Key, OpId, Recent, Record, Writer};
+
+    fn version(hlc: u64) -> Version {
+        Version::plain(Hlc(hlc), Writer(1))
+    }
+
+    fn floor(g: u64, v: u64) -> Floor {
+        Floor { written: Hlc(g), version: version(v), ballot: Ballot::sealing(Hlc(g)) }
+    }
+
+    #[test]
+    fn a_tombstone_goes_with_its_register_and_only_below_the_floor() {
+        let at = |written: u64| may_drop(&floor(10, 8), Hlc(5), (&version(written), Hlc(written)), None);
+        assert_eq!([at(5), at(6)], [Ok(true), Ok(false)]);
+        assert_eq!(may_drop(&floor(10, 4), Hlc(5), (&version(5), Hlc(5)), None), Ok(false), "above V");
+        let with = |hlc| {
+            let promised = Ballot { hlc: Hlc(hlc), writer: Writer(3) };
+            may_drop(&floor(10, 8), Hlc(5), (&version(5), Hlc(5)), Some(promised))
+        };
+        assert_eq!(with(10), Ok(true));
+        assert!(with(11).is_err());
+        let orphan = |hlc| may_drop_orphan(&floor(10, 8), Hlc(5), Ballot { hlc: Hlc(hlc), writer: Writer(3) });
+        assert_eq!([orphan(5), orphan(6), orphan(11)], [true, false, false]);
+    }
+
+    #[test]
+    fn what_was_accepted_above_its_record_is_settled_unless_a_floor_ended_it() {
+        let key = Key::new("k").unwrap();
+        let state = |hlc, written: Option<u64>| Register {
+            promised: Ballot::default(),
+            accepted: Some(Accepted {
+                ballot: Ballot { hlc: Hlc(hlc), writer: Writer(1) },
+                op: OpId(uuid::Uuid::nil()),
+                record: written.map(|v| Record::seal(&key, version(v), Hlc(v), Content::Tombstone)),
+                recent: Recent::NONE,
+            }),
+        };
+        let none = SlotFloor::default();
+        assert!(is_unsettled(&state(5, Some(4)), None, &none));
+        assert!(is_unsettled(&state(5, Some(4)), Some(&version(3)), &none));
+        assert!(!is_unsettled(&state(5, Some(4)), Some(&version(4)), &none));
+        assert!(!is_unsettled(&state(5, None), None, &none));
+        let sealed = SlotFloor { sealed: Hlc(9), ..none };
+        assert!(is_unsettled(&state(5, Some(4)), None, &sealed), "a seal ends nothing");
+        let ended = SlotFloor { floor: floor(5, 0), sealed: Hlc(5) };
+        assert!(!is_unsettled(&state(5, Some(4)), None, &ended));
+    }
+
+    #[test]
+    fn a_floor_is_raised_once_all_are_equal_and_time_has_passed() {
+        let mut complete = Complete::default();
+        let slot = Slot(3);
+        let mut next = |epoch, said: &[Said], seal| complete.next(Epoch(epoch), slot, said, Hlc(seal));
+        let (low, high) = (floor(4, 1), floor(5, 0));
+        let both = low.merge(&high);
+        assert_eq!(next(1, &[(Hlc(90), low, true), (Hlc(95), high, false)], 99), Next::Complete(both));
+        assert_eq!(next(1, &[(Hlc(90), both, false), (Hlc(95), both, false)], 99), Next::Nothing);
+        assert_eq!(next(1, &[(Hlc(100), both, true), (Hlc(105), both, false)], 99), Next::Wait);
+        assert_eq!(next(1, &[(Hlc(200), both, true), (Hlc(205), both, false)], 104), Next::Wait);
+        assert_eq!(next(1, &[(Hlc(300), both, true), (Hlc(305), both, false)], 105), Next::Raise(both));
+        assert_eq!(next(2, &[(Hlc(300), both, true), (Hlc(305), both, false)], 304), Next::Wait, "all anew");
+    }
+
+    #[test]
+    fn only_what_the_floor_before_covered_is_dropped() {
+        let before = floor(5, 3);
+        let next = above(&before, Hlc(9), version(2));
+        assert_eq!(next, Floor { written: Hlc(9), version: version(3), ballot: Ballot::sealing(Hlc(9)) });
+        let at = |ms: u64| Hlc::from_ms(ms);
+        let before = Floor { written: at(50), ..before };
+        assert_eq!(drop_up_to(&before, at(100), 20), at(50));
+        assert_eq!(drop_up_to(&before, at(100), 60), at(40));
+        assert_eq!(seal_age_ms(86_400_000, 300_000), 420_000);
+        assert_eq!(seal_age_ms(5_000, 300_000), 5_000);
+    }
+}
