@@ -19,12 +19,11 @@ impl Conditional {
     async fn read(&self, get: Get) -> Result<Found, Failure> {
         let (key, deadline) = (get.key.clone(), get.deadline);
         let found = self.coordinator.read(get).await?;
-        if !found.record.as_ref().is_some_and(|record| record.version.is_end()) {
-            return Ok(found);
-        }
+        let Some(end) = found.record.as_ref().filter(|record| record.version.is_end()) else { return Ok(found) };
+        let ended = Some(end.written);
         // A write whose condition is never true is told what stands there.
         let (condition, edit) = (Condition::never(), Edit::Write(NewContent::Tombstone));
-        let proposal = Proposal { key, condition, edit, op: OpId(self.entropy.uuid()), idempotency: None };
+        let proposal = Proposal { key, condition, edit, op: OpId(self.entropy.uuid()), idempotency: None, ended };
         let (verdict, _) =
             Box::pin(self.verdict(proposal, deadline)).await.map_err(|f| Failure { outcome: None, ..f })?;
         let failed = |kind, required, acked, failed| {
