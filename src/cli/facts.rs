@@ -26,6 +26,9 @@ pub(super) struct Facts {
     pub(super) up_seconds: Option<f64>,
     /// Its clock minus the median of the clocks it hears.
     pub(super) clock_skew_seconds: Option<f64>,
+    pub(super) keys: Option<f64>,
+    /// Of keys and values.
+    pub(super) bytes: Option<f64>,
     /// The database and its log.
     pub(super) disk_used_bytes: Option<f64>,
     pub(super) disk_free_bytes: Option<f64>,
@@ -60,6 +63,8 @@ fn facts(ready: &Answer, metrics: &Answer) -> Facts {
         waits_for: failed_checks(&ready.json().unwrap_or_default()),
         up_seconds: now.zip(of("process_start_time_seconds")).map(|(now, began)| (now - began).max(0.0)),
         clock_skew_seconds: of("a3_clock_skew_seconds"),
+        keys: of("a3_store_keys"),
+        bytes: of("a3_store_bytes"),
         disk_used_bytes: of("a3_store_file_bytes").map(|file| file + of("a3_store_wal_bytes").unwrap_or(0.0)),
         disk_free_bytes: of("a3_store_disk_free_bytes"),
         damaged_rows: of("a3_store_damaged_rows_total"),

@@ -108,7 +108,7 @@ fn read<T: DeserializeOwned>(value: Option<&Value>) -> Option<T> {
 fn shown(told: &Told) -> String {
     let Told { cluster, health, facts, .. } = told;
     let about = [about(cluster), summary(health), copies(told), tombstones(told)].join("\n");
-    let mut text = format!("{about}{}\n\n{}", running(told), members(&cluster.members, facts));
+    let mut text = format!("{about}{}{}\n\n{}", running(told), damaged(told), members(&cluster.members, facts));
     let silent =
         cluster.members.iter().zip(facts).filter_map(|(m, f)| Some(format!("\n{}: {}", m.id, f.not_asked.as_ref()?)));
     let silent: String = silent.collect();
@@ -148,6 +148,13 @@ fn running(told: &Told) -> String {
     let operations = told.operations.iter().flat_map(|o| &o.operations).filter(|o| o.state == "running");
     let done = |total: Option<u64>| total.map_or_else(String::new, |total| format!(" of {total}"));
     operations.map(|o| format!("\n{} runs: {}{} done", o.kind, o.done, done(o.total))).collect()
+}
+
+/// A line for each member that met damaged rows since its start.
+fn damaged(told: &Told) -> String {
+    let damaged = told.cluster.members.iter().zip(&told.facts).filter_map(|(m, f)| Some((m, f.damaged_rows?)));
+    let damaged = damaged.filter(|(_, rows)| *rows > 0.0);
+    damaged.map(|(m, rows)| format!("\n{} met {rows} damaged rows since its start", m.id)).collect()
 }
 
 /// What makes the exit code 69.
@@ -227,8 +234,8 @@ fn members(members: &[Member], facts: &[Facts]) -> String {
             known(m.program.clone(), |version| version),
             known(f.up_seconds, age),
             m.slots.to_string(),
-            known(m.keys, |n| n.to_string()),
-            known(m.bytes, about_bytes),
+            known(f.keys.map(|n| n as u64).or(m.keys), |n| n.to_string()),
+            known(f.bytes.map(|n| n as u64).or(m.bytes), about_bytes),
             m.hints_owed.to_string(),
             known(m.requests_per_second, |n| n.to_string()),
             known(f.clock_skew_seconds, skew),
@@ -324,11 +331,13 @@ mod tests {
             member("n1", "alive", true, some), member("n2", "down", false, some), member("n3", "alive", true, some),
             member("n4", "alive", false, some), member("n5", "suspect", true, some), member("n6", "alive", true, Some("draining")),
         ]});
-        let waits = Facts { ready: Some(false), waits_for: vec!["storage: full".into()], ..Facts::default() };
+        let waits_for = vec!["storage: full".into()];
+        let waits = Facts { ready: Some(false), waits_for, damaged_rows: Some(2.0), ..Facts::default() };
         let told = told(members, vec![ready(), silent(), waits, ready(), silent(), silent()]);
         let wanted =
             ["n2 is down", "n3 is not ready: storage: full", "n4 is out of reach of n1", "n6 is not ready: draining"];
         assert_eq!(wrong(&told), wanted);
+        assert_eq!(damaged(&told), "\nn3 met 2 damaged rows since its start");
         assert!(
             shown(&told).ends_with("not asked themselves:\nn2: cannot connect\nn5: cannot connect\nn6: cannot connect")
         );
