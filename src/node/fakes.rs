@@ -1,5 +1,7 @@
 //! Small stand-ins for the node's world, for the tests of its drivers.
 
+mod damage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -97,36 +99,6 @@ impl FakeStore {
     /// Rare requests fail with this from now on.
     pub(crate) fn fail_with(&self, error: Option<StoreError>) {
         *self.failing.lock() = error;
-    }
-
-    /// The record of that key is damaged on disk, and its register where `register` says so.
-    pub(crate) fn damage(&self, key: &Key, register: bool) {
-        self.damaged.lock().insert(key.clone());
-        if register {
-            self.lost.lock().insert(key.clone());
-        }
-    }
-
-    /// The row of that key has lost its name.
-    pub(crate) fn misname(&self, key: &Key) {
-        if let Some((token, _)) = self.records.lock().remove(key) {
-            self.strays.lock().push((token.slot(), b"?".to_vec()));
-        }
-    }
-
-    /// Of all slots.
-    pub(crate) fn raise_floor(&self, floor: Floor) {
-        *self.floor.lock() = floor;
-    }
-
-    /// The keys whose records are damaged.
-    pub(crate) fn damaged(&self) -> Vec<Key> {
-        self.damaged.lock().iter().cloned().collect()
-    }
-
-    /// Whether the database was given up.
-    pub(crate) fn is_condemned(&self) -> bool {
-        self.condemned.load(Ordering::SeqCst)
     }
 
     /// How often the clock was reserved.
