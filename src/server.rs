@@ -3,8 +3,9 @@
 //!
 //! Up: metrics, the data directory and its store, both listeners (a port that is taken is told before anything else
 //! happens), the mesh, the node, REST (which answers `/readyz` with 503 until the node has its cluster), then the cluster.
-//! Down: readiness ends, the other members are told, REST finishes what it has, the mesh too, tasks end, the store
-//! drains and closes. A store that stopped writing ends the process with a failure: what it acknowledged is on disk.
+//! Down: readiness ends, the other members are told, REST says goodbye to its clients and finishes what it has, the mesh
+//! too, tasks end, the store drains, saves its sums and closes. All of it takes less than 10 s, whatever clients do: at
+//! most 1 s for the members, 5.6 s for REST, 2 s for the mesh. A store that stopped writing ends the process with a failure: what it acknowledged is on disk.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +25,7 @@ use crate::node::founding::FoundingError;
 use crate::node::{self, Node, Ports};
 use crate::ports::{Entropy, PeerHandler, Spawn, Store, StoreError};
 use crate::storage::{self, OpenError, SqliteStore};
-use crate::system::{SystemClock, SystemEntropy, Tasks};
+use crate::system::{SystemClock, SystemEntropy, Tasks, tell_manager};
 use crate::{http, mesh};
 
 /// A write-ahead log that reached this many bytes is checkpointed to its end between two commits.
@@ -110,6 +111,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let life = async {
         let life = async {
             let ended = live(&config, &node, &store).await;
+            tell("STOPPING=1\nSTATUS=finishes the requests under way");
             node.leave().await;
             stop_http.cancel();
             ended
@@ -137,6 +139,7 @@ async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>) -> Re
     let mut replaced = Box::pin(node.replaced());
     let mut joining = Box::pin(node.join());
     let mut joined = false;
+    tell("STATUS=looks for its cluster; GET /readyz?verbose says what it waits for");
     loop {
         tokio::select! {
             biased;
@@ -154,11 +157,19 @@ async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>) -> Re
                 result?;
                 joined = true;
                 banner(config, node);
+                tell("READY=1\nSTATUS=serves");
             }
         }
     }
     tracing::info!(node = %config.node, "stopping");
     Ok(())
+}
+
+/// Tells the service manager, if there is one.
+fn tell(lines: &str) {
+    if let Err(error) = tell_manager(lines) {
+        tracing::warn!(%error, "the service manager that NOTIFY_SOCKET names cannot be told");
+    }
 }
 
 fn banner(config: &Config, node: &Node) {

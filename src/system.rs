@@ -1,5 +1,11 @@
-//! The system behind the ports: the wall clock, the operating system's randomness, tokio's tasks.
+//! The system behind the ports: the wall clock, the operating system's randomness, tokio's tasks; and the service
+//! manager, if one has started this process.
 
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
@@ -61,5 +67,46 @@ impl Spawn for Tasks {
         self.tracker.spawn(async move {
             stop.run_until_cancelled(task).await;
         });
+    }
+}
+
+/// Tells systemd how the process does (`sd_notify(3)`): lines such as `READY=1`. Nothing where nobody has asked, which
+/// a manager does by `NOTIFY_SOCKET`.
+///
+/// # Errors
+/// When a manager that has asked cannot be told.
+pub fn tell_manager(lines: &str) -> io::Result<()> {
+    std::env::var_os("NOTIFY_SOCKET").map_or(Ok(()), |socket| tell(&socket, lines))
+}
+
+/// Sends the lines to a socket: a path, or a name of the abstract kind, which begins with `@`.
+fn tell(socket: &OsStr, lines: &str) -> io::Result<()> {
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(lines.as_bytes(), &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_manager_is_told_at_either_kind_of_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let name = format!("@a3-test-{}", std::process::id());
+        let abstract_socket = SocketAddr::from_abstract_name(&name.as_bytes()[1..]).unwrap();
+        for (socket, at) in [
+            (UnixDatagram::bind(&path).unwrap(), path.as_os_str()),
+            (UnixDatagram::bind_addr(&abstract_socket).unwrap(), OsStr::new(&name)),
+        ] {
+            tell(at, "READY=1\nSTATUS=serves").unwrap();
+            let mut got = [0; 64];
+            let length = socket.recv(&mut got).unwrap();
+            assert_eq!(&got[..length], b"READY=1\nSTATUS=serves");
+        }
+        assert!(tell(OsStr::new("/nowhere/at/all"), "READY=1").is_err());
     }
 }

@@ -12,6 +12,7 @@ mod config;
 mod convergence;
 mod delete;
 mod dev;
+mod facts;
 mod fault;
 mod get;
 mod health;

@@ -59,6 +59,26 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
+/// The table as text where the terminal has the room for it, else each row as a paragraph. What is no terminal has room.
+pub(super) fn rows(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut table = table(header);
+    table.add_rows(rows);
+    let room = table.width().map_or(usize::MAX, usize::from);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    let text = rendered(&table);
+    if text.lines().all(|line| line.chars().count() <= room) { text } else { paragraphs(header, rows) }
+}
+
+/// Each row under its first cell, a line for each other cell.
+fn paragraphs(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = header.iter().map(|name| name.len()).max().unwrap_or(0);
+    let paragraph = |row: &Vec<String>| {
+        let lines = header.iter().zip(row).skip(1).map(|(name, cell)| format!("\n  {name:<width$}  {cell}"));
+        row.first().cloned().unwrap_or_default() + &lines.collect::<String>()
+    };
+    rows.iter().map(paragraph).collect::<Vec<_>>().join("\n")
+}
+
 /// The table as text, without the blanks that end its lines.
 pub(super) fn rendered(table: &Table) -> String {
     table
@@ -67,4 +87,17 @@ pub(super) fn rendered(table: &Table) -> String {
         .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end())
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_has_no_room_becomes_a_paragraph() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let rows = [row(["n1", "alive", "-"]), row(["n2", "down", "b"])];
+        let shown = paragraphs(&["NODE", "STATE", "ZONE"], &rows);
+        assert_eq!(shown, "n1\n  STATE  alive\n  ZONE   -\nn2\n  STATE  down\n  ZONE   b");
+    }
 }

@@ -1,15 +1,30 @@
 //! `a3 status`: the cluster at a glance.
+//!
+//! One node is asked for the cluster as it sees it, and then each member for itself: its readiness, age, clock and disk.
+//! Where a member cannot be asked from here, the word of the node that was asked stands.
+
+use std::time::Duration;
 
 use clap::Args;
+use futures_util::future::join_all;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::Fault;
-use super::client::{Asked, Client, block_on};
+use super::client::{Asked, Client, Host, block_on};
+use super::facts::{self, Facts};
 use super::output::{self, Output};
-use super::views::{Cluster, Health, Member, fetch};
+use super::views::{Cluster, Convergence, Health, Member, Operations, Tombstones, fetch};
+use super::{Fault, health};
 use crate::config::units::about_bytes;
 
-/// Show the cluster's health and its members, as one node sees them.
+/// How long the node may take to ask the others about copies and tombstones. What takes longer is not shown.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Show the cluster's health and its members; exit code 69 where one is down, out of reach or not ready.
+///
+/// The members are shown as the node --host sees them, with what each says of itself: READY (why not, where it is not), UP
+/// (how long), CLOCK (ahead of or behind the others'), DISK (what its database takes) and FREE (what its disk has left). `?`
+/// is what nobody could say from here.
 #[derive(Debug, Args)]
 pub(super) struct Status {
     #[command(flatten)]
@@ -18,22 +33,148 @@ pub(super) struct Status {
     output: Output,
 }
 
+/// All that was told.
+struct Told {
+    cluster: Cluster,
+    health: Health,
+    convergence: Option<Convergence>,
+    tombstones: Option<Tombstones>,
+    operations: Option<Operations>,
+    /// Of each member, in their order.
+    facts: Vec<Facts>,
+}
+
+/// The same as it came, for programs.
+struct Raw {
+    cluster: Value,
+    health: Value,
+    convergence: Option<Value>,
+    tombstones: Option<Value>,
+    operations: Option<Value>,
+}
+
 impl Status {
     pub(super) fn run(self) -> Result<(), Fault> {
-        let (client, host) = (Client::new(), &self.asked.host);
+        let (raw, told) = block_on(ask(&Client::new(), &self.asked.host))?;
         if self.output.is_json() {
-            let (cluster, health) = block_on(async {
-                let cluster: Value = fetch(&client, host, "/cluster").await?;
-                Ok((cluster, fetch::<Value>(&client, host, "/cluster/health").await?))
-            })?;
-            return output::json(&json!({ "cluster": cluster, "health": health }));
+            let members = told.cluster.members.iter().zip(&told.facts);
+            let members: Vec<Value> =
+                members.map(|(member, facts)| json!({ "id": member.id, "facts": facts })).collect();
+            output::json(&json!({
+                "cluster": raw.cluster, "health": raw.health, "convergence": raw.convergence,
+                "tombstones": raw.tombstones, "operations": raw.operations, "members": members,
+            }))?;
+        } else {
+            output::line(&shown(&told))?;
         }
-        let (cluster, health) = block_on(async {
-            let cluster: Cluster = fetch(&client, host, "/cluster").await?;
-            Ok((cluster, fetch::<Health>(&client, host, "/cluster/health").await?))
-        })?;
-        output::line(&format!("{}\n{}\n\n{}", about(&cluster), summary(&health), members(&cluster.members)))
+        let wrong = wrong(&told);
+        if wrong.is_empty() { Ok(()) } else { Err(Fault::Unavailable(wrong.join("\n  "))) }
     }
+}
+
+async fn ask(client: &Client, host: &Host) -> Result<(Raw, Told), Fault> {
+    let cluster: Value = match fetch(client, host, "/cluster").await {
+        // A node without a cluster says best itself what it waits for.
+        Err(fault @ Fault::Unavailable(_)) => {
+            health::ready(client, host, PATIENCE).await?;
+            return Err(fault);
+        }
+        other => other?,
+    };
+    let health: Value = fetch(client, host, "/cluster/health").await?;
+    let slow = async |path| tokio::time::timeout(PATIENCE, fetch::<Value>(client, host, path)).await.ok()?.ok();
+    let known: Cluster = read(Some(&cluster)).unwrap_or_default();
+    let (convergence, tombstones, operations, facts) = tokio::join!(
+        slow("/cluster/convergence"),
+        slow("/tombstones"),
+        slow("/operations"),
+        join_all(known.members.iter().map(|member| facts::of(client, &member.http_address)))
+    );
+    let told = Told {
+        health: read(Some(&health)).unwrap_or_default(),
+        convergence: read(convergence.as_ref()),
+        tombstones: read(tombstones.as_ref()),
+        operations: read(operations.as_ref()),
+        cluster: known,
+        facts,
+    };
+    Ok((Raw { cluster, health, convergence, tombstones, operations }, told))
+}
+
+fn read<T: DeserializeOwned>(value: Option<&Value>) -> Option<T> {
+    T::deserialize(value?).ok()
+}
+
+fn shown(told: &Told) -> String {
+    let Told { cluster, health, facts, .. } = told;
+    let about = [about(cluster), summary(health), copies(told), tombstones(told)].join("\n");
+    let mut text = format!("{about}{}{}\n\n{}", running(told), damaged(told), members(&cluster.members, facts));
+    let silent =
+        cluster.members.iter().zip(facts).filter_map(|(m, f)| Some(format!("\n{}: {}", m.id, f.not_asked.as_ref()?)));
+    let silent: String = silent.collect();
+    if !silent.is_empty() {
+        text.push_str(&format!("\n\nnot asked themselves:{silent}"));
+    }
+    text
+}
+
+fn copies(told: &Told) -> String {
+    let Some(convergence) = &told.convergence else { return "copies: not known in time".into() };
+    let differing: Vec<String> = convergence
+        .pairs
+        .iter()
+        .filter(|pair| pair.status != "equal")
+        .map(|pair| format!("{} {}", pair.nodes.join("-"), pair.status))
+        .collect();
+    match differing.is_empty() {
+        true => format!("copies: {}", convergence.status),
+        false => format!("copies: {} ({})", convergence.status, differing.join(", ")),
+    }
+}
+
+fn tombstones(told: &Told) -> String {
+    let Some(Tombstones { tombstones, waiting_for, .. }) = &told.tombstones else {
+        return "tombstones: not known in time".into();
+    };
+    let waiting: Vec<String> = waiting_for.iter().map(|w| format!("{} ({})", w.node, w.reason)).collect();
+    match waiting.is_empty() {
+        true => format!("tombstones: {tombstones}"),
+        false => format!("tombstones: {tombstones}, waiting for {}", waiting.join(", ")),
+    }
+}
+
+/// A line for each operation that runs at the node that was asked.
+fn running(told: &Told) -> String {
+    let operations = told.operations.iter().flat_map(|o| &o.operations).filter(|o| o.state == "running");
+    let done = |total: Option<u64>| total.map_or_else(String::new, |total| format!(" of {total}"));
+    operations.map(|o| format!("\n{} runs: {}{} done", o.kind, o.done, done(o.total))).collect()
+}
+
+/// A line for each member that met damaged rows since its start.
+fn damaged(told: &Told) -> String {
+    let damaged = told.cluster.members.iter().zip(&told.facts).filter_map(|(m, f)| Some((m, f.damaged_rows?)));
+    let damaged = damaged.filter(|(_, rows)| *rows > 0.0);
+    damaged.map(|(m, rows)| format!("\n{} met {rows} damaged rows since its start", m.id)).collect()
+}
+
+/// What makes the exit code 69.
+fn wrong(told: &Told) -> Vec<String> {
+    let of = |(member, facts): (&Member, &Facts)| {
+        let id = &member.id;
+        match (member.liveness.as_str(), member.state.as_deref(), facts.ready) {
+            ("down", ..) => Some(format!("{id} is down")),
+            (_, _, Some(false)) => Some(format!("{id} is not ready: {}", facts.waits_for.join(", "))),
+            (_, _, Some(true)) if member.reachable => None,
+            _ if !member.reachable => Some(format!("{id} is out of reach of {}", told.cluster.node)),
+            (_, Some("serving"), _) => None,
+            (_, state, _) => Some(format!("{id} is not ready: {}", state.unwrap_or("it has not said how it is"))),
+        }
+    };
+    let mut wrong: Vec<String> = told.cluster.members.iter().zip(&told.facts).filter_map(of).collect();
+    if told.health.slots_unavailable > 0 {
+        wrong.push(format!("{} slots cannot be served", told.health.slots_unavailable));
+    }
+    wrong
 }
 
 fn about(cluster: &Cluster) -> String {
@@ -59,23 +200,72 @@ pub(super) fn summary(health: &Health) -> String {
     line
 }
 
-fn members(members: &[Member]) -> String {
-    let mut table = output::table(&["NODE", "STATE", "REST", "MESH", "ZONE", "SLOTS", "KEYS", "SIZE", "HINTS OWED"]);
-    for m in members {
-        let known = |number: Option<u64>, show: fn(u64) -> String| number.map_or_else(|| "?".to_owned(), show);
-        table.add_row([
+fn members(members: &[Member], facts: &[Facts]) -> String {
+    let header = [
+        "NODE",
+        "STATE",
+        "READY",
+        "ZONE",
+        "VERSION",
+        "UP",
+        "SLOTS",
+        "KEYS",
+        "SIZE",
+        "HINTS OWED",
+        "OPS/S",
+        "CLOCK",
+        "DISK",
+        "FREE",
+        "REST",
+        "MESH",
+    ];
+    let row = |(m, f): (&Member, &Facts)| {
+        let bytes = |bytes: f64| about_bytes(bytes as u64);
+        vec![
             m.id.clone(),
             state(m),
+            match (f.ready, f.waits_for.first()) {
+                (Some(true), _) => "yes".to_owned(),
+                (Some(false), Some(why)) => format!("no: {why}"),
+                (Some(false), None) => "no".to_owned(),
+                (None, _) => "?".to_owned(),
+            },
+            m.zone.clone().unwrap_or_else(|| "-".into()),
+            known(m.program.clone(), |version| version),
+            known(f.up_seconds, age),
+            m.slots.to_string(),
+            known(f.keys.map(|n| n as u64).or(m.keys), |n| n.to_string()),
+            known(f.bytes.map(|n| n as u64).or(m.bytes), about_bytes),
+            m.hints_owed.to_string(),
+            known(m.requests_per_second, |n| n.to_string()),
+            known(f.clock_skew_seconds, skew),
+            known(f.disk_used_bytes, bytes),
+            known(f.disk_free_bytes, bytes),
             m.http_address.clone(),
             m.mesh_address.clone(),
-            m.zone.clone().unwrap_or_else(|| "-".into()),
-            m.slots.to_string(),
-            known(m.keys, |n| n.to_string()),
-            known(m.bytes, about_bytes),
-            m.hints_owed.to_string(),
-        ]);
+        ]
+    };
+    output::rows(&header, &members.iter().zip(facts).map(row).collect::<Vec<_>>())
+}
+
+fn known<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "?".to_owned(), show)
+}
+
+/// How long ago it started, in the two greatest units.
+fn age(seconds: f64) -> String {
+    let s = seconds as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d{}h", s / 86_400, s % 86_400 / 3600),
     }
-    output::rendered(&table)
+}
+
+/// Ahead of the others' clocks, or behind.
+fn skew(seconds: f64) -> String {
+    if seconds.abs() < 1.0 { format!("{:+.0}ms", seconds * 1000.0) } else { format!("{seconds:+.1}s") }
 }
 
 /// What gossip holds of a member, and what it says of itself where that is something else than serving.
@@ -108,12 +298,69 @@ mod tests {
         assert!(summary(&down).ends_with("256 at quorum, 1 unavailable; down: n2; 7 hints to deliver"));
     }
 
+    fn told(cluster: Value, facts: Vec<Facts>) -> Told {
+        Told {
+            cluster: serde_json::from_value(cluster).unwrap(),
+            health: Health::default(),
+            convergence: None,
+            tombstones: None,
+            operations: None,
+            facts,
+        }
+    }
+
     #[test]
     fn members_of_a_poorer_answer_still_show() {
-        let cluster: Cluster =
-            serde_json::from_str(r#"{"node":"n1","members":[{"id":"n1","liveness":"alive","reachable":true}]}"#)
-                .unwrap();
-        assert_eq!((cluster.node.as_str(), state(&cluster.members[0])), ("n1", "alive".to_owned()));
-        assert!(members(&cluster.members).lines().nth(1).is_some_and(|row| row.starts_with("n1")));
+        let told = told(
+            json!({"node": "n1", "members": [{"id": "n1", "liveness": "alive", "reachable": true, "state": "serving"}]}),
+            vec![Facts::default()],
+        );
+        assert_eq!(state(&told.cluster.members[0]), "alive");
+        let shown = shown(&told);
+        assert!(shown.lines().nth(6).is_some_and(|row| row.starts_with("n1") && row.contains('?')), "{shown}");
+        assert_eq!(wrong(&told), [] as [&str; 0], "the asked node's word stands for a member that cannot be asked");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let member = |id: &str, liveness: &str, reachable: bool, state: Option<&str>| json!({"id": id, "liveness": liveness, "reachable": reachable, "state": state});
+        let (some, silent) =
+            (Some("serving"), || Facts { not_asked: Some("cannot connect".into()), ..Facts::default() });
+        let ready = || Facts { ready: Some(true), ..Facts::default() };
+        let members = json!({"node": "n1", "members": [
+            member("n1", "alive", true, some), member("n2", "down", false, some), member("n3", "alive", true, some),
+            member("n4", "alive", false, some), member("n5", "suspect", true, some), member("n6", "alive", true, Some("draining")),
+        ]});
+        let waits_for = vec!["storage: full".into()];
+        let waits = Facts { ready: Some(false), waits_for, damaged_rows: Some(2.0), ..Facts::default() };
+        let told = told(members, vec![ready(), silent(), waits, ready(), silent(), silent()]);
+        let wanted =
+            ["n2 is down", "n3 is not ready: storage: full", "n4 is out of reach of n1", "n6 is not ready: draining"];
+        assert_eq!(wrong(&told), wanted);
+        assert_eq!(damaged(&told), "\nn3 met 2 damaged rows since its start");
+        assert!(
+            shown(&told).ends_with("not asked themselves:\nn2: cannot connect\nn5: cannot connect\nn6: cannot connect")
+        );
+    }
+
+    #[test]
+    fn copies_and_tombstones_are_told_in_a_line_each() {
+        let mut told = told(json!({}), Vec::new());
+        assert_eq!(copies(&told), "copies: not known in time");
+        let pairs = json!([{"nodes": ["n1", "n2"], "status": "equal"}, {"nodes": ["n1", "n3"], "status": "differs"}]);
+        told.convergence = read(Some(&json!({"status": "differs", "pairs": pairs})));
+        told.tombstones =
+            read(Some(&json!({"tombstones": 3, "waiting_for": [{"node": "n2", "reason": "unreachable"}]})));
+        told.operations =
+            read(Some(&json!({"operations": [{"kind": "repair", "state": "running", "done": 3, "total": 16}]})));
+        assert_eq!(copies(&told), "copies: differs (n1-n3 differs)");
+        assert_eq!(tombstones(&told), "tombstones: 3, waiting for n2 (unreachable)");
+        assert_eq!(running(&told), "\nrepair runs: 3 of 16 done");
+    }
+
+    #[test]
+    fn ages_and_skews_are_short() {
+        assert_eq!([5.9, 61.0, 7260.0, 180_000.0].map(age), ["5s", "1m1s", "2h1m", "2d2h"]);
+        assert_eq!([0.0004, -0.25, 2.04].map(skew), ["+0ms", "-250ms", "+2.0s"]);
     }
 }

@@ -29,6 +29,9 @@ pub(super) struct Member {
     pub(super) http_address: String,
     pub(super) mesh_address: String,
     pub(super) zone: Option<String>,
+    pub(super) program: Option<String>,
+    pub(super) epoch: Option<u64>,
+    pub(super) requests_per_second: Option<u64>,
     pub(super) slots: u64,
     pub(super) keys: Option<u64>,
     pub(super) bytes: Option<u64>,
@@ -128,6 +131,13 @@ pub(super) struct Chunk {
 pub(super) struct Key {
     pub(super) key: String,
     pub(super) key_base64: Option<String>,
+}
+
+/// `GET /operations`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Operations {
+    pub(super) operations: Vec<Operation>,
 }
 
 /// `POST /repair`, `GET /operations/{id}`.

@@ -186,3 +186,10 @@ fn slips_in_the_environment_and_settings_without_effect_only_warn() {
     assert!(config.warnings[0].contains("REPLICATON_FACTOR is not a setting; REPLICATION_FACTOR is"));
     assert!(config.warnings[1].contains("GOSSIP_PORT is not used"));
 }
+
+#[test]
+fn a_grace_that_is_shorter_than_a_write_may_take_only_warns() {
+    assert_eq!(load(&environment(&[("GC_GRACE", "12min")])).unwrap().warnings, Vec::<String>::new());
+    let warned = load(&environment(&[("GC_GRACE", "11min")])).unwrap().warnings;
+    assert!(warned[0].contains("GC_GRACE is 11min, less than 12min"), "{warned:?}");
+}

@@ -10,6 +10,7 @@ use super::raw::{Origin, RawConfig, Stated};
 use super::table::{self, Kind, Setting};
 use super::units::{parse_bytes, parse_duration, show_bytes, show_duration};
 use super::{Config, ConfigError, Durability, LogFormat};
+use crate::protocol::purge::seal_age_ms;
 use crate::types::NodeNum;
 use crate::types::limits::ADDRESS_BYTES_MAX;
 
@@ -301,6 +302,12 @@ fn warnings(raw: &RawConfig, config: &Config) -> Vec<String> {
     if config.mesh_insecure && !config.bind.is_loopback() {
         let who = "whoever reaches it can read and write everything";
         warnings.push(format!("the mesh on {} has no TLS: {who}", config.mesh_listen()));
+    }
+    let safe = Duration::from_millis(seal_age_ms(u64::MAX, config.clock_skew_max.as_millis() as u64));
+    if config.gc_grace < safe {
+        let what = "a deleted value may come back where a write is under way for longer, or clocks differ by more";
+        let (is, safe) = (show_duration(config.gc_grace), show_duration(safe));
+        warnings.push(format!("GC_GRACE is {is}, less than {safe}: {what}"));
     }
     warnings
 }

@@ -1,5 +1,9 @@
 //! The accept loop: connections, their limits and their end.
 //!
+//! A connection that is closed while its client sends a request loses that request. So a stop first says goodbye: for a
+//! while everything is answered, with `Connection: close`, and a client that is busy goes elsewhere by itself. Then the
+//! listener closes, and only then the connections on which nothing happens. HTTP/2 says which requests it took (GOAWAY).
+//!
 //! Caveats: what hyper refuses by itself (a request line or header it cannot parse, more than 100 header fields) it
 //! answers with a bare 400, 414 or 431 before any of our code sees a request.
 
@@ -9,16 +13,16 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, TRANSFER_ENCODING};
-use axum::http::{Request, Response, Version};
-use futures_util::{StreamExt, stream};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, TRANSFER_ENCODING};
+use axum::http::{HeaderValue, Request, Response, Version};
+use futures_util::{FutureExt, StreamExt, stream};
 use http_body_util::{BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -48,30 +52,26 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (usually: no file descriptor is left) the loop rests.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How long a connection that was accepted last has for its first request before it counts as idle.
+const LAST_REQUEST_WAIT: Duration = Duration::from_millis(100);
 
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n\
 connection: close\r\ncontent-length: 157\r\n\r\n{\"type\":\"/problems/overloaded\",\"title\":\"Too many requests are under way\",\
 \"status\":503,\"detail\":\"too many connections\",\"code\":\"overloaded\",\"retryable\":true}\n\n";
 
-/// Serves until `shutdown` resolves; then takes no new connection or request, and returns when those under way are
-/// done, or cut after [`Options::grace`].
+/// Serves until `shutdown` resolves. Then it says goodbye for [`Options::farewell`], takes no new connection or request,
+/// and returns when those under way are done, or cut after [`Options::grace`].
 pub async fn serve(listener: TcpListener, router: Router, options: &Options, shutdown: impl Future<Output = ()>) {
     let server = Arc::new(Server::new(router, options));
-    let mut shutdown = pin!(shutdown);
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => server.take(stream, peer),
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_REST).await;
-                }
-            }
-        }
+    server.accept(&listener, shutdown).await;
+    server.leaving.store(true, Ordering::Relaxed);
+    server.accept(&listener, tokio::time::sleep(options.farewell)).await;
+    // Those that the system accepted meanwhile believe that they are connected.
+    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        server.take(stream, peer);
     }
     drop(listener);
+    tokio::time::sleep(LAST_REQUEST_WAIT).await;
     server.stop(options.grace).await;
 }
 
@@ -80,6 +80,8 @@ struct Server {
     router: Router,
     http: Builder<Tasks>,
     tasks: Tasks,
+    /// Whether each answer is its connection's last.
+    leaving: Arc<AtomicBool>,
     draining: CancellationToken,
     admission: Arc<Admission>,
     patience: Patience,
@@ -95,10 +97,28 @@ impl Server {
             router,
             http: builder(tasks.clone()),
             tasks,
+            leaving: Arc::default(),
             draining: CancellationToken::new(),
             admission: Arc::new(Admission::new(options)),
             patience,
             cut: metrics::counter(metrics::HTTP_CUT, &[]),
+        }
+    }
+
+    async fn accept(self: &Arc<Self>, listener: &TcpListener, until: impl Future<Output = ()>) {
+        let mut until = pin!(until);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut until => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.take(stream, peer),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_REST).await;
+                    }
+                }
+            }
         }
     }
 
@@ -121,7 +141,9 @@ impl Server {
         let _ = stream.set_nodelay(true);
         let traffic = Arc::new(Traffic::default());
         let io = TokioIo::new(Guarded::new(stream, Arc::clone(&traffic), self.patience));
-        let service = service_fn(|request| answer(self.router.clone(), Arc::clone(&traffic), request));
+        let leaving = &self.leaving;
+        let service =
+            service_fn(|request| answer(self.router.clone(), Arc::clone(&traffic), Arc::clone(leaving), request));
         let mut connection = pin!(self.http.serve_connection(io, service));
         let mut draining = pin!(self.draining.cancelled());
         let mut stopping = false;
@@ -157,13 +179,18 @@ impl Server {
 async fn answer(
     mut router: Router,
     traffic: Arc<Traffic>,
+    leaving: Arc<AtomicBool>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let under_way = traffic.begin(request.version() == Version::HTTP_2);
+    let http2 = request.version() == Version::HTTP_2;
+    let under_way = traffic.begin(http2);
     if request.headers().contains_key(TRANSFER_ENCODING) && traffic.announced_length() {
         request.extensions_mut().insert(TwoLengths);
     }
-    let response = router.call(request).await?;
+    let mut response = router.call(request).await?;
+    if !http2 && leaving.load(Ordering::Relaxed) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     traffic.answered(response.status().is_success());
     if response.headers().get(CONTENT_TYPE).is_none_or(|kind| kind != "text/event-stream") {
         return Ok(response);
@@ -292,186 +319,4 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use axum::response::Sse;
-    use axum::response::sse::Event;
-    use axum::routing;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::sync::oneshot;
-    use tokio::task::JoinSet;
-
-    struct Served {
-        address: SocketAddr,
-        stop: oneshot::Sender<()>,
-        server: JoinSet<()>,
-    }
-
-    /// Serves these over real sockets: `/` answers at once, `/slow` after 300 ms, `/big` with 64 MiB, and `/events` with
-    /// ten events in a second.
-    async fn served(options: Options) -> Served {
-        let slow = || async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            "slow"
-        };
-        let events = || async {
-            let ticks = tokio::time::interval(Duration::from_millis(100));
-            let told = stream::unfold((ticks, 0), |(mut ticks, told)| async move {
-                ticks.tick().await;
-                (told < 10).then(|| (Ok::<_, Infallible>(Event::default().data(told.to_string())), (ticks, told + 1)))
-            });
-            Sse::new(told)
-        };
-        let router = Router::new()
-            .route("/", routing::get(|| async { "hi" }))
-            .route("/events", routing::get(events))
-            .route("/refuse", routing::put(|| async { axum::http::StatusCode::PAYLOAD_TOO_LARGE }))
-            .route("/slow", routing::get(slow))
-            .route("/big", routing::get(|| async { vec![0u8; 64 * 1024 * 1024] }));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let mut server = JoinSet::new();
-        server.spawn(async move {
-            let stopped = async {
-                let _ = stopped.await;
-            };
-            serve(listener, router, &options, stopped).await;
-        });
-        Served { address, stop, server }
-    }
-
-    fn short() -> Options {
-        Options {
-            header_timeout: Duration::from_millis(200),
-            idle_timeout: Duration::from_secs(20),
-            write_timeout: Duration::from_millis(200),
-            grace: Duration::from_secs(10),
-            ..Options::default()
-        }
-    }
-
-    async fn open(served: &Served, bytes: &[u8]) -> TcpStream {
-        let mut stream = TcpStream::connect(served.address).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
-        stream
-    }
-
-    /// What comes until the server closes, or until it answered and keeps the connection.
-    async fn rest(stream: &mut TcpStream) -> String {
-        let mut got = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut got)).await.expect("it closes");
-        String::from_utf8_lossy(&got).into_owned()
-    }
-
-    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-    const GET_AND_CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-
-    #[tokio::test]
-    async fn connections_that_never_finish_a_head_are_cut_and_others_served() {
-        let served = served(short()).await;
-        let mut slow = Vec::new();
-        for i in 0..100 {
-            let beginnings: [&[u8]; 4] = [b"", b"P", b"PRI * HT", b"GET / HTTP/1.1\r\nHost: a\r\nX: "];
-            slow.push(open(&served, beginnings[i % 4]).await);
-        }
-        assert!(rest(&mut open(&served, GET_AND_CLOSE).await).await.ends_with("hi"));
-        for stream in &mut slow {
-            assert_eq!(rest(stream).await, "");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_idle_connection_outlives_the_header_deadline() {
-        let served = served(short()).await;
-        let mut stream = open(&served, GET).await;
-        let mut answer = [0; 512];
-        assert!(stream.read(&mut answer).await.unwrap() > 0);
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        stream.write_all(GET_AND_CLOSE).await.unwrap();
-        assert!(rest(&mut stream).await.ends_with("hi"));
-    }
-
-    #[tokio::test]
-    async fn a_connection_is_not_idle_while_events_come() {
-        let idle_timeout = Duration::from_millis(200);
-        let served = served(Options { idle_timeout, ..short() }).await;
-        let mut stream = open(&served, b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        let came = rest(&mut stream).await;
-        assert!(came.contains("data: 9\n") && came.ends_with("\r\n0\r\n\r\n"), "whole, and then it is idle: {came}");
-    }
-
-    #[tokio::test]
-    async fn an_idle_connection_is_cut_also_after_a_slow_answer() {
-        let served = served(Options { idle_timeout: Duration::from_millis(200), ..short() }).await;
-        let mut stream = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        assert!(rest(&mut stream).await.ends_with("slow"));
-    }
-
-    #[tokio::test]
-    async fn a_client_that_does_not_read_is_cut() {
-        let served = served(short()).await;
-        let mut stream = open(&served, b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        assert!(rest(&mut stream).await.len() < 64 * 1024 * 1024);
-    }
-
-    #[tokio::test]
-    async fn a_refused_body_does_not_lose_the_answer() {
-        let served = served(short()).await;
-        let head = b"PUT /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n";
-        let mut stream = open(&served, head).await;
-        stream.write_all(&vec![0; 2_000_000]).await.unwrap();
-        assert!(rest(&mut stream).await.starts_with("HTTP/1.1 413"));
-    }
-
-    #[tokio::test]
-    async fn connections_are_limited_together_and_by_address() {
-        let limits = [(2, 100), (100, 2)];
-        for (connections_max, connections_per_address_max) in limits {
-            let served = served(Options { connections_max, connections_per_address_max, ..short() }).await;
-            let first = open(&served, GET).await;
-            let mut second = open(&served, GET).await;
-            assert!(second.read(&mut [0; 512]).await.unwrap() > 0);
-            let refused = rest(&mut open(&served, b"").await).await;
-            assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
-            drop((first, second));
-            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-            while !rest(&mut open(&served, GET_AND_CLOSE).await).await.ends_with("hi") {
-                assert!(tokio::time::Instant::now() < deadline, "the places are given back");
-            }
-        }
-    }
-
-    #[test]
-    fn the_refusal_is_a_whole_answer() {
-        let text = std::str::from_utf8(REFUSAL).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())));
-        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
-    }
-
-    #[tokio::test]
-    async fn stopping_finishes_requests_closes_idle_connections_and_takes_no_more() {
-        let mut served = served(short()).await;
-        let mut idle = open(&served, GET).await;
-        assert!(idle.read(&mut [0; 512]).await.unwrap() > 0);
-        let mut busy = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        served.stop.send(()).unwrap();
-        assert_eq!(rest(&mut idle).await, "");
-        assert!(rest(&mut busy).await.ends_with("slow"));
-        served.server.join_next().await.unwrap().unwrap();
-        assert!(TcpStream::connect(served.address).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn stopping_cuts_what_outlasts_the_grace() {
-        let mut served = served(Options { grace: Duration::from_millis(50), ..short() }).await;
-        let mut busy = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        served.stop.send(()).unwrap();
-        served.server.join_next().await.unwrap().unwrap();
-        assert_eq!(rest(&mut busy).await, "");
-    }
-}
+mod tests;

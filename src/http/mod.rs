@@ -89,7 +89,10 @@ pub struct Options {
     pub body_bytes_held_max: usize,
     /// Origins whose pages may use the API from a browser, such as `https://app.example`. None: CORS is off.
     pub cors_origins: Vec<String>,
-    /// How long requests under way may take to finish once the node stops.
+    /// How long a stopping node goes on taking connections and requests, each answer being its connection's last: so
+    /// busy clients move on, and whoever polls readiness sees it end, before anything is closed.
+    pub farewell: Duration,
+    /// How long requests under way may take to finish after that. With the other steps of a stop it stays below 10 s.
     pub grace: Duration,
 }
 
@@ -107,7 +110,8 @@ impl Default for Options {
             in_flight_max: 4096,
             body_bytes_held_max: 256 * 1024 * 1024,
             cors_origins: Vec::new(),
-            grace: Duration::from_secs(10),
+            farewell: Duration::from_millis(500),
+            grace: Duration::from_secs(5),
         }
     }
 }

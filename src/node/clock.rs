@@ -172,6 +172,20 @@ impl NodeClock {
         Some(end)
     }
 
+    /// Another node has told an end of that time, and asks this one to go by it.
+    ///
+    /// # Errors
+    /// By how many milliseconds it lies too far ahead of the wall. Nothing is noted then.
+    pub fn take_for_past(&self, end: Hlc) -> Result<(), u64> {
+        match too_far_ahead(end, self.wall_ms(), self.skew_max_ms) {
+            Some(ms) => Err(ms),
+            None => {
+                self.tell(end);
+                Ok(())
+            }
+        }
+    }
+
     /// A stamp must not follow an end that lies too far ahead for this clock; what ends here does.
     fn tell(&self, end: Hlc) {
         {

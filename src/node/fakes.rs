@@ -1,5 +1,7 @@
 //! Small stand-ins for the node's world, for the tests of its drivers.
 
+mod damage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,6 +83,9 @@ pub(crate) struct FakeStore {
     listed: AtomicU64,
     /// Keys whose rows are not what was written.
     damaged: Mutex<BTreeSet<Key>>,
+    /// Rows that no key belongs to, by their slot.
+    strays: Mutex<Vec<(Slot, Vec<u8>)>>,
+    floor: Mutex<Floor>,
     /// Keys of registers that are not.
     lost: Mutex<BTreeSet<Key>>,
     condemned: AtomicBool,
@@ -94,24 +99,6 @@ impl FakeStore {
     /// Rare requests fail with this from now on.
     pub(crate) fn fail_with(&self, error: Option<StoreError>) {
         *self.failing.lock() = error;
-    }
-
-    /// The record of that key is damaged on disk, and its register where `register` says so.
-    pub(crate) fn damage(&self, key: &Key, register: bool) {
-        self.damaged.lock().insert(key.clone());
-        if register {
-            self.lost.lock().insert(key.clone());
-        }
-    }
-
-    /// The keys whose records are damaged.
-    pub(crate) fn damaged(&self) -> Vec<Key> {
-        self.damaged.lock().iter().cloned().collect()
-    }
-
-    /// Whether the database was given up.
-    pub(crate) fn is_condemned(&self) -> bool {
-        self.condemned.load(Ordering::SeqCst)
     }
 
     /// How often the clock was reserved.
@@ -148,7 +135,7 @@ impl FakeStore {
 
     /// What a replica with this disk answers.
     pub(crate) fn apply(&self, token: Token, request: ReplicaRequest) -> ReplicaReply {
-        let floor = Floor::default();
+        let floor = *self.floor.lock();
         match request {
             ReplicaRequest::Read { key, part: ReadPart::Record, .. } => {
                 ReplicaReply::Record { record: self.record(&key), floor }
@@ -163,6 +150,7 @@ impl FakeStore {
                 let seen = stored.map(|r| Seen::of(r, Hlc::ZERO));
                 match (replica::write(stored.map(StoredRow::of).as_ref(), &floor, &record), seen) {
                     (WriteRule::Dominated, Some(by)) => ReplicaReply::Dominated { by },
+                    (WriteRule::BelowFloor, _) if intact => ReplicaReply::BelowFloor { floor },
                     (_, replaced) => {
                         records.insert(key, (token, record));
                         ReplicaReply::Stored { replaced }
@@ -298,14 +286,16 @@ impl Store for FakeStore {
         self.condemned.store(true, Ordering::SeqCst);
     }
 
-    fn discard(&self, _: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+    fn discard(&self, slot: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
         let keys = rows.into_iter().filter_map(|(_, name)| Key::new(name).ok());
         let mut removed = 0;
         for key in keys.filter(|key| self.damaged.lock().remove(key)) {
             self.records.lock().remove(&key);
             removed += 1;
         }
-        self.rare(removed)
+        let before = self.strays.lock().len();
+        self.strays.lock().retain(|(of, _)| *of != slot);
+        self.rare(removed + (before - self.strays.lock().len()) as u64)
     }
 
     fn holdings(&self, slot: Slot, leaves: Vec<Leaf>) -> BoxFuture<'static, Result<Holdings, StoreError>> {
@@ -323,6 +313,10 @@ impl Store for FakeStore {
             }
         }
         drop(records);
+        let strays = self.strays.lock();
+        held.strays =
+            strays.iter().filter(|(of, _)| *of == slot).map(|(_, name)| (slot.0.into(), name.clone())).collect();
+        drop(strays);
         held.intact.sort_unstable();
         self.listed.fetch_add(held.intact.len() as u64, Ordering::SeqCst);
         self.rare(held)
@@ -379,7 +373,9 @@ impl Store for FakeStore {
         self.rare(SlotPage::default())
     }
 
-    fn absorb(&self, _: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
+    fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
+        let records = entries.into_iter().filter_map(|(token, (key, record, _))| Some((key, (token, record?))));
+        self.records.lock().extend(records);
         self.rare(())
     }
 

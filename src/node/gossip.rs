@@ -46,6 +46,8 @@ const EXCHANGE_EVERY: Duration = Duration::from_secs(10);
 const UNHEARD_INTERVALS: u32 = 10;
 /// Packets on their way at once. More are not sent: gossip lives with loss, and memory has an end.
 const PACKETS_MAX: usize = 512;
+/// Longest wait for those who are told that this node leaves: it has other things to finish.
+const LEAVE_WAIT: Duration = Duration::from_secs(1);
 
 /// How a node gossips.
 #[derive(Clone, Debug)]
@@ -175,7 +177,7 @@ impl Gossip {
         self.step(|membership| membership.on_packet(packet));
     }
 
-    /// Says goodbye to a few members and falls silent. Waits until they have heard it, for an interval at most.
+    /// Says goodbye to a few members and falls silent. Waits until they have heard it, for an interval or a second at most.
     pub async fn leave(&self) {
         let packets = {
             let mut machine = self.machine.lock();
@@ -186,7 +188,7 @@ impl Gossip {
             machine.membership.leave().packets
         };
         let sends = packets.into_iter().map(|(to, packet)| self.send(&to, packet));
-        timeout(self.options.interval, join_all(sends)).await.ok();
+        timeout(self.options.interval.min(LEAVE_WAIT), join_all(sends)).await.ok();
     }
 
     /// One step of the machine, and all that follows from it.

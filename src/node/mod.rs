@@ -375,7 +375,7 @@ impl PeerHandler for Node {
                 PeerRequest::FetchRange(exchange) => self.anti_entropy.answer_fetch_range(exchange).await,
                 PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
                 PeerRequest::FetchSlot { epoch, slot, after } => self.rebuild.answer(epoch, slot, after).await,
-                PeerRequest::Purge { epoch, step } => self.purge.answer(epoch, step).await,
+                PeerRequest::Purge { epoch, step } => self.purge.answer(from.node, epoch, step).await,
                 PeerRequest::Vote { epoch, ballot, proposal } => {
                     self.succession.answer_vote(epoch, ballot, proposal).await
                 }

@@ -29,16 +29,17 @@ use std::collections::BTreeMap;
 use super::ring::Ring;
 use crate::types::{Ballot, Epoch, Floor, Hlc, NodeNum, Register, Slot, SlotFloor, SlotSet, Version};
 
-/// A floor is sealed at least so far in the past, beside the allowed skew of clocks, in milliseconds: longer than any
+/// A floor is sealed at least so far in the past, beside what clocks may differ by, in milliseconds: longer than any
 /// request may take.
 pub const SEAL_AGE_MS: u64 = 120_000;
 /// Keys of one slot that a seal names at a time.
 pub const UNSETTLED_MAX: usize = 256;
 
-/// How far in the past a seal lies: the longest a write may be under way. Who keeps tombstones for less than that has said
-/// that his writes take less.
+/// How far in the past a seal lies: the longest a write may be under way, and what its stamp may lag behind the raiser's
+/// clock, as each may be off by the allowed skew. Who keeps tombstones for less than that has said that his writes take
+/// less.
 pub fn seal_age_ms(grace_ms: u64, skew_max_ms: u64) -> u64 {
-    (SEAL_AGE_MS + skew_max_ms).min(grace_ms)
+    SEAL_AGE_MS.saturating_add(skew_max_ms.saturating_mul(2)).min(grace_ms)
 }
 
 /// The slots whose floors that node raises: those it is the lowest-numbered home replica of.
@@ -217,7 +218,7 @@ mod tests {
         let before = Floor { written: at(50), ..before };
         assert_eq!(drop_up_to(&before, at(100), 20), at(50));
         assert_eq!(drop_up_to(&before, at(100), 60), at(40));
-        assert_eq!(seal_age_ms(86_400_000, 300_000), 420_000);
+        assert_eq!(seal_age_ms(86_400_000, 300_000), 720_000);
         assert_eq!(seal_age_ms(5_000, 300_000), 5_000);
     }
 }

@@ -60,6 +60,7 @@ pub(super) fn restore(conn: &Connection, book: &Book, durability: Durability) ->
     connection::set_synchronous(conn, durability)?;
     match loaded {
         Ok((saved, whole)) if mark == Some(whole) => {
+            tracing::info!(slots = saved.len(), "the sums that the last stop saved are taken over");
             saved.iter().for_each(|Saved { slot, count, leaves }| book.restore(*slot, *count, leaves));
         }
         Ok(_) => tracing::warn!("the saved sums are damaged; they are counted anew"),

@@ -6,7 +6,7 @@ use super::id::{NodeNum, OpId};
 use super::key::Key;
 use super::record::Record;
 use super::register::Idempotency;
-use super::version::Version;
+use super::version::{Hlc, Version};
 
 /// A write that is decided by the key's register.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +18,8 @@ pub struct Proposal {
     /// Drawn for this operation alone.
     pub op: OpId,
     pub idempotency: Option<Idempotency>,
+    /// When a value ended of which the asker has told so: the proposer takes that for past, though its clock be behind.
+    pub ended: Option<Hlc>,
 }
 
 /// What became of a proposal.

@@ -175,8 +175,10 @@ impl Client {
         let edit = Edit::Write(value.map_or(NewContent::Tombstone, |v| NewContent::value(vec![v])));
         let op = OpId(Uuid::from_u128(u128::from(self.me) << 32 | self.begun as u128));
         let idempotency = idempotency.map(|k| Idempotency { key: k.into(), request: k.into() });
-        let fold =
-            ProposerFold::new(Arc::clone(&self.placement), Proposal { key: key(), condition, edit, op, idempotency });
+        let fold = ProposerFold::new(
+            Arc::clone(&self.placement),
+            Proposal { key: key(), condition, edit, op, idempotency, ended: None },
+        );
         self.doing = Doing::Pausing(Box::new(fold));
         self.prepare(clock)
     }

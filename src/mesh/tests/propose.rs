@@ -15,7 +15,7 @@ fn propose(value: usize) -> PeerRequest {
     let condition = Condition { if_none_match: Some(Tags::Any), ..Condition::default() };
     let key = Key::new("the-proposed-key").unwrap();
     let edit = Edit::Write(NewContent::value(vec![7; value]));
-    let proposal = Proposal { key, condition, edit, op: OpId(Uuid::from_u128(7)), idempotency: None };
+    let proposal = Proposal { key, condition, edit, op: OpId(Uuid::from_u128(7)), idempotency: None, ended: None };
     PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms: 900, trace: None }
 }
 

@@ -7,7 +7,7 @@ use super::{Malformed, hash_bytes, read_hash, read_node, read_uuid, uuid_bytes};
 use crate::ports::{PeerReply, PeerRequest};
 use crate::types::limits::{CONDITION_TAGS_MAX, MEMBERS_MAX, PROPOSAL_TIMEOUT_MS_MAX};
 use crate::types::{
-    Condition, Content, Edit, Idempotency, NewContent, NodeNum, OpId, Proposal, Tags, Trace, Ttl, Verdict,
+    Condition, Content, Edit, Hlc, Idempotency, NewContent, NodeNum, OpId, Proposal, Tags, Trace, Ttl, Verdict,
 };
 
 // ------------------------------------------------------------------------------------------------------- requests
@@ -29,6 +29,7 @@ pub(in crate::mesh) fn request(
         timeout_ms,
         ttl_ms: ttl.map_or(0, Ttl::ms),
         trace: trace.map(hot::trace),
+        ended: proposal.ended.map_or(0, |end| end.0),
     }
 }
 
@@ -67,6 +68,7 @@ pub(in crate::mesh) fn read_request(request: proto::ProposeRequest) -> Result<Pe
         edit: read_edit(request.content, request.ttl_ms)?,
         op: OpId(read_uuid(&request.op)?),
         idempotency: request.idempotency.map(|i| read_idempotency(&i)).transpose()?,
+        ended: Some(Hlc(request.ended)).filter(|end| *end != Hlc::ZERO),
     };
     let (timeout_ms, trace) = (request.timeout_ms, hot::read_trace(request.trace));
     Ok(PeerRequest::Propose { proposal: Box::new(proposal), timeout_ms, trace })

@@ -18,7 +18,7 @@ impl AntiEntropy {
         let _turn = self.turn.lock().await;
         self.check(peer)?;
         let (progress, up_to) = (Progress::default(), Some((up_to, slots)));
-        let task = Task { peer, look: Look::Keys, repair: true, chunks: &[], up_to, progress: &progress };
+        let task = Task { peer, look: Look::Keys, repair: true, chunks: &[], up_to, mends: false, progress: &progress };
         self.exchange_round(&task).await
     }
 }

@@ -13,6 +13,7 @@
 
 mod answer;
 mod exchange;
+mod fate;
 mod memory;
 mod pace;
 mod round;
@@ -182,7 +183,7 @@ impl AntiEntropy {
     /// See [`Stop`]. What was moved until then stays.
     pub(super) async fn repair(&self, peer: NodeNum, chunks: &[u8], progress: &Progress) -> Result<(), Stop> {
         let (sent, received) = progress.moved();
-        let task = Task { peer, look: Look::Keys, repair: true, chunks, up_to: None, progress };
+        let task = Task { peer, look: Look::Keys, repair: true, chunks, up_to: None, mends: false, progress };
         let ended = progress.unless_aborted(self.in_turn(&task)).await.unwrap_or(Err(Stop::Aborted));
         let (sent, received) = (progress.moved().0 - sent, progress.moved().1 - received);
         self.meters.ended(&ended, sent + received, self.parts.clock.wall_ms());
@@ -235,7 +236,7 @@ impl AntiEntropy {
             // Never closed, and the permit is given back at the end.
             let _permit = self.looks.acquire().await;
             self.check(peer)?;
-            self.round(&Task { peer, look, repair: false, chunks, up_to: None, progress }).await
+            self.round(&Task { peer, look, repair: false, chunks, up_to: None, mends: false, progress }).await
         };
         progress.unless_aborted(looked).await.unwrap_or(Err(Stop::Aborted))
     }

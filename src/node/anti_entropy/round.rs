@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
+use super::fate::{Fate, Waits, fate, wrong_kind};
 use super::pace::Pace;
 use super::{AntiEntropy, Stop};
 use crate::node::answers::Answers;
 use crate::node::operations::Progress;
 use crate::node::reaper;
-use crate::ports::{
-    Answer, Destination, PeerError, PeerReply, PeerRequest, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, Store,
-};
+use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, ReplicaCall, ReplicaRequest, Store};
 use crate::protocol::hashtree::{self, IN_FLIGHT_MS, Sums};
 use crate::protocol::ring::Ring;
 use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
@@ -29,10 +28,6 @@ const ASK_DEADLINE: Duration = Duration::from_secs(20);
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Records that are written together: one message, and a transaction or a few.
 const WINDOW: usize = 512;
-/// A replica that is overloaded is tried again after this, then after twice as long, and so on.
-const WAIT_FIRST: Duration = Duration::from_millis(50);
-/// So often: some thirteen seconds in all.
-const WAITS_MAX: u32 = 8;
 /// After this long what the descent found is not believed any more: each slot is compared again before it is listed.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 /// Leaves listed together at first, in a slot. What they hold is not known; see [`Round::width`].
@@ -48,6 +43,8 @@ pub(super) struct Task<'a> {
     pub(super) chunks: &'a [u8],
     /// Up to a time, and these slots only: see `exchange`.
     pub(super) up_to: Option<(Hlc, SlotSet)>,
+    /// Rows of this node were lost: what the peer has is taken whatever this node's floor says.
+    pub(super) mends: bool,
     pub(super) progress: &'a Progress,
 }
 
@@ -349,7 +346,7 @@ impl Round<'_> {
                 let call = ReplicaCall { epoch, request, deadline, behind: true, trace: None };
                 self.this.parts.peers.send(to, call, answers.reply_to(*index as u64));
             }
-            let mut again = Vec::new();
+            let (mut again, mut below) = (Vec::new(), Vec::new());
             for _ in 0..left.len() {
                 let (index, answer) = answers.next().await;
                 let fate = fate(answer)?;
@@ -357,10 +354,14 @@ impl Round<'_> {
                 match fate {
                     Fate::Stored => stored += 1,
                     Fate::There => {}
+                    Fate::Below => below.extend(window.get(index as usize)),
                     Fate::Later => again.push(index as usize),
                     // The others go on: one that is refused must not keep those behind it from being repaired.
                     Fate::Refused => self.unsettled[usize::from(slot.0 >> 4)] = true,
                 }
+            }
+            if self.task.mends && to == self.this.parts.me {
+                stored += self.take_over(&below).await?;
             }
             if again.is_empty() {
                 return Ok(stored);
@@ -369,6 +370,18 @@ impl Round<'_> {
             again.sort_unstable();
             left = again;
         }
+    }
+
+    /// Values that the floor refused, in place of rows that were lost here; a tombstone may have been purged here alone.
+    async fn take_over(&self, below: &[&(Key, Record)]) -> Result<u64, Stop> {
+        let values = below.iter().filter(|(_, record)| !record.is_tombstone());
+        let entry = |(key, record): &(Key, Record)| (self.ring.token(key), (key.clone(), Some(record.clone()), None));
+        let entries: Vec<_> = values.map(|value| entry(value)).collect();
+        let count = entries.len() as u64;
+        if count > 0 {
+            self.this.parts.store.absorb(entries).await?;
+        }
+        Ok(count)
     }
 
     /// What was compared up to a time was not equal, if this one had to be moved.
@@ -425,56 +438,6 @@ fn keys_of(held: &[(Entry, Key)], wanted: &[Token]) -> Vec<Key> {
         keys.extend(of_token.map(|(_, key)| key.clone()));
     }
     keys
-}
-
-/// Waits for a replica that has too much to do: ever longer, and not for ever.
-#[derive(Default)]
-struct Waits(u32);
-
-impl Waits {
-    /// # Errors
-    /// When it has waited long enough.
-    async fn wait(&mut self) -> Result<(), Stop> {
-        if self.0 == WAITS_MAX {
-            return Err(PeerError::Overloaded.into());
-        }
-        sleep(WAIT_FIRST * (1 << self.0)).await;
-        self.0 += 1;
-        Ok(())
-    }
-}
-
-/// What an answer means for the record that was written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Stored,
-    /// The replica has too much to do now. Nothing was done.
-    Later,
-    /// Something at least as new stood there, or it was purged.
-    There,
-    /// This one, for a reason of its own.
-    Refused,
-}
-
-/// # Errors
-/// When the replica takes nothing at the moment.
-fn fate(answer: Answer) -> Result<Fate, Stop> {
-    match answer {
-        Ok(ReplicaReply::Stored { .. }) => Ok(Fate::Stored),
-        Ok(ReplicaReply::Dominated { .. } | ReplicaReply::BelowFloor { .. }) => Ok(Fate::There),
-        Ok(ReplicaReply::WrongEpoch { .. }) => Err(Stop::Refused("its topology is newer".into())),
-        Ok(ReplicaReply::Refused(
-            Refusal::ClockSkew { .. } | Refusal::Damaged | Refusal::TooLarge { .. } | Refusal::Corrupt,
-        )) => Ok(Fate::Refused),
-        Ok(ReplicaReply::Refused(Refusal::Overloaded)) | Err(PeerError::Overloaded) => Ok(Fate::Later),
-        Ok(ReplicaReply::Refused(refusal)) => Err(Stop::Refused(refusal.to_string())),
-        Ok(_) => Err(wrong_kind()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn wrong_kind() -> Stop {
-    Stop::Refused("an answer of the wrong kind".into())
 }
 
 /// The store's sums, as the fold reads them: those of the slots as they were when this was made.

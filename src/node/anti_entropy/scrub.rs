@@ -191,7 +191,8 @@ impl AntiEntropy {
     async fn exchange_leaves(&self, peer: NodeNum, slot: Slot, leaves: &[Leaf]) -> Result<(), Stop> {
         let _turn = self.turn.lock().await;
         let progress = Progress::default();
-        let task = Task { peer, look: Look::Keys, repair: true, chunks: &[], up_to: None, progress: &progress };
+        let task =
+            Task { peer, look: Look::Keys, repair: true, chunks: &[], up_to: None, mends: true, progress: &progress };
         self.exchange_these(&task, slot, leaves).await
     }
 }

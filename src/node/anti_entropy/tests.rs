@@ -16,7 +16,7 @@ use crate::node::routing::Routing;
 use crate::node::views::Liveness;
 use crate::ports::{Peers, Refusal, ReplicaCall, ReplicaReply, ReplyTo, Store};
 use crate::protocol::ring::Ring;
-use crate::types::{Agreement, Content, Hlc, Key, Record, Version, Writer};
+use crate::types::{Agreement, Ballot, Content, Floor, Hlc, Key, Record, Version, Writer};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 
@@ -452,6 +452,23 @@ async fn a_scrub_mends_what_others_have_and_removes_what_they_all_do_not() {
     assert_eq!((two.record(ONE, "nobody's"), two.record(OTHER, "nobody's")), (None, None));
     let told = two.drivers[&OTHER].convergence(Look::Deep).await.unwrap();
     assert!(told.scrubs[0].1.is_some_and(|ms| ms >= NOW_MS) && told.scrubs[1] == (OTHER, None), "{told:?}");
+}
+
+/// A floor refuses what is not there as purged. A row that was lost was not.
+#[tokio::test(start_paused = true)]
+async fn a_row_that_was_lost_is_mended_though_a_floor_covers_it() {
+    let two = two();
+    for node in [ONE, OTHER] {
+        two.put(node, "k", 1, "x");
+        let written = Hlc::from_ms(NOW_MS * 2);
+        let version = Version::plain(written, Writer(1));
+        two.wire.stores[&node].raise_floor(Floor { written, version, ballot: Ballot::sealing(written) });
+    }
+    two.wire.stores[&ONE].misname(&Key::new("k").unwrap());
+    two.round().await;
+    assert_eq!(two.record(ONE, "k"), None, "nothing tells a round that it was not purged");
+    two.scrub(ONE).await;
+    assert_eq!(two.record(ONE, "k"), two.record(OTHER, "k"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -87,7 +87,7 @@ impl Conditional {
 
     async fn decide(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
         let ConditionalPut { key, condition, edit, idempotency, deadline } = put;
-        let proposal = Proposal { key, condition, edit, op: OpId(self.entropy.uuid()), idempotency };
+        let proposal = Proposal { key, condition, edit, op: OpId(self.entropy.uuid()), idempotency, ended: None };
         let (verdict, replicas) = self.verdict(proposal, deadline).await?;
         self.meters.verdict(&verdict);
         told(verdict, replicas)
@@ -117,6 +117,10 @@ impl Conditional {
     /// # Errors
     /// Where this node does not propose now. Nothing was done.
     pub async fn answer(&self, proposal: Proposal, timeout: Duration) -> Result<PeerReply, PeerError> {
+        if let Some(end) = proposal.ended {
+            let ahead = |ms| PeerError::Refused(format!("an end {ms} ms ahead of its clock"));
+            self.clock.take_for_past(end).map_err(ahead)?;
+        }
         let verdict = self.propose(proposal, Instant::now() + timeout).await;
         let verdict = verdict.map_err(|failure| PeerError::Refused(failure.kind.to_string()))?;
         Ok(PeerReply::Proposed(Box::new(verdict)))

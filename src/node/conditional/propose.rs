@@ -53,6 +53,7 @@ impl Conditional {
         if let Some(current) = turn.known()
             && proposal.idempotency.is_none()
             && !would_do(&proposal, current.as_ref())
+            && !current.as_ref().is_some_and(|r| r.expires_at_ms().is_some() && r.has_ended(self.clock.ends_by()))
         {
             return Ok(Verdict::ConditionFailed { current });
         }

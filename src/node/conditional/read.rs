@@ -1,11 +1,14 @@
-//! Linearizable reads. Most need no register; one that finds that a value has ended does.
+//! Linearizable reads, and what else asks a register what stands under its key. Most reads need none; one that finds that a
+//! value has ended does.
 //!
 //! A conditional write upon that value may have been accepted by a minority. Told by the rows alone, the end would be
 //! undone when somebody finishes that write. So the end is proposed like a write, and told when a majority accepted it.
 
+use tokio::time::Instant;
+
 use super::Conditional;
 use crate::node::request::{Failure, FailureKind, Found, Get};
-use crate::types::{Condition, Edit, Level, NewContent, OpId, Proposal, Verdict};
+use crate::types::{Condition, Edit, Hlc, Key, Level, NewContent, NodeNum, OpId, Proposal, Verdict};
 
 impl Conditional {
     /// Reads a key at `linearizable`.
@@ -19,12 +22,9 @@ impl Conditional {
     async fn read(&self, get: Get) -> Result<Found, Failure> {
         let (key, deadline) = (get.key.clone(), get.deadline);
         let found = self.coordinator.read(get).await?;
-        if !found.record.as_ref().is_some_and(|record| record.version.is_end()) {
-            return Ok(found);
-        }
-        // A write whose condition is never true is told what stands there.
-        let (condition, edit) = (Condition::never(), Edit::Write(NewContent::Tombstone));
-        let proposal = Proposal { key, condition, edit, op: OpId(self.entropy.uuid()), idempotency: None };
+        let Some(end) = found.record.as_ref().filter(|record| record.version.is_end()) else { return Ok(found) };
+        let ended = Some(end.written);
+        let proposal = self.question(key, ended);
         let (verdict, _) =
             Box::pin(self.verdict(proposal, deadline)).await.map_err(|f| Failure { outcome: None, ..f })?;
         let failed = |kind, required, acked, failed| {
@@ -44,5 +44,22 @@ impl Conditional {
                 failed(FailureKind::TimedOut, Level::Linearizable.needed(found.replicas.len()), Vec::new(), Vec::new())
             }
         }
+    }
+
+    /// Asks one home replica to find out what stands under a key: what its register may have decided is accepted once more
+    /// and written. Whether it was done shows there.
+    pub(in crate::node) async fn settle(&self, at: NodeNum, key: Key, deadline: Instant) {
+        let proposal = self.question(key, None);
+        if at == self.me {
+            let _ = self.propose(proposal, deadline).await;
+        } else {
+            self.forward(at, &proposal, deadline).await;
+        }
+    }
+
+    /// A write whose condition is never true: it is told what stands there.
+    fn question(&self, key: Key, ended: Option<Hlc>) -> Proposal {
+        let (condition, edit) = (Condition::never(), Edit::Write(NewContent::Tombstone));
+        Proposal { key, condition, edit, op: OpId(self.entropy.uuid()), idempotency: None, ended }
     }
 }

@@ -98,6 +98,11 @@ struct World {
 }
 
 fn world(rf: u8) -> World {
+    world_with(rf, |_| NOW_MS)
+}
+
+/// Where the nodes' wall clocks stand there.
+fn world_with(rf: u8, wall_ms: impl Fn(NodeNum) -> u64) -> World {
     let topology = topology(1, 3, rf);
     let disks = (1..=3).map(|n| (NodeNum(n), FakeStore::new())).collect::<BTreeMap<_, _>>();
     let net = Arc::new(Net {
@@ -115,7 +120,7 @@ fn world(rf: u8) -> World {
         let ports = Ports {
             peers: Arc::clone(&net) as Arc<dyn Peers>,
             store: Arc::clone(&net.disks[&me]) as Arc<dyn Store>,
-            clock: FakeClock::at(NOW_MS),
+            clock: FakeClock::at(wall_ms(me)),
             entropy: Seeded::new(u64::from(me.0)),
             spawn: Arc::clone(&tasks) as Arc<dyn crate::ports::Spawn>,
         };
@@ -138,6 +143,24 @@ fn world(rf: u8) -> World {
     let first = |k: &Key| net.ring.placement(net.ring.token(k).slot()).home_replicas()[0];
     let key = (0..).map(|i| Key::new(format!("key-{i}")).unwrap()).find(|k| first(k) == NodeNum(1)).unwrap();
     World { net, nodes, key, _tasks: tasks }
+}
+
+impl World {
+    /// A value of that end, on all disks.
+    fn everywhere_until(&self, expires_at_ms: u64) -> Record {
+        let version = Version::plain(Hlc::from_ms(NOW_MS - 10), Writer(1));
+        let content = Content::Value { bytes: "v".into(), content_type: None, expires_at_ms: Some(expires_at_ms) };
+        let (value, token) = (Record::seal(&self.key, version, version.hlc, content), self.net.ring.token(&self.key));
+        for disk in self.net.disks.values() {
+            disk.apply(token, ReplicaRequest::Write { key: self.key.clone(), record: value.clone() });
+        }
+        value
+    }
+
+    fn get(&self) -> Get {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        Get { key: self.key.clone(), level: Level::Linearizable, deadline, every_copy: false }
+    }
 }
 
 fn value(text: &str) -> NewContent {
@@ -290,16 +313,8 @@ async fn a_false_condition_is_counted_as_an_answer_and_not_as_a_failure() {
 #[tokio::test(start_paused = true)]
 async fn a_linearizable_read_has_an_end_accepted_before_it_tells_it() {
     let w = world(3);
-    let version = Version::plain(Hlc::from_ms(NOW_MS - 10), Writer(1));
-    let content = Content::Value { bytes: "v".into(), content_type: None, expires_at_ms: Some(NOW_MS - 1) };
-    let value = Record::seal(&w.key, version, version.hlc, content);
-    let token = w.net.ring.token(&w.key);
-    for disk in w.net.disks.values() {
-        disk.apply(token, ReplicaRequest::Write { key: w.key.clone(), record: value.clone() });
-    }
-    let deadline = Instant::now() + Duration::from_secs(1);
-    let get = Get { key: w.key.clone(), level: Level::Linearizable, deadline, every_copy: false };
-    let found = w.nodes[1].1.get(get).await.unwrap();
+    let (value, token) = (w.everywhere_until(NOW_MS - 1), w.net.ring.token(&w.key));
+    let found = w.nodes[1].1.get(w.get()).await.unwrap();
     assert_eq!((found.live, &found.record), (false, &value.end(&w.key)));
     let promised = |disk: &FakeStore| {
         let ballot = Ballot { hlc: Hlc::from_ms(NOW_MS + 1_000), writer: Writer(9) };
@@ -310,4 +325,16 @@ async fn a_linearizable_read_has_an_end_accepted_before_it_tells_it() {
     };
     let settled = w.net.disks.values().filter(|disk| promised(disk) == (found.record.clone(), found.record.clone()));
     assert!(settled.count() >= 2);
+}
+
+/// Whoever it asks to settle the end goes by it, too.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_was_told_has_come_for_a_proposer_whose_clock_is_behind() {
+    let w = world_with(3, |node| if node == NodeNum(2) { NOW_MS + 1_000 } else { NOW_MS });
+    let value = w.everywhere_until(NOW_MS + 500);
+    let found = w.nodes[1].1.get(w.get()).await.unwrap();
+    assert_eq!(*w.net.forwarded.lock(), [NodeNum(1)]);
+    assert_eq!((found.live, &found.record), (false, &value.end(&w.key)));
+    let found = w.nodes[0].1.get(w.get()).await.unwrap();
+    assert!(!found.live, "it has told so itself by now");
 }

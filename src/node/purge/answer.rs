@@ -7,23 +7,30 @@ use futures_util::future::BoxFuture;
 
 use super::Purge;
 use crate::ports::{PeerError, PeerReply, StoreError};
-use crate::types::{Dropped, Epoch, PurgeReply, PurgeStep, Sealed, Slot, SlotSet, Survey};
+use crate::protocol::purge;
+use crate::protocol::ring::Ring;
+use crate::types::{Dropped, Epoch, Floor, Hlc, NodeNum, PurgeReply, PurgeStep, Sealed, SlotSet, Survey};
 
 impl Purge {
     /// Takes a step.
     ///
     /// # Errors
     /// `Refused` where this node cannot, with the reason. Of a drop some may be done.
-    pub(in crate::node) async fn answer(&self, epoch: Epoch, step: PurgeStep) -> Result<PeerReply, PeerError> {
+    pub(in crate::node) async fn answer(
+        &self,
+        from: NodeNum,
+        epoch: Epoch,
+        step: PurgeStep,
+    ) -> Result<PeerReply, PeerError> {
         if step == PurgeStep::Status {
             let mut status = self.status.lock().clone();
             status.tombstones = self.parts.store.totals().tombstones;
             return Ok(PeerReply::Purge(PurgeReply::Status(status)));
         }
-        self.take(epoch, step).await.map(PeerReply::Purge)
+        self.take(from, epoch, step).await.map(PeerReply::Purge)
     }
 
-    async fn take(&self, epoch: Epoch, step: PurgeStep) -> Result<PurgeReply, PeerError> {
+    async fn take(&self, from: NodeNum, epoch: Epoch, step: PurgeStep) -> Result<PurgeReply, PeerError> {
         let refused = |error: StoreError| PeerError::Refused(error.to_string());
         let store = &self.parts.store;
         // The future is made, and with it the change is queued, before a newer epoch can be in force.
@@ -38,16 +45,7 @@ impl Purge {
             if self.parts.routing.is_rebuilding() {
                 return Err(PeerError::Refused("it is being rebuilt".into()));
             }
-            let is_home = |slot: &Slot| ring.placement(*slot).is_home(self.parts.me);
-            let all_home = match &step {
-                PurgeStep::Survey { slots } | PurgeStep::Seal { slots, .. } => slots.iter().all(|slot| is_home(&slot)),
-                PurgeStep::Raise { floors } => floors.iter().all(|(slot, _)| is_home(slot)),
-                PurgeStep::Drop { drops } => drops.iter().all(|drop| is_home(&drop.slot)),
-                PurgeStep::Hints { .. } | PurgeStep::Status => true,
-            };
-            if !all_home {
-                return Err(PeerError::Refused("it is no home replica of a slot".into()));
-            }
+            self.check(from, &ring, &step).map_err(|why| PeerError::Refused(why.into()))?;
             match step {
                 PurgeStep::Survey { slots } => Queued::Survey(store.survey(slots)),
                 PurgeStep::Seal { slots, up_to } => Queued::Seal(store.seal(slots, up_to)),
@@ -78,6 +76,34 @@ impl Purge {
                 PurgeReply::Dropped(dropped)
             }
         })
+    }
+}
+
+impl Purge {
+    /// Whether a step comes from whom it may, and is about nothing that is still to come here: nothing lowers a floor or a seal
+    /// again, and they refuse whatever lies below them.
+    fn check(&self, from: NodeNum, ring: &Ring, step: &PurgeStep) -> Result<(), &'static str> {
+        let slots: SlotSet = match step {
+            PurgeStep::Survey { slots } | PurgeStep::Seal { slots, .. } => slots.clone(),
+            PurgeStep::Raise { floors } => floors.iter().map(|(slot, _)| *slot).collect(),
+            PurgeStep::Drop { drops } => drops.iter().map(|drop| drop.slot).collect(),
+            PurgeStep::Hints { .. } | PurgeStep::Status => SlotSet::NONE,
+        };
+        if !slots.iter().all(|slot| ring.placement(slot).is_home(self.parts.me)) {
+            return Err("it is no home replica of a slot");
+        }
+        let raised = purge::raised_by(ring, from);
+        if !slots.iter().all(|slot| raised.contains(slot)) {
+            return Err("another node raises the floor of a slot");
+        }
+        let latest = |floor: &Floor| floor.written.max(floor.version.hlc).max(floor.ballot.hlc);
+        let latest = match step {
+            PurgeStep::Seal { up_to, .. } => *up_to,
+            PurgeStep::Raise { floors } => floors.iter().map(|(_, floor)| latest(floor)).max().unwrap_or_default(),
+            PurgeStep::Drop { drops } => drops.iter().map(|d| latest(&d.floor).max(d.up_to)).max().unwrap_or_default(),
+            PurgeStep::Survey { .. } | PurgeStep::Hints { .. } | PurgeStep::Status => Hlc::ZERO,
+        };
+        if latest.ms() > self.parts.clock.wall_ms() { Err("it lies ahead of this node's clock") } else { Ok(()) }
     }
 }
 

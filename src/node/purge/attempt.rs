@@ -9,13 +9,9 @@ use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use super::{ASK_DEADLINE, Purge};
-use crate::node::request::{ConditionalPut, FailureKind};
 use crate::protocol::purge::{self, Next};
 use crate::protocol::ring::Ring;
-use crate::types::{
-    Condition, Edit, Floor, Hlc, Key, NewContent, NodeNum, PurgeReply, PurgeStep, Slot, SlotDrop, SlotSet, Survey,
-    Tags, Version,
-};
+use crate::types::{Floor, Hlc, Key, NodeNum, PurgeReply, PurgeStep, Slot, SlotDrop, SlotSet, Survey};
 
 /// How often the home replicas are compared all around before an attempt is given up.
 const PASSES_MAX: usize = 4;
@@ -158,35 +154,45 @@ impl Purge {
 
     /// Seals, and settles what was accepted by then.
     async fn seal(&self, ring: &Ring, seal: Hlc, floors: &mut Floors, waiting: &mut Waiting) {
+        let unsettled = self.seal_once(ring, seal, floors.clone(), floors, waiting).await;
+        if unsettled.is_empty() {
+            return;
+        }
+        let of_slots = unsettled.iter().filter_map(|(slot, ..)| Some((*slot, *floors.get(slot)?))).collect();
+        let settling = unsettled.into_iter().map(|(_, named_by, key)| async move {
+            self.conditional.settle(named_by, key, Instant::now() + SETTLE_DEADLINE).await
+        });
+        stream::iter(settling).buffered(SETTLED_AT_ONCE).for_each(|()| async {}).await;
+        // Whoever named it has to have it settled, and not just a majority without him: till he has the floor, others
+        // would find it at him again, below theirs.
+        for (slot, ..) in self.seal_once(ring, seal, of_slots, floors, waiting).await {
+            floors.remove(&slot);
+        }
+    }
+
+    /// Has some of the slots sealed; says what their registers have still to settle, and who named it.
+    async fn seal_once(
+        &self,
+        ring: &Ring,
+        seal: Hlc,
+        mut some: Floors,
+        floors: &mut Floors,
+        waiting: &mut Waiting,
+    ) -> BTreeSet<(Slot, NodeNum, Key)> {
+        let (asked, mut unsettled) = (some.clone(), BTreeSet::new());
         let step = |slots: &[Slot]| PurgeStep::Seal { slots: set(slots), up_to: seal };
-        let mut unsettled: BTreeSet<(Slot, Key)> = BTreeSet::new();
-        for (_, reply) in self.ask_homes(ring, floors, waiting, step).await {
+        for (node, reply) in self.ask_homes(ring, &mut some, waiting, step).await {
             let PurgeReply::Sealed(slots) = reply else { continue };
             for sealed in slots {
                 if sealed.more {
                     // These are settled, and the rest at the next attempt.
-                    floors.remove(&sealed.slot);
+                    some.remove(&sealed.slot);
                 }
-                unsettled.extend(sealed.unsettled.into_iter().map(|key| (sealed.slot, key)));
+                unsettled.extend(sealed.unsettled.into_iter().map(|key| (sealed.slot, node, key)));
             }
         }
-        let settling = unsettled.into_iter().map(|(slot, key)| async move { (slot, self.settle(key).await) });
-        let mut settled = stream::iter(settling).buffered(SETTLED_AT_ONCE);
-        while let Some((slot, done)) = settled.next().await {
-            if !done {
-                floors.remove(&slot);
-            }
-        }
-    }
-
-    /// An identity round: what may have been decided is accepted once more, and written. It is what a conditional write does
-    /// whose condition is false of everything.
-    async fn settle(&self, key: Key) -> bool {
-        let condition = Condition { if_match: Some(Tags::Of(vec![Version::default()])), ..Condition::default() };
-        let (edit, deadline) = (Edit::Write(NewContent::Tombstone), Instant::now() + SETTLE_DEADLINE);
-        let put = ConditionalPut { key, condition, edit, idempotency: None, deadline };
-        let told = self.conditional.put(put).await;
-        told.is_err_and(|failure| failure.kind == FailureKind::ConditionFailed)
+        floors.retain(|slot, _| some.contains_key(slot) || !asked.contains_key(slot));
+        unsettled
     }
 
     /// Every member must have no hint of that time. Those that have some are waited for.

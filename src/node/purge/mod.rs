@@ -154,7 +154,7 @@ impl Purge {
         patience: Duration,
     ) -> Result<PurgeReply, String> {
         let reply = if node == self.parts.me {
-            self.answer(epoch, step).await
+            self.answer(self.parts.me, epoch, step).await
         } else if !self.parts.reach.is_reachable(node) {
             return Err("unreachable".to_owned());
         } else {

@@ -9,7 +9,7 @@ use crate::types::{
 const EVERYWHERE: [&[u16]; 3] = [ALL, ALL, ALL];
 
 fn fold(op: u8, condition: Condition, edit: Edit) -> ProposerFold {
-    let proposal = Proposal { key: key(), condition, edit, op: op_id(op), idempotency: None };
+    let proposal = Proposal { key: key(), condition, edit, op: op_id(op), idempotency: None, ended: None };
     ProposerFold::new(placement(&[ALL]), proposal)
 }
 

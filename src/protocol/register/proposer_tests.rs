@@ -8,7 +8,14 @@ use crate::types::{
 };
 
 fn proposal(op: u8, condition: Condition) -> Proposal {
-    Proposal { key: key(), condition, edit: Edit::Write(NewContent::value("new")), op: op_id(op), idempotency: None }
+    Proposal {
+        key: key(),
+        condition,
+        edit: Edit::Write(NewContent::value("new")),
+        op: op_id(op),
+        idempotency: None,
+        ended: None,
+    }
 }
 
 fn fold(op: u8, condition: Condition) -> ProposerFold {

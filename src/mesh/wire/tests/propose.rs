@@ -6,7 +6,7 @@ use crate::mesh::wire::propose;
 use crate::mesh::wire::proto::{condition, propose_reply};
 use crate::ports::{PeerReply, PeerRequest};
 use crate::types::limits::{CONDITION_TAGS_MAX, MEMBERS_MAX, PROPOSAL_TIMEOUT_MS_MAX, TTL_MS_MAX};
-use crate::types::{Condition, Edit, Idempotency, NewContent, OpId, Proposal, Tags, Ttl, Verdict};
+use crate::types::{Condition, Edit, Hlc, Idempotency, NewContent, OpId, Proposal, Tags, Ttl, Verdict};
 
 fn tags() -> impl Strategy<Value = Option<Tags>> {
     let listed = prop::collection::vec(version(), 0..4).prop_map(Tags::Of);
@@ -31,14 +31,15 @@ pub(in crate::mesh) fn proposal() -> impl Strategy<Value = Proposal> {
         if_unmodified_since: since,
     });
     let idempotency = any::<Option<(u128, u128)>>();
-    (key(), condition, edit(), any::<u128>(), idempotency).prop_map(|(key, condition, edit, op, idempotency)| {
-        Proposal {
-            key,
-            condition,
-            edit,
-            op: OpId(Uuid::from_u128(op)),
-            idempotency: idempotency.map(|(key, request)| Idempotency { key, request }),
-        }
+    let ended = prop::option::of((1..=u64::MAX).prop_map(Hlc));
+    let parts = (key(), condition, edit(), any::<u128>(), idempotency, ended);
+    parts.prop_map(|(key, condition, edit, op, idempotency, ended)| Proposal {
+        key,
+        condition,
+        edit,
+        op: OpId(Uuid::from_u128(op)),
+        idempotency: idempotency.map(|(key, request)| Idempotency { key, request }),
+        ended,
     })
 }
 
@@ -107,6 +108,7 @@ fn sound() -> proto::ProposeRequest {
         timeout_ms: PROPOSAL_TIMEOUT_MS_MAX,
         ttl_ms: TTL_MS_MAX,
         trace: None,
+        ended: 0,
     }
 }
 
