@@ -18,5 +18,6 @@ mod harness;
 mod healing;
 mod outage;
 mod refusals;
+mod tombstones;
 mod values;
 mod views;
