@@ -25,7 +25,7 @@ pub use crate::types::{
 };
 use crate::types::{
     ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Sealed,
-    Slot, SlotDrop, SlotSet, Sum, Survey, Token, Tombstones, Topology, TopologyError, Trace, Version, Vote,
+    Slot, SlotDrop, SlotSet, Sum, Survey, Token, Topology, TopologyError, Trace, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -315,8 +315,9 @@ pub trait Purging: Send + Sync {
     /// What is kept of these slots, in order.
     fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>>;
 
-    /// The tombstones of a slot: the greatest version of those written up to that time, and the age of the oldest.
-    fn tombstones(&self, slot: Slot, up_to: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>>;
+    /// The greatest version of the tombstones of a slot that were written up to that time; the least of all where there are
+    /// none.
+    fn greatest_tombstone(&self, slot: Slot, up_to: Hlc) -> BoxFuture<'static, Result<Version, StoreError>>;
 
     /// The slots with hints written up to that time, for whichever node.
     fn hinted(&self, up_to: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>>;

@@ -5,17 +5,16 @@ use futures_util::future::BoxFuture;
 use super::fakes::FakeStore;
 use super::world::DiskStore;
 use crate::ports::{Purging, StoreError};
-use crate::types::{Dropped, Floor, Hlc, Sealed, Slot, SlotDrop, SlotSet, Survey, Tombstones};
+use crate::types::{Dropped, Floor, Hlc, Sealed, Slot, SlotDrop, SlotSet, Survey, Version};
 
 impl Purging for FakeStore {
     fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
-        let of = |slot| Survey { slot, floor: Floor::default(), tombstones: 0, orphans: 0, promised: Hlc::ZERO };
-        let surveys = slots.iter().map(of).collect();
+        let surveys = slots.iter().map(|slot| Survey::empty(slot, Floor::default())).collect();
         Box::pin(async move { Ok(surveys) })
     }
 
-    fn tombstones(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
-        Box::pin(async { Ok(Tombstones::default()) })
+    fn greatest_tombstone(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Version, StoreError>> {
+        Box::pin(async { Ok(Version::default()) })
     }
 
     fn hinted(&self, _: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {
@@ -37,13 +36,12 @@ impl Purging for FakeStore {
 
 impl Purging for DiskStore {
     fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
-        let of = |slot| Survey { slot, floor: Floor::default(), tombstones: 0, orphans: 0, promised: Hlc::ZERO };
-        let surveys = slots.iter().map(of).collect();
+        let surveys = slots.iter().map(|slot| Survey::empty(slot, Floor::default())).collect();
         Box::pin(async move { Ok(surveys) })
     }
 
-    fn tombstones(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
-        Box::pin(async { Ok(Tombstones::default()) })
+    fn greatest_tombstone(&self, _: Slot, _: Hlc) -> BoxFuture<'static, Result<Version, StoreError>> {
+        Box::pin(async { Ok(Version::default()) })
     }
 
     fn hinted(&self, _: Hlc) -> BoxFuture<'static, Result<SlotSet, StoreError>> {

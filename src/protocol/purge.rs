@@ -73,11 +73,16 @@ pub fn may_drop_orphan(floor: &Floor, up_to: Hlc, promised: Ballot) -> bool {
     promised <= floor.ballot && promised.hlc <= up_to
 }
 
+/// Whether a floor has ended what was accepted under that ballot.
+pub fn is_ended(accepted: Ballot, kept: &SlotFloor) -> bool {
+    accepted < kept.floor.ballot
+}
+
 /// Whether what a register accepted must be settled before ballots up to the seal may be forgotten: it is newer than the
 /// record, and no floor has ended it yet.
 pub fn is_unsettled(register: &Register, record: Option<&Version>, kept: &SlotFloor) -> bool {
     let above = |accepted: &crate::types::Accepted| accepted.record.as_ref().map(|r| &r.version) > record;
-    register.accepted.as_ref().is_some_and(|accepted| accepted.ballot >= kept.floor.ballot && above(accepted))
+    register.accepted.as_ref().is_some_and(|accepted| !is_ended(accepted.ballot, kept) && above(accepted))
 }
 
 /// What to do about a slot.

@@ -79,10 +79,12 @@ pub enum Change {
     Absorb(Vec<(Token, SlotEntry)>),
     /// Merges floors and seals into those of these slots.
     Raise(Vec<(Slot, SlotFloor)>),
-    /// Drops those of these keys that may be forgotten.
+    /// Drops those of these keys that may be forgotten, as they read; beside each when the list of tombstones has it as
+    /// written.
     Purge {
+        seed: TokenSeed,
         drop: SlotDrop,
-        keys: Vec<(Token, Key)>,
+        keys: Vec<(Vec<u8>, Option<Hlc>)>,
     },
     /// Removes those of these rows (slot and key as they read) that are not what was written.
     Discard {
@@ -368,7 +370,7 @@ impl<'e> Batch<'e> {
             Change::Vote(vote) => facts::save_vote(conn, vote).map(|()| Outcome::Done),
             Change::Absorb(entries) => self.absorb(entries),
             Change::Raise(floors) => self.raise(floors).map(|()| Outcome::Done),
-            Change::Purge { drop, keys } => self.purge(drop, keys).map(Outcome::Purged),
+            Change::Purge { seed, drop, keys } => self.purge(*seed, drop, keys).map(Outcome::Purged),
             Change::Discard { seed, slot, rows } => self.discard(*seed, *slot, rows).map(Outcome::Dropped),
             Change::ReserveClock(until) => facts::reserve_clock(conn, *until).map(|()| Outcome::Done),
             Change::ReleaseClock(last) => facts::release_clock(conn, *last).map(|()| Outcome::Done),
@@ -431,6 +433,7 @@ impl<'e> Batch<'e> {
         let columns = Columns::place(&self.engine.conn, key, record, large)?;
         columns.put_record(&mut self.put, token.slot(), key)?;
         self.move_end(token, key, stored.map(|stored| &stored.record), record)?;
+        self.move_tombstone(token, key, stored.map(|stored| &stored.record), record)?;
         let count = Count::change(old.map(|loaded| loaded.weight), columns.weight(key));
         self.entries.rows.push(Moved::new(token, old, record, count));
         Ok(())

@@ -42,6 +42,7 @@ mod opening;
 mod purge;
 mod read;
 mod register;
+mod remains;
 mod row;
 mod saved;
 mod status;

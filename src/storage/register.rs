@@ -55,10 +55,10 @@ const HEAD_BEFORE: &str = concat!(
 );
 const HEAD_AFTER: &str =
     concat!("SELECT ", head_columns!(), " FROM registers WHERE (slot, key) > (?1, ?2) ORDER BY slot, key LIMIT 1");
-const SCAN_HEADS: &str =
+pub(super) const SCAN_HEADS: &str =
     concat!("SELECT ", head_columns!(), " FROM registers WHERE slot = ?1 AND key > ?2 ORDER BY key LIMIT ?3");
 /// Rows of [`SCAN_HEADS`]: a few milliseconds of a reader's time.
-const SCAN_ROWS: usize = 2048;
+pub(super) const SCAN_ROWS: usize = 2048;
 const PUT_PROMISE: &str = "INSERT INTO registers (slot, key, promised_hlc, promised_writer, seal, place) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
      ON CONFLICT DO UPDATE SET promised_hlc = ?3, promised_writer = ?4, seal = ?5, place = ?6";
@@ -68,7 +68,7 @@ const PUT_ABSENT: &str = "REPLACE INTO registers \
      VALUES (?1, ?2, ?3, ?4, ?3, ?4, ?5, ?6, ?7)";
 
 /// Why a register cannot be read.
-enum Unread {
+pub(super) enum Unread {
     /// What is not as it was written.
     Damaged(&'static str),
     Sqlite(rusqlite::Error),
@@ -207,7 +207,7 @@ fn head(conn: &Connection, slot: Slot, key: &Key) -> Result<Head, Unread> {
     Ok(Head::default())
 }
 
-fn accepted(conn: &Connection, slot: Slot, key: &Key, state: &State) -> Result<Accepted, Unread> {
+pub(super) fn accepted(conn: &Connection, slot: Slot, key: &Key, state: &State) -> Result<Accepted, Unread> {
     let (op, recent) = decode(&state.bytes).ok_or(Unread::Damaged("state of a register"))?;
     let record = match state.checksum {
         Some(_) => {
@@ -316,23 +316,23 @@ fn sound(found: Option<Loaded>, damage: &'static str) -> Result<Option<Record>, 
 
 /// A row without the contents of the accepted record: what the seal covers. The default is no row at all.
 #[derive(Default)]
-struct Head {
-    promised: Ballot,
-    accepted: Option<State>,
+pub(super) struct Head {
+    pub(super) promised: Ballot,
+    pub(super) accepted: Option<State>,
 }
 
-struct State {
-    ballot: Ballot,
+pub(super) struct State {
+    pub(super) ballot: Ballot,
     /// What [`encode`] made.
     bytes: Vec<u8>,
     /// Of the record, where the state has one.
-    checksum: Option<u64>,
+    pub(super) checksum: Option<u64>,
     large: Option<i64>,
 }
 
 impl Head {
     /// `None` where the seal is not that of the columns.
-    fn of(row: &Row<'_>) -> Option<Self> {
+    pub(super) fn of(row: &Row<'_>) -> Option<Self> {
         let int = |column| row.get_ref(column).ok()?.as_i64_or_null().ok()?;
         let blob = |column| row.get_ref(column).ok()?.as_blob_or_null().ok()?;
         let ballot = |hlc, writer| {

@@ -46,6 +46,14 @@ pub(super) const WALK_OUTLINES: &str = concat!(
     own_columns!(),
     ", NULL, r.key, r.slot FROM records r WHERE (r.slot, r.key) > (?1, ?2) ORDER BY r.slot, r.key"
 );
+/// The tombstones of a slot that the list has up to a time, from a place in it on. The list is walked, and not the rows.
+pub(super) const LISTED_TOMBSTONES: &str = concat!(
+    "SELECT ",
+    own_columns!(),
+    ", NULL, t.key, t.written FROM tombstones t CROSS JOIN records r ON r.slot = t.slot AND r.key = t.key \
+     WHERE t.slot = ?1 AND (t.written, t.key) > (?2, ?3) AND t.written <= ?4 AND r.value IS NULL AND r.large IS NULL \
+     ORDER BY t.written, t.key LIMIT ?5"
+);
 /// The last row before a place, and the first one behind it.
 pub(super) const OUTLINE_BEFORE: &str = concat!(
     "SELECT ",

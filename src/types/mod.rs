@@ -32,7 +32,7 @@ pub use peer::{
     NodeState, PeerReply, PeerRequest,
 };
 pub use proposal::{Proposal, Verdict};
-pub use purge::{Dropped, PurgeReply, PurgeStatus, PurgeStep, Sealed, SlotDrop, SlotFloor, Survey, Tombstones};
+pub use purge::{Dropped, PurgeReply, PurgeStatus, PurgeStep, Sealed, SlotDrop, SlotFloor, Survey};
 pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
 pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Remembered, RememberedAnswer};
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};

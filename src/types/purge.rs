@@ -8,7 +8,7 @@ use super::key::{Key, Slot};
 use super::record::Floor;
 use super::register::Ballot;
 use super::tree::SlotSet;
-use super::version::{Hlc, Version};
+use super::version::Hlc;
 
 impl Floor {
     /// The greater of each part: what two replicas have purged up to together. No part ever goes down.
@@ -93,14 +93,36 @@ pub struct Survey {
     pub orphans: u64,
     /// The greatest time of a ballot that a register promised.
     pub promised: Hlc,
+    /// When the oldest tombstone was written.
+    pub oldest: Option<Hlc>,
+    /// The least time that a register without a record promised.
+    pub oldest_orphan: Option<Hlc>,
 }
 
-/// What a seal found in one slot: keys whose accepted state has to be settled, and whether there are more.
+impl Survey {
+    /// Of a slot with nothing in it.
+    pub fn empty(slot: Slot, floor: Floor) -> Self {
+        let promised = Hlc::ZERO;
+        Self { slot, floor, tombstones: 0, orphans: 0, promised, oldest: None, oldest_orphan: None }
+    }
+}
+
+/// What a seal found in one slot: keys whose accepted state has to be settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
     pub slot: Slot,
     pub unsettled: Vec<Key>,
+    /// There are more of them.
     pub more: bool,
+    /// A register cannot be read. What else there is to be settled is not known.
+    pub damaged: bool,
+}
+
+impl Sealed {
+    /// Of a slot in which everything is settled.
+    pub fn empty(slot: Slot) -> Self {
+        Self { slot, unsettled: Vec::new(), more: false, damaged: false }
+    }
 }
 
 /// What was dropped.
@@ -155,18 +177,10 @@ pub enum PurgeReply {
     },
 }
 
-/// What a slot holds that purging is about, as a scan found it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tombstones {
-    /// The greatest version of those written up to the time asked for.
-    pub greatest: Version,
-    /// When the oldest of all was written.
-    pub oldest: Option<Hlc>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Version;
 
     #[test]
     fn floors_merge_part_by_part() {

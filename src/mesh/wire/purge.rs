@@ -83,6 +83,7 @@ pub(in crate::mesh) fn reply(header: Option<proto::Header>, reply: PeerReply) ->
                 slot: sealed.slot.0.into(),
                 unsettled: sealed.unsettled.iter().map(|key| key.as_bytes().to_vec().into()).collect(),
                 more: sealed.more,
+                damaged: sealed.damaged,
             };
             Said::Sealed(SealedSlots { slots: slots.into_iter().map(one).collect() })
         }
@@ -117,7 +118,7 @@ pub(in crate::mesh) fn read_reply(reply: proto::PurgeReply) -> Result<PeerReply,
                     return Err(Malformed::from("more keys than are settled at once"));
                 }
                 let unsettled = sealed.unsettled.into_iter().map(read_key).collect::<Result<_, _>>()?;
-                Ok(Sealed { slot: read_slot(sealed.slot)?, unsettled, more: sealed.more })
+                Ok(Sealed { slot: read_slot(sealed.slot)?, unsettled, more: sealed.more, damaged: sealed.damaged })
             };
             PurgeReply::Sealed(sealed.slots.into_iter().map(one).collect::<Result<_, _>>()?)
         }
@@ -136,13 +137,16 @@ pub(in crate::mesh) fn read_reply(reply: proto::PurgeReply) -> Result<PeerReply,
 }
 
 fn survey(survey: Survey) -> purge_reply::Survey {
-    let Survey { slot, floor, tombstones, orphans, promised } = survey;
+    let Survey { slot, floor, tombstones, orphans, promised, oldest, oldest_orphan } = survey;
     let floor = floor_or_none(&floor);
-    purge_reply::Survey { slot: slot.0.into(), floor, tombstones, orphans, promised: promised.0 }
+    let [oldest, oldest_orphan] = [oldest, oldest_orphan].map(|hlc| hlc.map(|hlc| hlc.0));
+    let (slot, promised) = (slot.0.into(), promised.0);
+    purge_reply::Survey { slot, floor, tombstones, orphans, promised, oldest, oldest_orphan }
 }
 
 fn read_survey(survey: purge_reply::Survey) -> Result<Survey, Malformed> {
-    let purge_reply::Survey { slot, floor, tombstones, orphans, promised } = survey;
+    let purge_reply::Survey { slot, floor, tombstones, orphans, promised, oldest, oldest_orphan } = survey;
     let (slot, floor) = (read_slot(slot)?, read_floor_or_none(floor)?);
-    Ok(Survey { slot, floor, tombstones, orphans, promised: Hlc(promised) })
+    let [oldest, oldest_orphan] = [oldest, oldest_orphan].map(|hlc| hlc.map(Hlc));
+    Ok(Survey { slot, floor, tombstones, orphans, promised: Hlc(promised), oldest, oldest_orphan })
 }

@@ -98,15 +98,17 @@ impl Purge {
         let mut silent = Waiting::new();
         let replies = self.ask_homes(ring, &mut slots, &mut silent, |s| PurgeStep::Survey { slots: set(s) }).await;
         let mut said: BTreeMap<Slot, Vec<purge::Said>> = BTreeMap::new();
-        let mut something = false;
+        let (mut something, mut oldest) = (false, None);
         for (_, reply) in replies {
             let PurgeReply::Surveyed { now, slots } = reply else { continue };
-            for Survey { slot, floor, tombstones, orphans, .. } in slots {
+            for Survey { slot, floor, tombstones, orphans, oldest: of_slot, .. } in slots {
                 let has = tombstones + orphans > 0;
                 something |= has;
+                oldest = oldest.into_iter().chain(of_slot).min();
                 said.entry(slot).or_default().push((now, floor, has));
             }
         }
+        self.show_oldest(oldest);
         if something {
             // Nobody is waited for where there is nothing to purge.
             let members = ring.topology().members.iter().map(|m| m.node).filter(|node| *node != self.parts.me);
@@ -130,6 +132,14 @@ impl Purge {
             self.send_floors(ring, complete, waiting).await;
         }
         raise
+    }
+
+    /// The oldest tombstone of the slots that were surveyed, for people.
+    fn show_oldest(&self, oldest: Option<Hlc>) {
+        let oldest_ms = oldest.map_or(0, Hlc::ms);
+        self.status.lock().oldest_ms = oldest_ms;
+        let age_ms = if oldest.is_some() { self.parts.clock.wall_ms().saturating_sub(oldest_ms) } else { 0 };
+        self.meters.oldest.set(age_ms as f64 / 1000.0);
     }
 
     /// Has these floors on every home replica; gives back those that are.
@@ -250,18 +260,16 @@ impl Purge {
     async fn raise(&self, ring: &Ring, seal: Hlc, floors: &Floors, waiting: &mut Waiting) {
         let (now, store) = (self.parts.clock.now(), &self.parts.store);
         let mut raised = BTreeMap::new();
-        let mut oldest: Option<Hlc> = None;
         for (slot, floor) in floors {
             let up_to = purge::drop_up_to(floor, now, self.options.grace_ms());
-            let found = match store.tombstones(*slot, up_to).await {
-                Ok(found) => found,
+            let greatest = match store.greatest_tombstone(*slot, up_to).await {
+                Ok(greatest) => greatest,
                 Err(error) => {
                     tracing::warn!(%slot, %error, "the tombstones of a slot cannot be read");
                     continue;
                 }
             };
-            oldest = oldest.into_iter().chain(found.oldest).min();
-            raised.insert(*slot, (purge::above(floor, seal, found.greatest), up_to));
+            raised.insert(*slot, (purge::above(floor, seal, greatest), up_to));
         }
         let new: Floors = raised.iter().map(|(slot, (floor, _))| (*slot, *floor)).collect();
         let everywhere = self.send_floors(ring, new, waiting).await;
@@ -269,13 +277,8 @@ impl Purge {
             return;
         }
         let wall_ms = self.parts.clock.wall_ms();
-        {
-            let mut status = self.status.lock();
-            status.raised_ms = wall_ms;
-            status.oldest_ms = oldest.map_or(0, Hlc::ms);
-        }
+        self.status.lock().raised_ms = wall_ms;
         self.meters.raised.set(wall_ms as f64 / 1000.0);
-        self.meters.oldest.set(oldest.map_or(0.0, |oldest| wall_ms.saturating_sub(oldest.ms()) as f64 / 1000.0));
         let mut owed = self.owed.lock();
         if owed.0 != ring.epoch() {
             *owed = (ring.epoch(), BTreeMap::new());

@@ -4,7 +4,9 @@ use super::rare::{eventually, wait};
 use super::register::ballot;
 use super::*;
 use crate::ports::Purging;
-use crate::types::{Accepted, Ballot, Dropped, Floor, OpId, Recent, Slot, SlotDrop, SlotSet};
+use crate::protocol::purge::UNSETTLED_MAX;
+use crate::storage::remains::DROP_STEP;
+use crate::types::{Accepted, Ballot, Dropped, Floor, OpId, Recent, Sealed, Slot, SlotDrop, SlotSet, Survey};
 
 fn slot(text: &str) -> Slot {
     key(text).token(seed()).slot()
@@ -115,9 +117,9 @@ fn hints_and_tombstones_are_told_by_when_they_were_written() {
     assert!(wait(store.hinted(Hlc(4))).is_empty());
     assert_eq!(wait(store.hinted(Hlc(5))), only("a"));
     ask(&*store, delete("k", 5));
-    let found = wait(store.tombstones(slot("k"), Hlc(4)));
-    assert_eq!((found.greatest, found.oldest), (Version::default(), Some(Hlc(5))));
-    assert_eq!(wait(store.tombstones(slot("k"), Hlc(5))).greatest, version(5));
+    assert_eq!(wait(store.greatest_tombstone(slot("k"), Hlc(4))), Version::default());
+    assert_eq!(wait(store.greatest_tombstone(slot("k"), Hlc(5))), version(5));
+    assert_eq!(wait(store.survey(only("k")))[0].oldest, Some(Hlc(5)));
 }
 
 #[test]
@@ -136,4 +138,123 @@ fn a_damaged_floor_is_noticed_at_the_start() {
         let opened = Engine::open(&path, NodeNum(1), Durability::Full, 1);
         assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{column}");
     }
+}
+
+/// So many keys of one slot.
+fn of_one_slot(count: usize) -> Vec<String> {
+    let wanted = slot("k");
+    (0..).map(|n| format!("many-{n}")).filter(|text| slot(text) == wanted).take(count).collect()
+}
+
+#[test]
+fn a_seal_names_so_many_and_says_when_there_are_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let keys = of_one_slot(UNSETTLED_MAX + 1);
+    let all = |keys: &[String]| keys.iter().for_each(|key| drop(ask(&*store, accept(key, 5, 4))));
+    all(&keys[..UNSETTLED_MAX]);
+    let sealed = |at| wait(store.seal(only("k"), Hlc(at))).remove(0);
+    assert_eq!((sealed(7).unsettled.len(), sealed(7).more), (UNSETTLED_MAX, false));
+    // A ballot below the seal is refused from now on.
+    ask(&*store, accept(&keys[UNSETTLED_MAX], 8, 4));
+    assert_eq!((sealed(7).unsettled.len(), sealed(7).more), (UNSETTLED_MAX, true));
+    for key in &keys {
+        let record = record(&super::key(key), 4, Content::value(vec![7; 2000]));
+        ask(&*store, ReplicaRequest::Write { key: super::key(key), record });
+    }
+    assert_eq!(sealed(7), Sealed::empty(slot("k")), "each record is the one that was accepted");
+}
+
+#[test]
+fn what_was_overwritten_since_is_settled_and_what_was_not_written_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for (accepted, written) in [(4, 6), (8, 7)] {
+        ask(&*store, accept("k", accepted + 1, accepted));
+        ask(&*store, write("k", written, "plain"));
+        let unsettled = wait(store.seal(only("k"), Hlc(3))).remove(0).unsettled;
+        assert_eq!(!unsettled.is_empty(), accepted > written, "{accepted} {written}");
+    }
+    wait(store.raise(vec![(slot("k"), floor(10, 1))]));
+    assert_eq!(wait(store.seal(only("k"), Hlc(3))), [Sealed::empty(slot("k"))], "the floor ended it");
+}
+
+#[test]
+fn a_damaged_register_spoils_the_seal_of_its_slot_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let other = (0..).map(|n| format!("other-{n}")).find(|text| slot(text) != slot("k")).unwrap();
+    ask(&*store, accept("k", 5, 4));
+    ask(&*store, accept(&other, 5, 4));
+    let conn = rusqlite::Connection::open(dir.path().join("a3.db")).unwrap();
+    conn.execute("UPDATE registers SET promised_hlc = 6 WHERE key = x'6b'", []).unwrap();
+    let mut both = only("k");
+    both.insert(slot(&other));
+    let sealed = wait(store.seal(both, Hlc(3)));
+    for of_slot in sealed {
+        let spoiled = of_slot.slot == slot("k");
+        assert_eq!((of_slot.damaged, of_slot.unsettled.is_empty()), (spoiled, spoiled), "{}", of_slot.slot);
+    }
+}
+
+#[test]
+fn all_tombstones_and_registers_of_a_slot_go_in_several_steps() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let keys = of_one_slot(2 * DROP_STEP + 10);
+    let (orphans, tombstones) = keys.split_at(DROP_STEP + 5);
+    orphans.iter().for_each(|key| drop(ask(&*store, prepare(key, 4))));
+    tombstones.iter().for_each(|key| drop(ask(&*store, delete(key, 5))));
+    ask(&*store, write("k", 5, "stays"));
+    let survey = wait(store.survey(only("k"))).remove(0);
+    assert_eq!((survey.tombstones, survey.orphans), (tombstones.len() as u64, orphans.len() as u64));
+    assert_eq!((survey.oldest, survey.oldest_orphan, survey.promised), (Some(Hlc(5)), Some(Hlc(4)), Hlc(4)));
+    wait(store.raise(vec![(slot("k"), floor(9, 5))]));
+    let dropped = wait(store.purge(drop_of("k", floor(9, 5), 5)));
+    let all = Dropped { tombstones: tombstones.len() as u64, registers: orphans.len() as u64, kept: 0 };
+    assert_eq!(dropped, all);
+    let survey = wait(store.survey(only("k"))).remove(0);
+    assert_eq!(survey, Survey::empty(slot("k"), floor(9, 5)));
+    assert!(matches!(ask(&*store, read("k")), ReplicaReply::Record { record: Some(_), .. }));
+}
+
+#[test]
+fn the_list_of_tombstones_follows_the_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let conn = rusqlite::Connection::open(dir.path().join("a3.db")).unwrap();
+    let listed = || -> Vec<i64> {
+        let mut select = conn.prepare("SELECT written FROM tombstones ORDER BY written").unwrap();
+        select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    let mut steps = vec![];
+    for request in [delete("k", 5), delete("k", 7), write("k", 8, "again"), delete("k", 9)] {
+        ask(&*store, request);
+        steps.push(listed());
+    }
+    assert_eq!(steps, [vec![5], vec![7], vec![], vec![9]]);
+    // A damaged tombstone may be one; what the list has in excess goes when purging comes by.
+    conn.execute("INSERT INTO tombstones VALUES (?1, 2, x'6b'), (?1, 3, x'6162')", [slot("k").0]).unwrap();
+    conn.execute("UPDATE records SET hlc = hlc + 1", []).unwrap();
+    wait(store.raise(vec![(slot("k"), floor(9, 5))]));
+    assert_eq!(wait(store.purge(drop_of("k", floor(9, 5), 9))), Dropped::default());
+    assert_eq!(listed(), [2, 9]);
+    ask(&*store, write("k", 10, "healed"));
+    assert_eq!(wait(store.purge(drop_of("k", floor(9, 5), 9))), Dropped::default());
+    assert!(listed().is_empty());
+}
+
+#[test]
+fn a_database_without_the_list_gets_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    ask(&*store, delete("k", 5));
+    store.close();
+    drop(store);
+    let conn = rusqlite::Connection::open(dir.path().join("a3.db")).unwrap();
+    conn.execute_batch("DROP TABLE tombstones; PRAGMA user_version = 5").unwrap();
+    drop(conn);
+    let store = open(dir.path());
+    let survey = wait(store.survey(only("k"))).remove(0);
+    assert_eq!((survey.tombstones, survey.oldest), (1, Some(Hlc(5))));
 }

@@ -1,7 +1,7 @@
 //! What a simulated disk does for purging. Changes keep their place among the requests of the hot path.
 
 use a3::ports::{Purging, StoreError};
-use a3::types::{Dropped, Floor, Hlc, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Survey, Tombstones};
+use a3::types::{Dropped, Floor, Hlc, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Survey, Version};
 use futures_util::future::BoxFuture;
 
 use super::{Content, SimStore};
@@ -14,8 +14,8 @@ impl Purging for SimStore {
         })
     }
 
-    fn tombstones(&self, slot: Slot, up_to: Hlc) -> BoxFuture<'static, Result<Tombstones, StoreError>> {
-        let found = |content: &Content| content.seed().map(|seed| content.rows.tombstones(seed, slot, up_to));
+    fn greatest_tombstone(&self, slot: Slot, up_to: Hlc) -> BoxFuture<'static, Result<Version, StoreError>> {
+        let found = |content: &Content| content.seed().map(|seed| content.rows.greatest_tombstone(seed, slot, up_to));
         self.look(|content| found(content).unwrap_or_default())
     }
 

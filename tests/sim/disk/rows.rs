@@ -9,7 +9,7 @@ use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
     Accepted, Ballot, Dropped, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Sealed, Slot, SlotDrop,
-    SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Tombstones, Version,
+    SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Version,
 };
 
 /// Which hint.
@@ -55,7 +55,7 @@ pub(crate) trait Rows: Send {
 
     fn survey(&self, seed: TokenSeed, slot: Slot) -> Survey;
 
-    fn tombstones(&self, seed: TokenSeed, slot: Slot, up_to: Hlc) -> Tombstones;
+    fn greatest_tombstone(&self, seed: TokenSeed, slot: Slot, up_to: Hlc) -> Version;
 
     fn hinted(&self, up_to: Hlc) -> SlotSet;
 
@@ -282,22 +282,24 @@ impl Rows for MapRows {
 
     fn survey(&self, seed: TokenSeed, slot: Slot) -> Survey {
         let entries = self.slot(seed, slot);
-        let promised = entries.iter().filter_map(|(.., register)| register.as_ref()).map(|r| r.promised.hlc).max();
+        let tombstones = || entries.iter().filter_map(|(_, record, _)| record.as_ref()).filter(|r| r.is_tombstone());
+        let registers = || entries.iter().filter_map(|(_, r, register)| Some((r, register.as_ref()?.promised.hlc)));
+        let orphans = || registers().filter(|(record, _)| record.is_none());
         Survey {
             slot,
             floor: self.kept(slot).floor,
-            tombstones: entries.iter().filter(|(_, r, _)| r.as_ref().is_some_and(Record::is_tombstone)).count() as u64,
-            orphans: entries.iter().filter(|(_, record, register)| record.is_none() && register.is_some()).count()
-                as u64,
-            promised: promised.unwrap_or_default(),
+            tombstones: tombstones().count() as u64,
+            orphans: orphans().count() as u64,
+            promised: registers().map(|(_, promised)| promised).max().unwrap_or_default(),
+            oldest: tombstones().map(|r| r.written).min(),
+            oldest_orphan: orphans().map(|(_, promised)| promised).min(),
         }
     }
 
-    fn tombstones(&self, seed: TokenSeed, slot: Slot, up_to: Hlc) -> Tombstones {
+    fn greatest_tombstone(&self, seed: TokenSeed, slot: Slot, up_to: Hlc) -> Version {
         let entries = self.slot(seed, slot);
-        let all = || entries.iter().filter_map(|(_, record, _)| record.as_ref()).filter(|r| r.is_tombstone());
-        let greatest = all().filter(|r| r.written <= up_to).map(|r| r.version).max();
-        Tombstones { greatest: greatest.unwrap_or_default(), oldest: all().map(|r| r.written).min() }
+        let all = entries.iter().filter_map(|(_, record, _)| record.as_ref()).filter(|r| r.is_tombstone());
+        all.filter(|r| r.written <= up_to).map(|r| r.version).max().unwrap_or_default()
     }
 
     fn hinted(&self, up_to: Hlc) -> SlotSet {
@@ -311,7 +313,7 @@ impl Rows for MapRows {
         };
         let entries = self.slot(seed, slot).into_iter();
         let open = entries.filter(|(_, record, register)| register.as_ref().is_some_and(|r| open(r, record.as_ref())));
-        Sealed { slot, unsettled: open.map(|(key, ..)| key).collect(), more: false }
+        Sealed { unsettled: open.map(|(key, ..)| key).collect(), ..Sealed::empty(slot) }
     }
 
     fn purge(&mut self, seed: TokenSeed, drop: &SlotDrop) -> Dropped {

@@ -6,7 +6,7 @@ use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaReque
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
 use a3::types::{
     Dropped, Hlc, Key, Leaf, NodeNum, Record, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token,
-    TokenSeed, Tombstones, Version,
+    TokenSeed, Version,
 };
 
 use super::rows::Rows;
@@ -125,8 +125,8 @@ impl Rows for SqlRows {
         self.0.survey(slot).expect("memory is not damaged")
     }
 
-    fn tombstones(&self, _: TokenSeed, slot: Slot, up_to: Hlc) -> Tombstones {
-        self.0.tombstones(slot, up_to).expect("memory is not damaged")
+    fn greatest_tombstone(&self, _: TokenSeed, slot: Slot, up_to: Hlc) -> Version {
+        self.0.greatest_tombstone(slot, up_to).expect("memory is not damaged")
     }
 
     fn hinted(&self, up_to: Hlc) -> SlotSet {
@@ -298,7 +298,7 @@ mod tests {
                 let leaves: Vec<Leaf> = Span::of_slot(*slot).leaves().collect();
                 let sums = rows.leaf_sums(seed(), *slot);
                 let purging = (rows.kept(*slot), rows.survey(seed(), *slot), rows.unsettled(seed(), *slot));
-                let tombstones = rows.tombstones(seed(), *slot, Hlc(2));
+                let tombstones = rows.greatest_tombstone(seed(), *slot, Hlc(2));
                 (sums, rows.holdings(seed(), *slot, &leaves[1..]), rows.slot(seed(), *slot), purging, tombstones)
             })
             .collect();

@@ -30,16 +30,19 @@ fn step() -> impl Strategy<Value = PurgeStep> {
 }
 
 fn reply() -> impl Strategy<Value = PurgeReply> {
-    let survey = (any::<u8>(), floor(), any::<(u64, u64, u64)>());
-    let survey = survey.prop_map(|(slot, floor, (tombstones, orphans, promised))| Survey {
+    let survey = (any::<u8>(), floor(), any::<(u64, u64, u64)>(), any::<[Option<u64>; 2]>());
+    let survey = survey.prop_map(|(slot, floor, (tombstones, orphans, promised), oldest)| Survey {
         slot: Slot(slot),
         floor,
         tombstones,
         orphans,
         promised: Hlc(promised),
+        oldest: oldest[0].map(Hlc),
+        oldest_orphan: oldest[1].map(Hlc),
     });
-    let sealed = (any::<u8>(), prop::collection::vec(key(), 0..4), any::<bool>());
-    let sealed = sealed.prop_map(|(slot, unsettled, more)| Sealed { slot: Slot(slot), unsettled, more });
+    let sealed = (any::<u8>(), prop::collection::vec(key(), 0..4), any::<(bool, bool)>());
+    let sealed =
+        sealed.prop_map(|(slot, unsettled, (more, damaged))| Sealed { slot: Slot(slot), unsettled, more, damaged });
     let status = (any::<(u64, u64, u64, u64)>(), prop::collection::vec((any::<u16>(), "[ -~]{0,20}"), 0..3));
     prop_oneof![
         (any::<u64>(), prop::collection::vec(survey, 0..4))
