@@ -135,8 +135,8 @@ metrics_table! {
     TRANSFER_KEYS = "a3_transfer_keys_total", Kind::Counter, "Keys in the pages of slots that were handed to a member that was rebuilt, or fetched by this node, by direction.", DIRECTIONS;
     STORE_KEYS = "a3_store_keys", Kind::Gauge, "Live keys on this node.", PLAIN;
     STORE_TOMBSTONES = "a3_store_tombstones", Kind::Gauge, "Tombstones on this node.", PLAIN;
-    TOMBSTONES_OLDEST = "a3_tombstones_oldest_age_seconds", Kind::Gauge, "Age of the oldest tombstone in the slots whose floors this node raises, when it last raised one, in seconds.", PLAIN;
-    TOMBSTONES_WAITING = "a3_tombstones_waiting_members", Kind::Gauge, "Members that keep this node from purging tombstones: they are down, hold hints, or are being rebuilt.", PLAIN;
+    TOMBSTONES_OLDEST = "a3_tombstones_oldest_age_seconds", Kind::Gauge, "Age of the oldest tombstone in the slots whose floors this node raises, as of its last look, in seconds; 0 where there is none.", PLAIN;
+    TOMBSTONES_WAITING = "a3_tombstones_waiting_members", Kind::Gauge, "Members that keep this node from purging tombstones: they are down, hold hints, are being rebuilt, or something else that `GET /tombstones` says.", PLAIN;
     PURGED = "a3_tombstones_purged_total", Kind::Counter, "Tombstones dropped from this node's disk.", PLAIN;
     PURGED_REGISTERS = "a3_registers_purged_total", Kind::Counter, "Registers dropped from this node's disk, with their tombstone or without one.", PLAIN;
     FLOOR_LAST = "a3_floor_last_raised_timestamp_seconds", Kind::Gauge, "When this node last raised the floor of a slot, in seconds since 1970; 0 before the first time since the start.", PLAIN;

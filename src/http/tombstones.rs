@@ -25,7 +25,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 ///
 /// How many deleted keys each member still remembers, and which members keep them from being forgotten. A tombstone is purged
 /// once it is `GC_GRACE` old and every member has confirmed what it must: one that is down holds all of them up, so that
-/// nothing it brings back can undo a delete. Every member is asked anew.
+/// nothing it brings back can undo a delete. Every member is asked anew how many it keeps; what it waits for is as of its last look,
+/// less the members it can reach again by now.
 #[utoipa::path(get, path = "/tombstones", operation_id = "getTombstones", tag = "cluster",
     responses((status = 200, description = "The tombstones.", body = TombstonesBody)))]
 async fn tombstones(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<TombstonesBody>, Problem> {
@@ -64,8 +65,8 @@ struct MemberTombstonesBody {
     node: NodeName,
     /// That it keeps; null where it did not answer.
     tombstones: Option<u64>,
-    /// When the oldest in the slots it looks after was written, wall milliseconds, as of when it last raised a floor; null
-    /// where it never did since its start, or did not answer.
+    /// When the oldest in the slots it looks after was written, wall milliseconds, as of its last look (an eighth of
+    /// `GC_GRACE` ago at most, and ten minutes); null where there was none, it has not looked yet, or did not answer.
     oldest_ms: Option<u64>,
     /// That it purged since its start.
     purged: Option<u64>,

@@ -1,6 +1,7 @@
 //! Small stand-ins for the node's world, for the tests of its drivers.
 
 mod damage;
+mod purging;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
     ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register, Slot,
-    Sum, Token, Topology, Version, Vote, Writer,
+    SlotFloor, Sum, Token, Topology, Version, Vote, Writer,
 };
 
 /// A page of records, in bytes of contents.
@@ -86,6 +87,8 @@ pub(crate) struct FakeStore {
     /// Rows that no key belongs to, by their slot.
     strays: Mutex<Vec<(Slot, Vec<u8>)>>,
     floor: Mutex<Floor>,
+    /// Of single slots.
+    kept: Mutex<BTreeMap<Slot, SlotFloor>>,
     /// Keys of registers that are not.
     lost: Mutex<BTreeSet<Key>>,
     condemned: AtomicBool,
@@ -135,7 +138,7 @@ impl FakeStore {
 
     /// What a replica with this disk answers.
     pub(crate) fn apply(&self, token: Token, request: ReplicaRequest) -> ReplicaReply {
-        let floor = *self.floor.lock();
+        let SlotFloor { floor, .. } = self.kept(token.slot());
         match request {
             ReplicaRequest::Read { key, part: ReadPart::Record, .. } => {
                 ReplicaReply::Record { record: self.record(&key), floor }
@@ -257,7 +260,8 @@ impl Store for FakeStore {
     }
 
     fn totals(&self) -> StoreTotals {
-        StoreTotals::default()
+        let tombstones = self.records.lock().values().filter(|(_, record)| record.is_tombstone()).count() as u64;
+        StoreTotals { tombstones, ..StoreTotals::default() }
     }
 
     fn scan(&self, _: Slot, _: Option<Key>, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {

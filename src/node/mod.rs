@@ -34,8 +34,6 @@ pub mod routing;
 pub mod succession;
 mod survey;
 pub mod trace;
-#[cfg(test)]
-mod unpurged;
 pub mod views;
 #[cfg(test)]
 mod world;

@@ -1,6 +1,8 @@
 //! A world for tests of the drivers that speak rarely (founding, gossip): hosts by address, disks that outlive their
 //! nodes, and a network that delays, loses, repeats and cuts, all from one seed and in virtual time.
 
+mod purging;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

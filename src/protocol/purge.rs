@@ -88,7 +88,7 @@ pub fn is_unsettled(register: &Register, record: Option<&Version>, kept: &SlotFl
 /// What to do about a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// There is nothing to purge.
+    /// There is nothing that is old enough to be purged.
     Nothing,
     /// Some home replica does not have this floor.
     Complete(Floor),
@@ -98,8 +98,8 @@ pub enum Next {
     Raise(Floor),
 }
 
-/// What the home replicas said of a slot: each its clock, its floor, and whether it has something to purge.
-pub type Said = (Hlc, Floor, bool);
+/// What the home replicas said of a slot: each its clock, its floor, and when the oldest was written that it has to purge.
+pub type Said = (Hlc, Floor, Option<Hlc>);
 
 /// Which floors are known to be complete, and since which reading of the clocks.
 #[derive(Clone, Debug, Default)]
@@ -109,8 +109,12 @@ pub struct Complete {
 }
 
 impl Complete {
-    /// Takes in a survey of all home replicas of a slot. `seal` is the time that would be sealed now.
-    pub fn next(&mut self, epoch: Epoch, slot: Slot, said: &[Said], seal: Hlc) -> Next {
+    /// Takes in a survey of all home replicas of a slot. `seal` is the time that would be sealed now; what was written up to
+    /// `of_age` is old enough to go.
+    ///
+    /// A floor is raised only where something is of age: either the last floor covers it, and it is dropped now, or this
+    /// one will (a seal is never older than what is of age), and it is dropped with the next.
+    pub fn next(&mut self, epoch: Epoch, slot: Slot, said: &[Said], (seal, of_age): (Hlc, Hlc)) -> Next {
         if self.epoch != Some(epoch) {
             // Another instance may have come in, which knows nothing of what was complete before.
             *self = Self { epoch: Some(epoch), slots: BTreeMap::new() };
@@ -120,13 +124,13 @@ impl Complete {
             self.slots.remove(&slot);
             return Next::Complete(floor);
         }
-        if !said.iter().any(|(_, _, something)| *something) {
-            return Next::Nothing;
-        }
         let greatest = said.iter().map(|(now, ..)| *now).max().unwrap_or_default();
         let known = self.slots.entry(slot).or_insert((floor, greatest));
         if known.0 != floor {
             *known = (floor, greatest);
+        }
+        if !said.iter().any(|(_, _, oldest)| oldest.is_some_and(|oldest| oldest <= of_age)) {
+            return Next::Nothing;
         }
         if seal < known.1 || seal <= floor.written { Next::Wait } else { Next::Raise(floor) }
     }
@@ -137,10 +141,15 @@ pub fn above(floor: &Floor, sealed: Hlc, greatest: Version) -> Floor {
     floor.merge(&Floor { written: sealed, version: greatest, ballot: Ballot::sealing(sealed) })
 }
 
+/// What was written up to this time is as old as it must be.
+pub fn of_age(now: Hlc, grace_ms: u64) -> Hlc {
+    Hlc::from_ms(now.ms().saturating_sub(grace_ms))
+}
+
 /// Up to which time tombstones may be dropped once a floor above that one is complete: they were covered by it, and are as
 /// old as they must be.
 pub fn drop_up_to(before: &Floor, now: Hlc, grace_ms: u64) -> Hlc {
-    before.written.min(Hlc::from_ms(now.ms().saturating_sub(grace_ms)))
+    before.written.min(of_age(now, grace_ms))
 }
 
 #[cfg(test)]
@@ -198,15 +207,58 @@ mod tests {
     fn a_floor_is_raised_once_all_are_equal_and_time_has_passed() {
         let mut complete = Complete::default();
         let slot = Slot(3);
-        let mut next = |epoch, said: &[Said], seal| complete.next(Epoch(epoch), slot, said, Hlc(seal));
+        let mut next = |epoch, said: &[Said], seal| complete.next(Epoch(epoch), slot, said, (Hlc(seal), Hlc(50)));
         let (low, high) = (floor(4, 1), floor(5, 0));
         let both = low.merge(&high);
-        assert_eq!(next(1, &[(Hlc(90), low, true), (Hlc(95), high, false)], 99), Next::Complete(both));
-        assert_eq!(next(1, &[(Hlc(90), both, false), (Hlc(95), both, false)], 99), Next::Nothing);
-        assert_eq!(next(1, &[(Hlc(100), both, true), (Hlc(105), both, false)], 99), Next::Wait);
-        assert_eq!(next(1, &[(Hlc(200), both, true), (Hlc(205), both, false)], 104), Next::Wait);
-        assert_eq!(next(1, &[(Hlc(300), both, true), (Hlc(305), both, false)], 105), Next::Raise(both));
-        assert_eq!(next(2, &[(Hlc(300), both, true), (Hlc(305), both, false)], 304), Next::Wait, "all anew");
+        let old = Some(Hlc(50));
+        assert_eq!(next(1, &[(Hlc(90), low, old), (Hlc(95), high, None)], 99), Next::Complete(both));
+        assert_eq!(next(1, &[(Hlc(100), both, old), (Hlc(105), both, None)], 99), Next::Wait);
+        assert_eq!(next(1, &[(Hlc(200), both, None), (Hlc(205), both, old)], 104), Next::Wait);
+        assert_eq!(next(1, &[(Hlc(300), both, None), (Hlc(305), both, old)], 105), Next::Raise(both));
+        assert_eq!(next(2, &[(Hlc(300), both, old), (Hlc(305), both, old)], 304), Next::Wait, "all anew");
+    }
+
+    #[test]
+    fn nothing_is_raised_before_something_is_of_age() {
+        let mut complete = Complete::default();
+        let mut next = |at: u64, oldest: [Option<Hlc>; 2], of_age| {
+            let said = oldest.map(|oldest| (Hlc(at), floor(4, 1), oldest));
+            complete.next(Epoch(1), Slot(3), &said, (Hlc(at - 10), Hlc(of_age)))
+        };
+        // That the floor is complete is noted all the same.
+        assert_eq!(next(100, [None, None], 60), Next::Nothing);
+        assert_eq!(next(110, [Some(Hlc(81)), None], 80), Next::Nothing);
+        assert_eq!(next(110, [Some(Hlc(81)), Some(Hlc(80))], 80), Next::Raise(floor(4, 1)));
+    }
+
+    /// A raiser that looks now and then, over a tombstone: at which of the floors since it came of age it is dropped.
+    fn dropped_with(written: u64, grace_ms: u64, look_ms: u64) -> Option<usize> {
+        let (mut complete, mut kept) = (Complete::default(), Floor::default());
+        let tombstone = version(Hlc::from_ms(written).0);
+        let mut floors = 0;
+        for look in 1..100 {
+            let now = Hlc::from_ms(written + look * look_ms);
+            let seal = Hlc::from_ms(now.ms() - seal_age_ms(grace_ms, 50).min(now.ms()));
+            let (said, of_age) = ((now, kept, Some(tombstone.hlc)), of_age(now, grace_ms));
+            let Next::Raise(before) = complete.next(Epoch(1), Slot(0), &[said, said], (seal, of_age)) else { continue };
+            assert!(tombstone.hlc <= of_age, "in vain");
+            floors += 1;
+            let up_to = drop_up_to(&before, now, grace_ms);
+            let greatest = if tombstone.hlc <= up_to { tombstone } else { Version::default() };
+            kept = above(&before, seal, greatest);
+            if may_drop(&kept, up_to, (&tombstone, tombstone.hlc), None) == Ok(true) {
+                return Some(floors);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_tombstone_goes_with_the_second_floor_after_it_came_of_age() {
+        // A grace below the seal's age, and the default with looks ten minutes apart.
+        for (grace_ms, look_ms) in [(2_000, 300), (86_400_000, 3_600_000), (86_400_000, 1_000_000)] {
+            assert_eq!(dropped_with(500_000_000, grace_ms, look_ms), Some(2), "{grace_ms} {look_ms}");
+        }
     }
 
     #[test]

@@ -23,9 +23,7 @@ impl Purge {
         step: PurgeStep,
     ) -> Result<PeerReply, PeerError> {
         if step == PurgeStep::Status {
-            let mut status = self.status.lock().clone();
-            status.tombstones = self.parts.store.totals().tombstones;
-            return Ok(PeerReply::Purge(PurgeReply::Status(status)));
+            return Ok(PeerReply::Purge(PurgeReply::Status(self.status())));
         }
         self.take(from, epoch, step).await.map(PeerReply::Purge)
     }

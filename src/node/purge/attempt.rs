@@ -8,11 +8,13 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
-use super::{ASK_DEADLINE, Purge};
+use super::{ASK_DEADLINE, Purge, UNREACHABLE};
 use crate::protocol::purge::{self, Next};
 use crate::protocol::ring::Ring;
 use crate::types::{Floor, Hlc, Key, NodeNum, PurgeReply, PurgeStep, Slot, SlotDrop, SlotSet, Survey};
 
+/// Slots asked about at a time: what a replica does in [`ASK_DEADLINE`] has a bound.
+const SLOTS_AT_ONCE: usize = 16;
 /// How often the home replicas are compared all around before an attempt is given up.
 const PASSES_MAX: usize = 4;
 /// Registers settled at a time.
@@ -31,8 +33,8 @@ impl Purge {
     pub(super) async fn attempt(&self, ring: Arc<Ring>) -> Waiting {
         let mut waiting = Waiting::new();
         self.drop_owed(&ring, &mut waiting).await;
-        let seal = self.sealing_time();
-        let mut floors = self.survey(&ring, seal, &mut waiting).await;
+        let (seal, of_age) = self.times();
+        let mut floors = self.survey(&ring, (seal, of_age), &mut waiting).await;
         if floors.is_empty() || !waiting.is_empty() && self.blocks_all(&waiting) {
             return waiting;
         }
@@ -51,11 +53,12 @@ impl Purge {
         waiting.keys().any(|node| *node != self.parts.me && !self.parts.reach.is_reachable(*node))
     }
 
-    /// What would be sealed now.
-    fn sealing_time(&self) -> Hlc {
+    /// What would be sealed now, and up to when what was written is of age.
+    fn times(&self) -> (Hlc, Hlc) {
+        let (now, grace_ms) = (self.parts.clock.now(), self.options.grace_ms());
         let skew_ms = u64::try_from(self.options.clock_skew_max.as_millis()).unwrap_or(u64::MAX);
-        let age_ms = purge::seal_age_ms(self.options.grace_ms(), skew_ms);
-        Hlc::from_ms(self.parts.clock.now().ms().saturating_sub(age_ms))
+        let age_ms = purge::seal_age_ms(grace_ms, skew_ms);
+        (Hlc::from_ms(now.ms().saturating_sub(age_ms)), purge::of_age(now, grace_ms))
     }
 
     /// Asks the home replicas of these slots, each what concerns it. A slot of which one does not answer is taken out.
@@ -66,10 +69,34 @@ impl Purge {
         waiting: &mut Waiting,
         step: impl Fn(&[Slot]) -> PurgeStep,
     ) -> Vec<(NodeNum, PurgeReply)> {
+        let (mut replies, mut failed) = (Vec::new(), Waiting::new());
+        let all: Vec<Slot> = slots.keys().copied().collect();
+        for group in all.chunks(SLOTS_AT_ONCE) {
+            let answered = |failed: &Waiting, slot: &Slot| {
+                ring.placement(*slot).home_replicas().iter().all(|node| !failed.contains_key(node))
+            };
+            let asked: Vec<Slot> = group.iter().copied().filter(|slot| answered(&failed, slot)).collect();
+            replies.extend(self.ask_group(ring, &asked, &mut failed, &step).await);
+            group.iter().filter(|slot| !answered(&failed, slot)).for_each(|slot| {
+                slots.remove(slot);
+            });
+        }
+        waiting.extend(failed);
+        replies
+    }
+
+    /// Asks the home replicas of a few slots, but for those that failed before: who does not answer is not asked again.
+    async fn ask_group(
+        &self,
+        ring: &Ring,
+        group: &[Slot],
+        failed: &mut Waiting,
+        step: &impl Fn(&[Slot]) -> PurgeStep,
+    ) -> Vec<(NodeNum, PurgeReply)> {
         let mut of_node: BTreeMap<NodeNum, Vec<Slot>> = BTreeMap::new();
-        for slot in slots.keys() {
-            for node in ring.placement(*slot).home_replicas() {
-                of_node.entry(node).or_default().push(*slot);
+        for slot in group {
+            for node in ring.placement(*slot).home_replicas().iter().filter(|node| !failed.contains_key(node)) {
+                of_node.entry(*node).or_default().push(*slot);
             }
         }
         let asked = of_node.iter().map(|(node, slots)| {
@@ -80,32 +107,29 @@ impl Purge {
         for (node, said) in join_all(asked).await {
             match said {
                 Ok(reply) => replies.push((node, reply)),
-                Err(why) => {
-                    waiting.insert(node, why);
-                    of_node.get(&node).into_iter().flatten().for_each(|slot| {
-                        slots.remove(slot);
-                    });
-                }
+                Err(why) => drop(failed.insert(node, why)),
             }
         }
         replies
     }
 
     /// What the home replicas have, and which floors are to be raised. Those that are not equal are completed.
-    async fn survey(&self, ring: &Ring, seal: Hlc, waiting: &mut Waiting) -> Floors {
-        let mine = purge::raised_by(ring, self.parts.me);
-        let mut slots: Floors = mine.iter().map(|slot| (slot, Floor::default())).collect();
-        let mut silent = Waiting::new();
-        let replies = self.ask_homes(ring, &mut slots, &mut silent, |s| PurgeStep::Survey { slots: set(s) }).await;
+    async fn survey(&self, ring: &Ring, times: (Hlc, Hlc), waiting: &mut Waiting) -> Floors {
+        let mine: Vec<Slot> = purge::raised_by(ring, self.parts.me).iter().collect();
+        let (mut silent, mut replies) = (Waiting::new(), Vec::new());
+        for group in mine.chunks(SLOTS_AT_ONCE) {
+            // Where one is silent the others are asked all the same: people are told what there is.
+            replies.extend(self.ask_group(ring, group, &mut silent, &|s| PurgeStep::Survey { slots: set(s) }).await);
+        }
         let mut said: BTreeMap<Slot, Vec<purge::Said>> = BTreeMap::new();
         let (mut something, mut oldest) = (false, None);
         for (_, reply) in replies {
             let PurgeReply::Surveyed { now, slots } = reply else { continue };
-            for Survey { slot, floor, tombstones, orphans, oldest: of_slot, .. } in slots {
-                let has = tombstones + orphans > 0;
-                something |= has;
-                oldest = oldest.into_iter().chain(of_slot).min();
-                said.entry(slot).or_default().push((now, floor, has));
+            for Survey { slot, floor, tombstones, orphans, oldest: tombstone, oldest_orphan, .. } in slots {
+                something |= tombstones + orphans > 0;
+                oldest = oldest.into_iter().chain(tombstone).min();
+                let first = tombstone.into_iter().chain(oldest_orphan).min();
+                said.entry(slot).or_default().push((now, floor, first));
             }
         }
         self.show_oldest(oldest);
@@ -113,16 +137,16 @@ impl Purge {
             // Nobody is waited for where there is nothing to purge.
             let members = ring.topology().members.iter().map(|m| m.node).filter(|node| *node != self.parts.me);
             let gone = members.filter(|node| !self.parts.reach.is_reachable(*node));
-            waiting.extend(gone.map(|node| (node, "unreachable".to_owned())));
+            waiting.extend(gone.map(|node| (node, UNREACHABLE.to_owned())));
             waiting.extend(silent);
         }
         let (mut raise, mut complete) = (Floors::new(), Floors::new());
-        for slot in slots.into_keys() {
+        for slot in mine {
             let said = said.remove(&slot).unwrap_or_default();
             if said.len() < ring.placement(slot).home_replicas().len() {
                 continue;
             }
-            match self.complete.lock().next(ring.epoch(), slot, &said, seal) {
+            match self.complete.lock().next(ring.epoch(), slot, &said, times) {
                 Next::Nothing | Next::Wait => {}
                 Next::Complete(floor) => drop(complete.insert(slot, floor)),
                 Next::Raise(floor) => drop(raise.insert(slot, floor)),
@@ -165,8 +189,9 @@ impl Purge {
         stream::iter(settling).buffered(SETTLED_AT_ONCE).for_each(|()| async {}).await;
         // Whoever named it has to have it settled, and not just a majority without him: till he has the floor, others
         // would find it at him again, below theirs.
-        for (slot, ..) in self.seal_once(ring, seal, of_slots, floors, waiting).await {
+        for (slot, node, _) in self.seal_once(ring, seal, of_slots, floors, waiting).await {
             floors.remove(&slot);
+            waiting.insert(node, "it has conditional writes that could not be settled".to_owned());
         }
     }
 
@@ -187,6 +212,11 @@ impl Purge {
                 if sealed.more {
                     // These are settled, and the rest at the next attempt.
                     some.remove(&sealed.slot);
+                    waiting.insert(node, "it has more conditional writes to settle than go at once".to_owned());
+                }
+                if sealed.damaged {
+                    some.remove(&sealed.slot);
+                    waiting.insert(node, "a register of a key there is damaged".to_owned());
                 }
                 unsettled.extend(sealed.unsettled.into_iter().map(|key| (sealed.slot, node, key)));
             }
@@ -213,7 +243,10 @@ impl Purge {
                         waiting.insert(node, "it keeps hints that are not delivered".to_owned());
                     }
                 }
-                Ok(_) => floors.clear(),
+                Ok(_) => {
+                    waiting.insert(node, "an answer of the wrong kind".to_owned());
+                    floors.clear();
+                }
                 Err(why) => {
                     waiting.insert(node, why);
                     floors.clear();
@@ -225,7 +258,7 @@ impl Purge {
     /// Compares this node with every other home replica, all around and once more; gives back the slots of which the second
     /// time found nothing.
     async fn exchange(&self, ring: &Ring, seal: Hlc, mut floors: Floors, waiting: &mut Waiting) -> Floors {
-        let mut equal = Floors::new();
+        let (mut equal, mut unlike) = (Floors::new(), BTreeMap::new());
         for pass in 1..=PASSES_MAX {
             let mut peers: BTreeMap<NodeNum, SlotSet> = BTreeMap::new();
             for slot in floors.keys() {
@@ -233,10 +266,13 @@ impl Purge {
                     peers.entry(*node).or_insert(SlotSet::NONE).insert(*slot);
                 }
             }
-            let mut differing = SlotSet::NONE;
+            unlike = BTreeMap::new();
             for (peer, slots) in peers {
                 match self.anti_entropy.exchange(peer, slots, seal).await {
-                    Ok(same) => slots.iter().filter(|s| !same.contains(*s)).for_each(|slot| differing.insert(slot)),
+                    Ok(same) => {
+                        let differ = slots.iter().filter(|slot| !same.contains(*slot));
+                        unlike.extend(differ.map(|slot| (slot, peer)));
+                    }
                     Err(stop) => {
                         waiting.insert(peer, stop.to_string());
                         slots.iter().for_each(|slot| {
@@ -246,14 +282,32 @@ impl Purge {
                 }
             }
             if pass > 1 {
-                let done = floors.keys().copied().filter(|slot| !differing.contains(*slot)).collect::<Vec<_>>();
+                let done = floors.keys().copied().filter(|slot| !unlike.contains_key(slot)).collect::<Vec<_>>();
                 equal.extend(done.into_iter().filter_map(|slot| floors.remove_entry(&slot)));
             }
             if floors.is_empty() {
                 break;
             }
         }
+        self.say_unequal(&floors, &unlike, waiting);
         equal
+    }
+
+    /// Who is waited for where copies did not become equal.
+    fn say_unequal(&self, left: &Floors, unlike: &BTreeMap<Slot, NodeNum>, waiting: &mut Waiting) {
+        if left.is_empty() {
+            return;
+        }
+        let sums = self.parts.store.slot_sums();
+        for (slot, peer) in unlike.iter().filter(|(slot, _)| left.contains_key(slot)) {
+            let counted = sums.get(slot.index()).is_some_and(Option::is_some);
+            let (node, why) = if counted {
+                (*peer, "its copies differ still, or are being counted")
+            } else {
+                (self.parts.me, "its copies are being counted")
+            };
+            waiting.entry(node).or_insert_with(|| why.to_owned());
+        }
     }
 
     /// Puts the new floors in force everywhere, and notes what may then be dropped.
@@ -266,6 +320,7 @@ impl Purge {
                 Ok(greatest) => greatest,
                 Err(error) => {
                     tracing::warn!(%slot, %error, "the tombstones of a slot cannot be read");
+                    waiting.insert(self.parts.me, "its tombstones cannot be read".to_owned());
                     continue;
                 }
             };

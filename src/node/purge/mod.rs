@@ -14,6 +14,8 @@
 
 mod answer;
 mod attempt;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,14 +25,15 @@ use std::time::Duration;
 use ::metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as TurnLock;
-use tokio::time::sleep;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::anti_entropy::AntiEntropy;
 use super::conditional::Conditional;
 use super::parts::Parts;
 use super::replica::Replica;
 use crate::metrics;
-use crate::ports::{Destination, PeerReply, PeerRequest};
+use crate::ports::{Destination, PeerError, PeerReply, PeerRequest};
 use crate::protocol::purge::Complete;
 use crate::types::{Epoch, NodeNum, PurgeReply, PurgeStatus, PurgeStep, Slot, SlotDrop};
 
@@ -38,8 +41,15 @@ use crate::types::{Epoch, NodeNum, PurgeReply, PurgeStatus, PurgeStep, Slot, Slo
 const LOOK_EVERY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(600)];
 /// How long a replica may take for a step.
 const ASK_DEADLINE: Duration = Duration::from_secs(20);
+/// A look is taken so long after a member came back that was waited for: handoff goes first.
+const AFTER_RETURN: Duration = Duration::from_secs(10);
+/// Why a member is waited for that this node does not reach.
+const UNREACHABLE: &str = "unreachable";
 /// How long a member is waited for when a person asks how purging stands.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often each node came back.
+type Returns = watch::Receiver<BTreeMap<NodeNum, u64>>;
 
 /// How purging is set up.
 #[derive(Clone, Copy, Debug)]
@@ -100,28 +110,65 @@ impl Purge {
 
     /// Runs for the node's life.
     pub async fn run(self: Arc<Self>) {
+        let mut returns = self.parts.reach.returns();
         loop {
             let every_ms = self.options.look_every().as_millis() as u64;
             let jitter = self.parts.entropy.below(every_ms * 2 / 5);
-            sleep(Duration::from_millis(every_ms * 4 / 5 + jitter)).await;
+            let next = Instant::now() + Duration::from_millis(every_ms * 4 / 5 + jitter);
+            tokio::select! {
+                biased;
+                () = sleep_until(next) => {}
+                () = self.returned(&mut returns) => sleep_until(next.min(Instant::now() + AFTER_RETURN)).await,
+            }
             self.look().await;
+        }
+    }
+
+    /// Waits until a member that could not be reached can be.
+    async fn returned(&self, returns: &mut Returns) {
+        loop {
+            if returns.changed().await.is_err() {
+                // The sender lives in `reach`, which we hold.
+                std::future::pending::<()>().await;
+            }
+            let status = self.status.lock();
+            if status.waiting_for.iter().any(|(node, why)| why == UNREACHABLE && self.parts.reach.is_reachable(*node)) {
+                return;
+            }
         }
     }
 
     /// One attempt, as far as it comes.
     async fn look(&self) {
         let _turn = self.turn.lock().await;
-        // A clock that is off would seal what is still to come.
-        if self.parts.clock.skewed_by_ms().is_some() || self.parts.routing.is_rebuilding() {
-            return;
-        }
-        let Some(ring) = self.parts.routing.ring() else { return };
-        let waiting_for = self.attempt(ring).await;
+        let waiting_for = match (self.unfit(), self.parts.routing.ring()) {
+            (_, None) => return,
+            (Some(_), _) if self.parts.store.totals().tombstones == 0 => BTreeMap::new(),
+            (Some(why), _) => BTreeMap::from([(self.parts.me, why.to_owned())]),
+            (None, Some(ring)) => self.attempt(ring).await,
+        };
         for (node, why) in &waiting_for {
             tracing::debug!(target: "a3::events", "tombstones wait for {node}: {why}");
         }
         self.meters.waiting.set(waiting_for.len() as f64);
         self.status.lock().waiting_for = waiting_for.into_iter().collect();
+    }
+
+    /// Why this node can raise nothing now.
+    fn unfit(&self) -> Option<&'static str> {
+        if self.parts.clock.skewed_by_ms().is_some() {
+            // It would seal what is still to come.
+            return Some("its clock is off");
+        }
+        self.parts.routing.is_rebuilding().then_some("it is being rebuilt")
+    }
+
+    /// How purging stands here. The last look may be a while ago: who can be reached by now is not named as out of reach.
+    fn status(&self) -> PurgeStatus {
+        let mut status = self.status.lock().clone();
+        status.tombstones = self.parts.store.totals().tombstones;
+        status.waiting_for.retain(|(node, why)| why != UNREACHABLE || !self.parts.reach.is_reachable(*node));
+        status
     }
 
     /// How purging stands at every member that answers, and why the others do not.
@@ -156,9 +203,9 @@ impl Purge {
         let reply = if node == self.parts.me {
             self.answer(self.parts.me, epoch, step).await
         } else if !self.parts.reach.is_reachable(node) {
-            return Err("unreachable".to_owned());
+            return Err(UNREACHABLE.to_owned());
         } else {
-            let deadline = tokio::time::Instant::now() + patience;
+            let deadline = Instant::now() + patience;
             let request = PeerRequest::Purge { epoch, step };
             self.parts.peers.ask(Destination::Member(node), request, deadline).await
         };
@@ -166,6 +213,7 @@ impl Purge {
             Ok(PeerReply::Purge(PurgeReply::WrongEpoch { epoch: theirs })) => Err(format!("holds epoch {theirs}")),
             Ok(PeerReply::Purge(reply)) => Ok(reply),
             Ok(_) => Err("an answer of the wrong kind".to_owned()),
+            Err(PeerError::Unreachable) => Err(UNREACHABLE.to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
