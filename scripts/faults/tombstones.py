@@ -5,7 +5,8 @@ import sqlite3
 import time
 
 from cluster import Cluster, check, path_of, wait_until
-from faults.healing import NO_HINTS, NO_ROUNDS, hints_are_gone, in_step
+
+from .healing import NO_HINTS, NO_ROUNDS, hints_are_gone, in_step
 
 # Tombstones are kept at least so long, in seconds.
 GRACE = 2
@@ -74,6 +75,7 @@ def tombstones(_options):
             return told(one)["waiting_for"] == [{"node": down.name, "reason": "unreachable"}]
 
         wait_until(f"/tombstones names {down.name}", waits, 20)
+        # So that it hears of the deletes by comparing copies alone.
         hints_are_gone(cluster, down)
         dropped = total(nodes[:2], "a3_hints_dropped_total")
         check(dropped > 0, f"{dropped:.0f} hints of {KEYS} deletes were dropped, and none is left")
@@ -92,6 +94,8 @@ def tombstones(_options):
         check(problem is None, "404 at a quorum of every node after its return" if problem is None else problem)
         wait_until("the copies agree", lambda: in_step(one), 40)
         check(total(nodes, "a3_hints_delivered_total") == 0, "the copies agree, and no hint was delivered")
+        # It serves before the others have heard so, and until then they say 503 at `all`.
+        wait_until("all reach it", lambda: all(n.get("kept", consistency="all").status == 200 for n in nodes), 20)
         problem = wait_until_absent(nodes)
         check(problem is None, "404 at every level of every node from then on" if problem is None else problem)
 

@@ -82,7 +82,7 @@ impl Purge {
     /// again, and they refuse whatever lies below them.
     fn check(&self, from: NodeNum, ring: &Ring, step: &PurgeStep) -> Result<(), &'static str> {
         let slots: SlotSet = match step {
-            PurgeStep::Survey { slots } | PurgeStep::Seal { slots, .. } => slots.clone(),
+            PurgeStep::Survey { slots } | PurgeStep::Seal { slots, .. } => *slots,
             PurgeStep::Raise { floors } => floors.iter().map(|(slot, _)| *slot).collect(),
             PurgeStep::Drop { drops } => drops.iter().map(|drop| drop.slot).collect(),
             PurgeStep::Hints { .. } | PurgeStep::Status => SlotSet::NONE,

@@ -18,7 +18,7 @@ use crate::node::replica;
 use crate::node::routing::Routing;
 use crate::node::views::Liveness;
 use crate::node::world::Tasks;
-use crate::ports::{Hint, Peers, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Store};
+use crate::ports::{Hint, Peers, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Spawn, Store};
 use crate::protocol::ring::Ring;
 use crate::types::{Content, Hlc, Key, Record, SlotFloor, Version, Writer};
 
@@ -302,7 +302,8 @@ async fn a_look_is_taken_soon_after_a_member_came_back() {
     three.cut(&[THREE]);
     three.look_after(0).await;
     let driver = three.driver(ONE);
-    let runs = tokio::spawn(Arc::clone(driver).run());
+    let tasks = Tasks::default();
+    tasks.spawn(Arc::clone(driver).run().boxed());
     sleep(Duration::from_secs(1)).await;
     driver.parts.reach.gossip(THREE, Liveness::Down);
     three.cut(&[]);
@@ -311,5 +312,5 @@ async fn a_look_is_taken_soon_after_a_member_came_back() {
     assert_eq!(three.kept()[0].floor.written, Hlc::ZERO, "handoff goes first");
     sleep(AFTER_RETURN).await;
     assert!(three.kept()[0].floor.written.ms() >= NOW_MS);
-    runs.abort();
+    tasks.crash();
 }
