@@ -98,6 +98,7 @@ async fn proposer(peers: Arc<MeshPeers>, stop: Arc<AtomicBool>, done: Arc<Atomic
         edit: Edit::Write(NewContent::value(vec![7u8; 100])),
         op: OpId(uuid::Uuid::from_u128(1)),
         idempotency: None,
+        ended: None,
     };
     while !stop.load(Ordering::Relaxed) {
         let request = PeerRequest::Propose { proposal: Box::new(proposal.clone()), timeout_ms: 1000, trace: None };
