@@ -383,8 +383,13 @@ impl World {
         Ok(())
     }
 
+    /// Those of its keys.
+    pub(crate) fn slots(&self) -> BTreeSet<Slot> {
+        self.keys.get().into_iter().flat_map(|keys| keys.slots.values().copied()).collect()
+    }
+
     fn to_be_purged(&self) -> u64 {
-        let slots: BTreeSet<Slot> = self.keys.get().into_iter().flat_map(|keys| keys.slots.values().copied()).collect();
+        let slots = self.slots();
         self.places.iter().flat_map(|place| slots.iter().map(|slot| place.disk.to_be_purged(*slot))).sum()
     }
 

@@ -66,6 +66,17 @@ fn first_stamp(world: &World, write: &Operation) -> Option<Version> {
     of_it.map(|((_, version), _)| *version).min()
 }
 
+/// Copies are compared by sums, so these are those of the rows, on every disk.
+pub(super) fn sums_are_of_rows(world: &World) -> Verdict {
+    for (place, slot) in world.places.iter().flat_map(|place| world.slots().into_iter().map(move |slot| (place, slot)))
+    {
+        if !place.disk.sums_are_of_rows(slot) {
+            return Err(format!("the sums of {slot} on {} are not those of its rows", place.number));
+        }
+    }
+    Ok(())
+}
+
 /// Reads at `all`, until every home replica is heard: one that was silent lately is not asked at once.
 async fn read_every_copy(world: &World, key: &Key, copies: usize) -> Result<Option<Version>, String> {
     let Some((node, _)) = world.places.iter().find_map(|p| p.node()) else { return Err("no node is up".into()) };

@@ -7,8 +7,7 @@
 //! - [`repeats`]: a request under an `Idempotency-Key` is carried out once, and always told the same.
 //! - [`linear`]: each key has a linear history.
 //!
-//! Not checked, as nothing promises it: that all copies are equal before they are read (a write without an
-//! acknowledgement may be left on a minority; there is no anti-entropy yet), and what reads at `one` find.
+//! Not checked, as nothing promises it: what reads at `one` find.
 
 mod contents;
 mod disks;
@@ -31,6 +30,7 @@ pub(crate) async fn all(world: &World) -> Verdict {
     contents::all(world, &history)?;
     disks::receipts_count_disks(world, &history)?;
     disks::acknowledged_is_kept(world, &history)?;
+    disks::sums_are_of_rows(world)?;
     repeats::all(world, &history)?;
     ends::all(world, &history)?;
     let events = events::of(&history);

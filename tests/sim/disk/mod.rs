@@ -3,6 +3,7 @@
 //! A batch is applied when its virtual sync ends and answered a moment later, so a crash falls before it, or after it
 //! and before the answers. A disk may be full for a while, and be wiped: then it is another instance's.
 
+mod looks;
 mod purge;
 mod rows;
 mod sql;
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, RecordPage, Refusal, ReplicaReply, ReplicaRequest, SlotEntry,
-    SlotPage, Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
+    Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, Refusal, ReplicaReply, ReplicaRequest, SlotEntry, SlotPage,
+    Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
     Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
@@ -104,47 +105,12 @@ impl Disk {
         }
     }
 
-    /// Whether its node may answer for what is on it.
-    pub(crate) fn is_whole(&self) -> bool {
-        let content = self.content.lock();
-        content.identity.cluster.is_some() && !content.identity.rebuilding
-    }
-
     pub(crate) fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::SeqCst);
     }
 
     fn is_full(&self) -> bool {
         self.full.load(Ordering::SeqCst)
-    }
-
-    /// The version it holds of a key: its own copy, or the newest among that and its hints. Where there is nothing, that of
-    /// the tombstone that was purged, if its floor says that it knew it.
-    pub(crate) fn version(&self, slot: Slot, key: &Key, hints: bool) -> Option<Version> {
-        match self.content.lock().rows.read(slot, key, ReadPart::Version, hints) {
-            ReplicaReply::Version { seen: Some(seen), .. } => Some(seen.version),
-            ReplicaReply::Version { seen: None, floor } => {
-                let buried = self.witness.buried(key).filter(|(version, written)| floor.covers(version, *written));
-                buried.map(|(version, _)| version)
-            }
-            _ => None,
-        }
-    }
-
-    /// The greatest version that was purged in that slot.
-    pub(crate) fn floor(&self, slot: Slot) -> Version {
-        self.content.lock().rows.kept(slot).floor.version
-    }
-
-    /// Tombstones and registers of absent keys in that slot.
-    pub(crate) fn to_be_purged(&self, slot: Slot) -> u64 {
-        let content = self.content.lock();
-        content.seed().map(|seed| content.rows.survey(seed, slot)).map_or(0, |s| s.tombstones + s.orphans)
-    }
-
-    /// Hints it keeps.
-    pub(crate) fn hints(&self) -> u64 {
-        self.content.lock().rows.hint_totals().iter().map(|(_, totals)| totals.count).sum()
     }
 
     /// How long a sync takes this time.
