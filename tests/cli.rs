@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::Output;
+use std::time::Duration;
 
 use assert_cmd::Command;
 
@@ -184,6 +185,20 @@ fn nobody_there_is_69() {
     let (code, _, stderr) = run(&["health", "--ready", "--wait", "200ms", "--host", &free]);
     assert_eq!(code, 69, "{stderr}");
     assert_eq!(run(&["smoke", "--hosts", &free]).0, 1);
+}
+
+/// As a node does that was paused: the system accepts for it, and nobody answers.
+#[test]
+fn a_node_that_hangs_is_69_before_anybody_loses_patience() {
+    let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = hangs.local_addr().unwrap().to_string();
+    for command in [&["status"][..], &["health"], &["health", "--ready", "--wait", "1s"]] {
+        let arguments = [command, &["--host", &address]].concat();
+        let hung = a3(&arguments).timeout(Duration::from_secs(20)).output().unwrap();
+        assert_eq!(hung.status.code(), Some(69), "{command:?} waits on");
+        let (_, stdout, stderr) = told(hung);
+        assert_eq!((stdout.as_str(), stderr), ("", format!("a3: {address}: no answer within 3s\n")), "{command:?}");
+    }
 }
 
 #[test]
