@@ -140,3 +140,19 @@ async fn a_stop_is_clean_and_what_cannot_be_right_is_refused() {
         assert_eq!(node.stop().await, 0, "{}", node.said());
     }
 }
+
+/// As when its log is on the disk that is full.
+#[tokio::test]
+async fn a_node_whose_lines_cannot_be_written_works_on_and_tells_by_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::new(1, dir.path().join("node1"), &[("DEBUG_LOG", "true".into())]);
+    node.log = "/dev/full".into();
+    node.start();
+    node.ready().await;
+    assert_eq!(node.ask("PUT", "/kv/name", "anas").await.status, 201);
+    assert_eq!(node.ask("GET", "/kv/name", "").await.body, "anas");
+    assert_eq!(node.stop().await, 0);
+    node.set("NODE_NUM", "2".into());
+    node.start();
+    assert_eq!(node.ended().await, 78, "the directory is another node's");
+}
