@@ -5,7 +5,8 @@
 //! happens), the mesh, the node, REST (which answers `/readyz` with 503 until the node has its cluster), then the cluster.
 //! Down: readiness ends, the other members are told, REST says goodbye to its clients and finishes what it has, the mesh
 //! too, tasks end, the store drains, saves its sums and closes. All of it takes less than 10 s, whatever clients do: at
-//! most 1 s for the members, 5.6 s for REST, 2 s for the mesh. A store that stopped writing ends the process with a failure: what it acknowledged is on disk.
+//! most 1 s for the members, 5.6 s for REST, 2 s for the mesh. Who asks a second time gets all but the store cut at once. A
+//! store that stopped writing ends the process with a failure: what it acknowledged is on disk.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,6 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use rustix::fs::statvfs;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Durability};
@@ -25,11 +25,13 @@ use crate::node::founding::FoundingError;
 use crate::node::{self, Node, Ports};
 use crate::ports::{Entropy, PeerHandler, Spawn, Store, StoreError};
 use crate::storage::{self, OpenError, SqliteStore};
-use crate::system::{SystemClock, SystemEntropy, Tasks, tell_manager};
+use crate::system::{StopSignals, SystemClock, SystemEntropy, Tasks, tell_manager};
 use crate::{http, mesh};
 
 /// A write-ahead log that reached this many bytes is checkpointed to its end between two commits.
 const WAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// How long a stop that was asked for a second time waits for the store.
+const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 /// Gauges are taken, and the metrics' own books kept, this often.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -71,12 +73,14 @@ impl ServeError {
     }
 }
 
-/// Runs one node until it is told to stop by SIGTERM or Ctrl-C.
+/// Runs one node until it is told to stop by SIGTERM, Ctrl-C or the end of its terminal.
 ///
 /// # Errors
 /// When it could not start, or had to stop by itself.
 pub async fn serve(config: Config) -> Result<(), ServeError> {
     let recorder = install_metrics()?;
+    // Before the store is opened, which may take its time: to process 1 of a container nothing happens by default.
+    let asked = Asked::follow()?;
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy::default());
     let clock = Arc::new(SystemClock);
     let store = SqliteStore::open(storage_options(&config), clock.clone(), &*entropy)?;
@@ -108,33 +112,67 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     spawn.spawn(Box::pin(upkeep(recorder, node.clone(), store.clone(), config.data_dir.clone())));
 
     // REST ends only after its requests have; they may need the mesh, which ends last.
+    let mut ended = Ok(());
     let life = async {
         let life = async {
-            let ended = live(&config, &node, &store).await;
+            ended = live(&config, &node, &store, &asked).await;
             tell("STOPPING=1\nSTATUS=finishes the requests under way");
             node.leave().await;
             stop_http.cancel();
-            ended
         };
-        let ((), ended) = tokio::join!(rest, life);
+        tokio::join!(rest, life);
         stop_mesh.cancel();
-        ended
+        Ok(())
     };
-    let ended = tokio::try_join!(async { mesh.await.map_err(ServeError::Mesh) }, life);
+    let served = tokio::select! {
+        biased;
+        served = async { tokio::try_join!(async { mesh.await.map_err(ServeError::Mesh) }, life) } => served.map(drop),
+        () = asked.again.cancelled() => Ok(()),
+    };
     tasks.stop().await;
     if let Err(error) = node.close().await {
         tracing::warn!(%error, "the clock's last reading was not noted down");
     }
     store.close();
     tracing::info!(node = %me, "stopped");
-    ended.map(drop)
+    served.and(ended)
+}
+
+/// What a person or a service manager asks of the node by signals.
+#[derive(Clone, Debug, Default)]
+struct Asked {
+    /// To stop in order.
+    to_stop: CancellationToken,
+    /// Once more: without waiting for clients and members.
+    again: CancellationToken,
+}
+
+impl Asked {
+    /// Follows the signals from now on, also while the store keeps everything else waiting.
+    fn follow() -> Result<Self, ServeError> {
+        let mut signals = StopSignals::install().map_err(|e| ServeError::Install(format!("a signal handler: {e}")))?;
+        let asked = Self::default();
+        let told = asked.clone();
+        Tasks::default().spawn(Box::pin(async move {
+            signals.next().await;
+            told.to_stop.cancel();
+            signals.next().await;
+            tracing::warn!("told to stop once more: requests under way are cut");
+            told.again.cancel();
+            tokio::select! {
+                biased;
+                () = signals.next() => {}
+                () = tokio::time::sleep(CLOSED_WITHIN) => {}
+            }
+            tracing::error!("the store was not closed; the next start goes on as after a crash");
+            std::process::exit(1);
+        }));
+        Ok(asked)
+    }
 }
 
 /// From the search for the cluster to a reason to stop.
-async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>) -> Result<(), ServeError> {
-    let install = |e: io::Error| ServeError::Install(format!("a signal handler: {e}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(install)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(install)?;
+async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>, asked: &Asked) -> Result<(), ServeError> {
     let mut failed = store.failed();
     let mut replaced = Box::pin(node.replaced());
     let mut joining = Box::pin(node.join());
@@ -151,8 +189,7 @@ async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>) -> Re
                 tracing::error!(%error, "another instance has this node's place; the node stops");
                 return Err(error.into());
             }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = asked.to_stop.cancelled() => break,
             result = &mut joining, if !joined => {
                 result?;
                 joined = true;

@@ -60,9 +60,10 @@ connection: close\r\ncontent-length: 157\r\n\r\n{\"type\":\"/problems/overloaded
 \"status\":503,\"detail\":\"too many connections\",\"code\":\"overloaded\",\"retryable\":true}\n\n";
 
 /// Serves until `shutdown` resolves. Then it says goodbye for [`Options::farewell`], takes no new connection or request,
-/// and returns when those under way are done, or cut after [`Options::grace`].
+/// and returns when those under way are done, or cut after [`Options::grace`]. Dropping the future cuts them at once.
 pub async fn serve(listener: TcpListener, router: Router, options: &Options, shutdown: impl Future<Output = ()>) {
     let server = Arc::new(Server::new(router, options));
+    let _cut = server.tasks.end.clone().drop_guard();
     server.accept(&listener, shutdown).await;
     server.leaving.store(true, Ordering::Relaxed);
     server.accept(&listener, tokio::time::sleep(options.farewell)).await;
