@@ -25,7 +25,7 @@ use crate::node::founding::FoundingError;
 use crate::node::{self, Node, Ports};
 use crate::ports::{Entropy, PeerHandler, Spawn, Store, StoreError};
 use crate::storage::{self, OpenError, SqliteStore};
-use crate::system::{StopSignals, SystemClock, SystemEntropy, Tasks, tell_manager};
+use crate::system::{StopSignals, SystemClock, SystemEntropy, Tasks, open_files_max, tell_manager};
 use crate::{http, mesh};
 
 /// A write-ahead log that reached this many bytes is checkpointed to its end between two commits.
@@ -68,8 +68,7 @@ impl ServeError {
                     | OpenError::DatabaseLost { .. }
                     | OpenError::Damaged { .. }
             ) | ServeError::Founding(FoundingError::Stop(_))
-                | ServeError::Listen { .. }
-        )
+        ) || matches!(self, ServeError::Listen { source, .. } if source.kind() != io::ErrorKind::AddrInUse)
     }
 }
 
@@ -104,7 +103,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 
     let stop_http = CancellationToken::new();
     let stop_mesh = CancellationToken::new();
-    let http_options = http_options(&config);
+    let http_options = http_options(&config, open_files_max());
     let render = recorder.clone();
     let router = http::router(node.clone(), entropy, &http_options, Arc::new(move || render.render()));
     let rest = http::serve(http_listener, router, &http_options, stop_http.clone().cancelled_owned());
@@ -262,12 +261,16 @@ fn node_options(config: &Config) -> node::Options {
     }
 }
 
-fn http_options(config: &Config) -> http::Options {
+/// Clients get three quarters of the files that may be open; peers and the database need the rest.
+fn http_options(config: &Config, files_max: u64) -> http::Options {
+    let usual = http::Options::default();
+    let connections_max = usize::try_from(files_max / 4 * 3).unwrap_or(usize::MAX).min(usual.connections_max);
     http::Options {
+        connections_max,
         value_bytes_max: config.value_bytes_max,
         request_timeout: config.request_timeout,
         cors_origins: config.cors_origins.clone(),
-        ..http::Options::default()
+        ..usual
     }
 }
 
@@ -355,5 +358,30 @@ impl Gauges {
         }
         let me = cluster.members.iter().find(|m| m.node == cluster.asked);
         self.owned.set(me.map_or(0, |m| m.slots) as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{RawConfig, Sources, validate};
+
+    #[test]
+    fn a_port_that_is_taken_may_be_free_at_the_next_start_and_a_foreign_address_is_a_setting() {
+        let cannot = |kind: io::ErrorKind| ServeError::Listen {
+            what: "mesh",
+            address: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            source: kind.into(),
+        };
+        assert!(!cannot(io::ErrorKind::AddrInUse).is_configuration());
+        assert!(cannot(io::ErrorKind::AddrNotAvailable).is_configuration());
+        assert!(cannot(io::ErrorKind::PermissionDenied).is_configuration());
+    }
+
+    #[test]
+    fn clients_leave_files_for_peers_and_the_database() {
+        let config = validate(&RawConfig::gather(&Sources::default()).unwrap()).unwrap();
+        let connections = |files| http_options(&config, files).connections_max;
+        assert_eq!([1024, 4096, 65_536, u64::MAX].map(connections), [768, 3072, 8192, 8192]);
     }
 }

@@ -1,5 +1,5 @@
 //! The system behind the ports: the wall clock, the operating system's randomness, tokio's tasks; the signals that ask a
-//! process to stop; and the service manager, if one has started this process.
+//! process to stop and how many files it may open; and the service manager, if one has started this process.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -128,6 +129,16 @@ impl StopSignals {
 fn is_ignored(status: &str, signal: SignalKind) -> bool {
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
+}
+
+/// How many files, connections among them, the process may have open: as many as the system allows when it is asked. A shell
+/// starts programs with 1024 for those that were written when that was much.
+pub fn open_files_max() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let is_raised = limit.current != limit.maximum && setrlimit(Resource::Nofile, all).is_ok();
+    let max = if is_raised { limit.maximum } else { limit.current };
+    max.unwrap_or(u64::MAX)
 }
 
 /// Tells systemd how the process does (`sd_notify(3)`): lines such as `READY=1`. Nothing where nobody has asked, which

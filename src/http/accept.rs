@@ -31,6 +31,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -52,6 +53,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (usually: no file descriptor is left) the loop rests.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// Where one after the other fails, it is told this often.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// How long a connection that was accepted last has for its first request before it counts as idle.
 const LAST_REQUEST_WAIT: Duration = Duration::from_millis(100);
 
@@ -108,6 +111,7 @@ impl Server {
 
     async fn accept(self: &Arc<Self>, listener: &TcpListener, until: impl Future<Output = ()>) {
         let mut until = pin!(until);
+        let mut told: Option<Instant> = None;
         loop {
             tokio::select! {
                 biased;
@@ -115,7 +119,10 @@ impl Server {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => self.take(stream, peer),
                     Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
+                        if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                            tracing::warn!(%error, "a connection could not be accepted");
+                            told = Some(Instant::now());
+                        }
                         tokio::time::sleep(ACCEPT_REST).await;
                     }
                 }
