@@ -101,13 +101,14 @@ fn json(body: &BatchBody<'_>) -> Response {
 }
 
 /// A batch.
-#[derive(Debug, utoipa::ToSchema)]
+#[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
 #[schema(as = Batch)]
-#[expect(dead_code, reason = "it only describes a body")]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it only describes a body: every fault in one is listed, which serde cannot")]
 struct BatchRequest {
     /// What to do.
-    #[schema(max_items = 1000)]
-    ops: Vec<OperationBody>,
+    #[schema(max_items = 1000, value_type = Vec<OperationBody>)]
+    ops: Vec<Value>,
 }
 
 #[cfg(test)]

@@ -271,7 +271,10 @@ pub fn openapi_json() -> String {
 }
 
 fn describe_parts(operation: &mut Operation, bodies: bool) {
-    if let Some(RefOr::T(body)) = &mut operation.request_body {
+    let id = operation.operation_id.clone().unwrap_or_default();
+    if let Some(RefOr::T(body)) = &mut operation.request_body
+        && id != "batch"
+    {
         // No body is an empty value. The macro would say that by allowing null in its place.
         body.required = Some(Required::False);
     }
@@ -283,7 +286,6 @@ fn describe_parts(operation: &mut Operation, bodies: bool) {
             parameter.required = Required::False;
         }
     }
-    let id = operation.operation_id.clone().unwrap_or_default();
     for (status, help) in problems_of(&id) {
         let mut response = problem_response(help, bodies);
         if status == 412 {
