@@ -198,6 +198,23 @@ fn what_was_overwritten_since_is_settled_and_what_was_not_written_is_not() {
 }
 
 #[test]
+fn a_tombstone_that_was_purged_is_not_asked_to_be_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    wait(store.raise(vec![(slot("k"), floor(9, 5))]));
+    let record = Some(record(&key("k"), 5, Content::Tombstone));
+    let accepted = Accepted { ballot: ballot(12), op: OpId(Uuid::nil()), record, recent: Recent::NONE };
+    ask(&*store, ReplicaRequest::Accept { key: key("k"), accepted: Box::new(accepted) });
+    assert!(matches!(ask(&*store, delete("k", 5)), ReplicaReply::BelowFloor { .. }), "nobody can write it");
+    assert_eq!(wait(store.seal(only("k"), Hlc(9))), [Sealed::empty(slot("k"))]);
+    // A record that is damaged may be what was accepted, or older.
+    ask(&*store, write("k", 10, "v"));
+    let conn = rusqlite::Connection::open(dir.path().join("a3.db")).unwrap();
+    conn.execute("UPDATE records SET hlc = hlc + 1", []).unwrap();
+    assert_eq!(wait(store.seal(only("k"), Hlc(9)))[0].unsettled, [key("k")]);
+}
+
+#[test]
 fn a_damaged_register_spoils_the_seal_of_its_slot_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

@@ -152,7 +152,7 @@ async fn what_moves_while_copies_are_compared_gets_to_all_before_the_floor() {
     }
 }
 
-/// As above, but nobody repairs it: the raiser learns it from the last one, when it is done with the second.
+/// As above, but nobody repairs it: the raiser learns it from the others when it is done with the second.
 #[tokio::test(start_paused = true)]
 async fn what_the_raiser_learns_from_the_last_one_gets_to_the_first_one_too() {
     let five = cluster(5);
