@@ -95,6 +95,8 @@ fn serve(stream: TcpStream, cluster: &str, kept: &mut Kept, keeps: bool) -> std:
             kept.values.insert(path, (body, version.clone()));
             (201, receipt(&version))
         }
+        // Told again as the version: what is asked of whom.
+        ("PATCH", _) => (200, receipt(&path)),
         ("DELETE", _) => {
             if keeps {
                 kept.values.remove(&path);
@@ -127,6 +129,8 @@ fn a_wrong_command_line_is_2_and_says_what_was_meant() {
         &["bench", "--op", "cas-hot", "--consistency", "one"],
         &["put", "k", "v", "--if-absent", "--if-match", "*"],
         &["put", "k", "v", "--idempotency-key", "a\nb"],
+        &["touch", "k"],
+        &["touch", "k", "soon"],
     ] {
         let (code, stdout, stderr) = run(wrong);
         assert_eq!((code, stdout.as_str()), (2, ""), "{wrong:?}: {stderr}");
@@ -231,6 +235,17 @@ fn a_false_condition_is_4_and_a_version_is_taken_as_it_is_printed() {
     assert_eq!(node.run(&["delete", "k", "--if-match", "v1"]).0, 4);
     assert_eq!(node.run(&["delete", "k", "--if-match", "v2"]).0, 0);
     assert!(node.run(&["put", "k", "3", "--idempotency-key", "once-1"]).1.contains("version once-1"));
+}
+
+#[test]
+fn a_touch_sends_a_time_and_no_value() {
+    let node = FakeNode::start("c-1", true);
+    for (asked, sent) in [("90s", "/kv/a%2Fb?ttl=90000ms"), ("none", "/kv/a%2Fb?ttl=none")] {
+        let (code, stdout, stderr) = node.run(&["touch", "a/b", asked]);
+        assert_eq!(code, 0, "{stderr}");
+        assert!(stdout.contains(sent), "{stdout}");
+    }
+    assert_eq!(node.run(&["touch", "k", "90s", "--if-match", "v1"]).0, 4);
 }
 
 #[test]
