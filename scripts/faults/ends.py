@@ -27,7 +27,7 @@ def told(nodes, prefix, count):
 
 
 def records_moved(cluster):
-    return moved(cluster)[1]
+    return moved(cluster.nodes)[1]
 
 
 def nothing_to_repair(cluster, before, what):
