@@ -1,6 +1,6 @@
 //! Rare requests: one call each, over connections of their own, so that gossip never waits behind a batch of values.
 //!
-//! Comparing and repairing copies can move a lot for a long time, and has connections of its own, too.
+//! Comparing and repairing copies can move a lot for a long time, and has connections of its own, too. So have listings.
 //!
 //! A proposal is less rare and can be large: proposals have a connection of their own again. It is sent once and never
 //! repeated, by us or by a layer below (tonic and hyper do not send a call again), and once it was answered nothing is
@@ -15,7 +15,7 @@ use super::channels::Channels;
 use super::client::Shared;
 use super::endpoint;
 use super::weight;
-use super::wire::{self, Malformed, propose, proto, purge, rare, status, tree};
+use super::wire::{self, Malformed, propose, proto, purge, rare, scan, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::types::InstanceId;
 
@@ -25,11 +25,13 @@ pub(super) struct Asks {
     talk: Channels,
     proposals: Channels,
     healing: Channels,
+    listings: Channels,
 }
 
 impl Asks {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, talk: Channels::default(), proposals: Channels::default(), healing: Channels::default() }
+        let channels = Channels::default;
+        Self { shared, talk: channels(), proposals: channels(), healing: channels(), listings: channels() }
     }
 
     /// Asks whoever listens at that address, or only that instance.
@@ -99,6 +101,11 @@ impl Asks {
                 let mut reply = answer(client.purge(purge::request(header, epoch, step)).await)?;
                 (reply.header.take(), purge::read_reply(reply))
             }
+            PeerRequest::Scan { epoch, scan } => {
+                let from = scan.from.clone();
+                let mut reply = answer(client.scan(scan::request(header, epoch, scan)).await)?;
+                (reply.header.take(), scan::read_reply(reply, &from))
+            }
             PeerRequest::Converge { with, look } => {
                 let request = self.told(tree::converge_request(header, with, look));
                 let mut reply = self.heard(answer(client.converge(request).await)?);
@@ -120,6 +127,7 @@ impl Asks {
             | PeerRequest::FetchSlot { .. }
             | PeerRequest::Purge { .. }
             | PeerRequest::Converge { .. } => (&self.healing, weight::of_healing(request)),
+            PeerRequest::Scan { .. } => (&self.listings, weight::SCAN_BYTES),
             _ => (&self.talk, 0),
         }
     }

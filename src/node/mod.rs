@@ -20,6 +20,7 @@ pub mod gossip;
 pub mod handoff;
 pub mod healing;
 pub mod journal;
+pub mod listing;
 pub mod operations;
 pub mod options;
 pub mod own;
@@ -61,6 +62,7 @@ use founding::{Founding, FoundingError};
 use gossip::Gossip;
 use handoff::Handoff;
 use journal::Journal;
+use listing::{Lister, ListingFailure, Page, Question};
 use operations::Operations;
 pub use options::Options;
 use own::Own;
@@ -107,6 +109,7 @@ pub struct Node {
     replica: Arc<Replica>,
     succession: Arc<Succession>,
     rebuild: Arc<Rebuild>,
+    lister: Lister,
     founding: Arc<Founding>,
     gossip: Arc<Gossip>,
     own: Arc<Own>,
@@ -165,6 +168,7 @@ impl Node {
         let directory = Arc::new(Directory::default());
         let succession = Succession::new(me, &ports, &routing, &clock, &directory, &journal);
         let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
+        let lister = Lister::new(&ports, (&routing, &clock, &reach), &coordinator, &succession);
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),
@@ -187,6 +191,7 @@ impl Node {
             replica,
             succession,
             rebuild,
+            lister,
             founding,
             gossip,
             own,
@@ -283,6 +288,14 @@ impl Node {
         self.conditional.put(put).await
     }
 
+    /// A page of keys in order; see [`Lister::page`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn list(&self, question: Question, deadline: Instant) -> Result<Page, ListingFailure> {
+        self.lister.page(question, deadline).await
+    }
+
     /// Resolves when the topology lists another instance under this node's number: it must not go on.
     pub async fn replaced(&self) -> FoundingError {
         let mut epoch = self.routing.subscribe();
@@ -373,6 +386,7 @@ impl PeerHandler for Node {
                 PeerRequest::FetchRange(exchange) => self.anti_entropy.answer_fetch_range(exchange).await,
                 PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
                 PeerRequest::FetchSlot { epoch, slot, after } => self.rebuild.answer(epoch, slot, after).await,
+                PeerRequest::Scan { epoch, scan } => self.lister.answer(from.node, epoch, scan).await,
                 PeerRequest::Purge { epoch, step } => self.purge.answer(from.node, epoch, step).await,
                 PeerRequest::Vote { epoch, ballot, proposal } => {
                     self.succession.answer_vote(epoch, ballot, proposal).await

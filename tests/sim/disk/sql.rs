@@ -5,7 +5,7 @@ use std::path::Path;
 use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, SlotEntry};
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
 use a3::types::{
-    Dropped, Hlc, Key, Leaf, NodeNum, Record, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token,
+    Dropped, Hlc, Key, Leaf, NodeNum, Record, Scan, ScanPage, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token,
     TokenSeed, Version,
 };
 
@@ -107,6 +107,10 @@ impl Rows for SqlRows {
             [Outcome::Ended(ended)] => ended.clone(),
             other => panic!("no list, but {other:?}"),
         }
+    }
+
+    fn scan(&self, seed: TokenSeed, scan: &Scan) -> ScanPage {
+        self.0.scan(seed, scan).expect("memory is not damaged")
     }
 
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
