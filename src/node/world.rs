@@ -19,7 +19,7 @@ use crate::ports::{
     ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
 use crate::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Scan, ScanPage, Slot, Sum, Token, Topology, Version, Vote,
+    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, Topology, Version, Vote,
 };
 
 pub(crate) struct Seeded(Mutex<StdRng>);
