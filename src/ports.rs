@@ -24,8 +24,8 @@ pub use crate::types::{
     ReplicaReply, ReplicaRequest, Seen,
 };
 use crate::types::{
-    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Sealed,
-    Scan, ScanPage, Slot, SlotDrop, SlotSet, Sum, Survey, Token, Topology, TopologyError, Trace, Version, Vote,
+    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Scan,
+    ScanPage, Sealed, Slot, SlotDrop, SlotSet, Sum, Survey, Token, Topology, TopologyError, Trace, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world

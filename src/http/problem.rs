@@ -169,6 +169,9 @@ struct Inner {
     replies: Option<Replies>,
     parameters: Vec<BadParameter>,
     checks: Vec<CheckBody>,
+    slots: Vec<u8>,
+    /// Replicas that did not answer for all of theirs.
+    failed: Vec<(NodeNum, String)>,
     /// The response has a body that is sent in the problem's place.
     told: bool,
 }
@@ -182,6 +185,8 @@ impl Problem {
             replies: None,
             parameters: Vec::new(),
             checks: Vec::new(),
+            slots: Vec::new(),
+            failed: Vec::new(),
             told: false,
         }))
     }
@@ -219,6 +224,13 @@ impl Problem {
 
     pub(super) fn with_checks(mut self, checks: Vec<CheckBody>) -> Self {
         self.0.checks = checks;
+        self
+    }
+
+    /// Slots without a majority, and which replicas did not answer.
+    pub(super) fn with_slots(mut self, slots: Vec<u8>, failed: Vec<(NodeNum, String)>) -> Self {
+        self.0.slots = slots;
+        self.0.failed = failed;
         self
     }
 
@@ -262,6 +274,7 @@ impl Problem {
         let inner = &*self.0;
         let about = inner.code.about();
         let replies = inner.replies.as_ref();
+        let failed = replies.map(|r| &r.failed).or(Some(&inner.failed).filter(|failed| !failed.is_empty()));
         let body = ProblemBody {
             kind: format!("/problems/{}", about.name),
             title: about.title,
@@ -273,9 +286,10 @@ impl Problem {
             outcome: inner.outcome.map(Outcome::as_str),
             required: replies.map(|r| r.required),
             acked: replies.map(|r| r.acked.iter().copied().map(NodeName).collect()),
-            failed: replies.map(|r| r.failed.iter().map(FailedReplica::from).collect()),
+            failed: failed.map(|failed| failed.iter().map(FailedReplica::from).collect()),
             parameters: &inner.parameters,
             checks: &inner.checks,
+            unreachable_slots: &inner.slots,
         };
         // Strings and numbers under string keys: serialisation to memory has no way to fail.
         serde_json::to_vec(&body).unwrap_or_default()
@@ -358,6 +372,10 @@ pub(super) struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     checks: &'a [CheckBody],
+    /// Of a listing: slots (0 to 255) that have no majority now.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false)]
+    unreachable_slots: &'a [u8],
 }
 
 #[cfg(test)]

@@ -72,23 +72,12 @@ struct Merge<'a> {
 }
 
 impl<'a> Merge<'a> {
-    fn new(
-        conn: &'a Connection,
-        meters: &'a Meters,
-        seed: TokenSeed,
-        targets: &[NodeNum],
-        scan: &'a Scan,
-    ) -> Self {
+    fn new(conn: &'a Connection, meters: &'a Meters, seed: TokenSeed, targets: &[NodeNum], scan: &'a Scan) -> Self {
         let from = scan.from.clone().max(scan.prefix.clone());
         // Common prefixes are in every slot; other keys are spread over them.
         let even = if scan.delimiter.is_empty() { scan.limit as usize / scan.slots.count().max(1) } else { 0 };
-        let range = |slot, hints_of, chunk| Range {
-            slot,
-            hints_of,
-            read: VecDeque::new(),
-            next: Some(from.clone()),
-            chunk,
-        };
+        let range =
+            |slot, hints_of, chunk| Range { slot, hints_of, read: VecDeque::new(), next: Some(from.clone()), chunk };
         let records = scan.slots.iter().map(|slot| range(slot, None, even.clamp(1, CHUNK_MAX / 2) + 1));
         let hints = targets.iter().flat_map(|target| scan.slots.iter().map(|slot| range(slot, Some(*target), 2)));
         let ranges = records.chain(hints).collect();
@@ -183,7 +172,9 @@ impl<'a> Merge<'a> {
         let range = &mut self.ranges[number];
         let Some(from) = range.next.take() else { return Ok(()) };
         match range.hints_of {
-            None => read_records(self.conn, self.meters, self.seed, (range, &from), &self.scan.prefix, &mut self.doubtful)?,
+            None => {
+                read_records(self.conn, self.meters, self.seed, (range, &from), &self.scan.prefix, &mut self.doubtful)?
+            }
             Some(target) => read_hints(self.conn, self.meters, (range, target, &from), &self.scan.prefix)?,
         }
         range.chunk = (range.chunk * 2).min(CHUNK_MAX);
@@ -208,9 +199,8 @@ impl<'a> Merge<'a> {
         }
         let loaded = match hints_of {
             None => load(&mut self.conn.prepare_cached(row::SELECT_RECORD)?, slot, key)?,
-            Some(target) => {
-                row::load_hint(&mut self.conn.prepare_cached(row::SELECT_HINT)?, target, slot, key)?.map(|hint| hint.row)
-            }
+            Some(target) => row::load_hint(&mut self.conn.prepare_cached(row::SELECT_HINT)?, target, slot, key)?
+                .map(|hint| hint.row),
         };
         let stored = loaded.and_then(|Loaded { stored, .. }| stored);
         if stored.is_none() {

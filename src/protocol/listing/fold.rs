@@ -136,12 +136,7 @@ impl Listing {
     }
 
     /// The answer to a scan, or why there is none.
-    pub fn on_answer(
-        &mut self,
-        number: usize,
-        answer: Result<ScanPage, String>,
-        asking: Asking<'_>,
-    ) -> Vec<ScanAsk> {
+    pub fn on_answer(&mut self, number: usize, answer: Result<ScanPage, String>, asking: Asking<'_>) -> Vec<ScanAsk> {
         let Some(at) = self.at.clone() else { return Vec::new() };
         let Some(source) = self.sources.get_mut(number).filter(|source| source.asked) else { return Vec::new() };
         match answer {

@@ -52,9 +52,8 @@ impl<'a> Telling<'a> {
             None => Some(behind(&key)),
         };
         self.page.entries.push(ScanEntry { key, copy, skips: skipped.is_some() });
-        let full = self.told >= self.scan.limit
-            || self.bytes >= SCAN_BYTES_MAX
-            || self.page.entries.len() >= SCAN_ROWS_MAX;
+        let full =
+            self.told >= self.scan.limit || self.bytes >= SCAN_BYTES_MAX || self.page.entries.len() >= SCAN_ROWS_MAX;
         match (place, skipped) {
             (Some(place), _) if full => {
                 self.page.next = Some(place);

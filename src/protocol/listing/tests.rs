@@ -101,15 +101,16 @@ fn a_replica_tells_one_live_key_of_a_common_prefix_and_skips_the_rest() {
     let held = || held.map(|(name, live)| (key(name), Some(outline(1, live))));
     let told = |scan: &Scan| {
         let page = tell_all(held(), scan);
-        let names: Vec<String> = page
-            .entries
-            .iter()
-            .map(|entry| format!("{}{}", entry.key, if entry.skips { "..." } else { "" }))
-            .collect();
+        let names: Vec<String> =
+            page.entries.iter().map(|entry| format!("{}{}", entry.key, if entry.skips { "..." } else { "" })).collect();
         (names.join(" "), page.next.map(|next| String::from_utf8_lossy(&next).into_owned()))
     };
     assert_eq!(told(&scan("", "/", 10)), ("a b/1 b/2... c d/1...".into(), None));
-    assert_eq!(told(&scan("", "/", 2)), ("a b/1 b/2...".into(), Some("b0".into())), "a common prefix is one of the limit");
+    assert_eq!(
+        told(&scan("", "/", 2)),
+        ("a b/1 b/2...".into(), Some("b0".into())),
+        "a common prefix is one of the limit"
+    );
     assert_eq!(told(&scan("", "/", 1)), ("a".into(), Some("a\0".into())));
     assert_eq!(told(&scan("b/3", "/", 10)), ("b/3... c d/1...".into(), None));
     assert_eq!(told(&scan("", "", 2)), ("a b/1 b/2".into(), Some("b/2\0".into())), "tombstones do not count");
@@ -210,7 +211,8 @@ impl World {
         let (mut keys, mut prefixes) = (Vec::new(), BTreeSet::new());
         for (key, outline) in &self.truth {
             let bytes = key.as_bytes();
-            if !outline.is_live(Hlc::from_ms(NOW)) || !bytes.starts_with(&question.prefix) || bytes < &question.from[..] {
+            if !outline.is_live(Hlc::from_ms(NOW)) || !bytes.starts_with(&question.prefix) || bytes < &question.from[..]
+            {
                 continue;
             }
             match common(&question.prefix, &question.delimiter, key) {

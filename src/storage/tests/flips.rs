@@ -136,9 +136,8 @@ impl Node {
                 None => assert!(doubtful.contains(key.token(seed()).slot()), "{key} was passed over"),
             }
         }
-        let known = |(key, copy): &(&Key, &Option<Outline>)| {
-            copy.is_none() || doubtful.contains(key.token(seed()).slot())
-        };
+        let known =
+            |(key, copy): &(&Key, &Option<Outline>)| copy.is_none() || doubtful.contains(key.token(seed()).slot());
         let invented: Vec<_> = told.iter().filter(|entry| !known(entry)).collect();
         assert!(invented.is_empty(), "{invented:?}");
         self.check()

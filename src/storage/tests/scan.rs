@@ -67,8 +67,7 @@ fn a_scan_is_the_merge_of_records_and_hints_in_key_order() {
             for (delimiter, samples) in [("", 1), ("/", 1), ("/", 3), ("d/", 1)] {
                 for (limit, from, values) in [(1, "", false), (40, "3/b/2", true), (u32::MAX, "", false)] {
                     let [prefix, delimiter, from] = [prefix, delimiter, from].map(Bytes::from);
-                    let scan =
-                        Scan { slots, prefix, delimiter, samples, limit, from, values, now: Hlc::from_ms(1) };
+                    let scan = Scan { slots, prefix, delimiter, samples, limit, from, values, now: Hlc::from_ms(1) };
                     assert_eq!(wait(store.scan(scan.clone())), model(&held, &scan), "{scan:?}");
                     compared += 1;
                 }

@@ -18,8 +18,8 @@ use a3::ports::{
     Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version,
-    Vote,
+    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology,
+    Version, Vote,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;

@@ -9,8 +9,8 @@ use a3::protocol::purge;
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
-    Accepted, Ballot, Dropped, Floor, Hlc, Key, Leaf, NodeNum, Outline, Promise, Record, Register, Scan, ScanPage, Sealed, Slot, SlotDrop,
-    SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Version,
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, Leaf, NodeNum, Outline, Promise, Record, Register, Scan, ScanPage,
+    Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Version,
 };
 
 /// Which hint.

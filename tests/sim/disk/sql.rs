@@ -5,8 +5,8 @@ use std::path::Path;
 use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, SlotEntry};
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
 use a3::types::{
-    Dropped, Hlc, Key, Leaf, NodeNum, Record, Scan, ScanPage, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token,
-    TokenSeed, Version,
+    Dropped, Hlc, Key, Leaf, NodeNum, Record, Scan, ScanPage, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey,
+    Token, TokenSeed, Version,
 };
 
 use super::rows::Rows;
