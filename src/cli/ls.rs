@@ -54,7 +54,7 @@ struct Page {
     next: Option<String>,
     strict: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    unreachable_slots: Vec<u8>,
+    unreachable_slots: Vec<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -95,7 +95,7 @@ impl Ls {
             let page: Page = fetch(&client, &self.asked.host, &path).await?;
             left = left.saturating_sub((page.items.len() + page.common_prefixes.len()) as u64);
             whole.strict &= page.strict;
-            whole.unreachable_slots.extend(&page.unreachable_slots);
+            whole.unreachable_slots.extend(page.unreachable_slots.iter().cloned());
             cursor.clone_from(&page.next);
             if self.output.is_json() {
                 whole.items.extend(page.items);

@@ -29,7 +29,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Api;
 use super::docs::{Flag, TimeoutText};
 use super::edge::Named;
-use super::listing_views::{EndBody, EndLine, ErrorLine, LineBody, PageBody, lines_of};
+use super::listing_views::{EndBody, EndLine, ErrorLine, LineBody, PageBody, lines_of, names_of};
 use super::live::accepts;
 use super::problem::{Code, Problem};
 use super::query::{self, Query};
@@ -196,7 +196,7 @@ fn problem_of(failure: ListingFailure) -> Problem {
         FailureKind::TimedOut => Code::TimedOut,
         _ => Code::Unavailable,
     };
-    let slots: Vec<u8> = slots.iter().map(|slot| slot.0).collect();
+    let slots = names_of(slots);
     let detail = match slots.len() {
         0 => format!("{kind}: nothing was listed by then"),
         many => format!("{kind}: {many} of 256 slots have no majority; partial=true lists the others"),

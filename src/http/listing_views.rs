@@ -22,10 +22,10 @@ pub(super) struct PageBody<'a> {
     next: Option<String>,
     /// False where a stand-in was counted: the page may miss strict writes.
     strict: bool,
-    /// Under `partial=true`: slots (0 to 255) that could not be had. What lies there is not listed.
+    /// Under `partial=true`: slots that could not be had, as `/cluster/ring` names them. What lies there is not listed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
-    unreachable_slots: Vec<u8>,
+    unreachable_slots: Vec<String>,
 }
 
 /// A key and what is known of its value.
@@ -120,13 +120,14 @@ impl<'a> PageBody<'a> {
             common_prefixes: page.common_prefixes.iter().map(CommonPrefixBody::from).collect(),
             next,
             strict: page.strict,
-            unreachable_slots: numbers(page.missing),
+            unreachable_slots: names_of(page.missing),
         }
     }
 }
 
-fn numbers(slots: SlotSet) -> Vec<u8> {
-    slots.iter().map(|slot| slot.0).collect()
+/// As they are named everywhere.
+pub(super) fn names_of(slots: SlotSet) -> Vec<String> {
+    slots.iter().map(|slot| slot.to_string()).collect()
 }
 
 /// A line of a stream.
@@ -157,7 +158,7 @@ pub(super) struct EndBody {
     /// False where a stand-in was counted: the list may miss strict writes.
     strict: bool,
     /// Under `partial=true`: slots that could not be had at some time. What lies there may not be listed.
-    unreachable_slots: Vec<u8>,
+    unreachable_slots: Vec<String>,
 }
 
 impl Default for EndBody {
@@ -170,7 +171,7 @@ impl EndBody {
     pub(super) fn add(&mut self, page: &Page) {
         self.items += (page.items.len() + page.common_prefixes.len()) as u64;
         self.strict &= page.strict;
-        for slot in numbers(page.missing) {
+        for slot in names_of(page.missing) {
             if let Err(at) = self.unreachable_slots.binary_search(&slot) {
                 self.unreachable_slots.insert(at, slot);
             }

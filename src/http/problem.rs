@@ -169,7 +169,7 @@ struct Inner {
     replies: Option<Replies>,
     parameters: Vec<BadParameter>,
     checks: Vec<CheckBody>,
-    slots: Vec<u8>,
+    slots: Vec<String>,
     /// Replicas that did not answer for all of theirs.
     failed: Vec<(NodeNum, String)>,
     /// The response has a body that is sent in the problem's place.
@@ -228,7 +228,7 @@ impl Problem {
     }
 
     /// Slots without a majority, and which replicas did not answer.
-    pub(super) fn with_slots(mut self, slots: Vec<u8>, failed: Vec<(NodeNum, String)>) -> Self {
+    pub(super) fn with_slots(mut self, slots: Vec<String>, failed: Vec<(NodeNum, String)>) -> Self {
         self.0.slots = slots;
         self.0.failed = failed;
         self
@@ -372,10 +372,10 @@ pub(super) struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     checks: &'a [CheckBody],
-    /// Of a listing: slots (0 to 255) that have no majority now.
+    /// Of a listing: slots that have no majority now.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
-    unreachable_slots: &'a [u8],
+    unreachable_slots: &'a [String],
 }
 
 #[cfg(test)]

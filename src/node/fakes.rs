@@ -268,9 +268,11 @@ impl Store for FakeStore {
     fn scan(&self, scan: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>> {
         let records = self.records.lock();
         let here = records.iter().filter(|(_, (token, _))| scan.slots.contains(token.slot()));
-        let held = here.map(|(key, (_, record))| (key.clone(), Some(Outline::of(record, scan.values))));
+        let damaged = self.damaged.lock();
+        let told = |key, record| (!damaged.contains(key)).then(|| Outline::of(record, scan.values));
+        let held = here.map(|(key, (_, record))| (key.clone(), told(key, record)));
         let page = tell_all(held, &scan);
-        drop(records);
+        drop((records, damaged));
         self.rare(page)
     }
 

@@ -155,6 +155,8 @@ impl Lister {
             self.send(&mut flight, std::mem::take(&mut asks), epoch, deadline);
             match fold.state() {
                 ListingState::Met => return Ok(fold.into_page()),
+                // What was to come by then came as time-outs.
+                ListingState::Failed if Instant::now() >= deadline => return in_time(fold),
                 ListingState::Failed => return Err(failed(&fold, FailureKind::Unavailable)),
                 ListingState::Unsure(key) => {
                     asks = fold.on_read(self.read(key, deadline).await);
@@ -180,8 +182,7 @@ impl Lister {
                     fold.on_answer(number, answer, &asking)
                 }
                 Arrival::Silence(number) => fold.on_silence(number, &asking),
-                Arrival::Deadline if fold.has_advanced() => return Ok(fold.into_page()),
-                Arrival::Deadline => return Err(failed(&fold, FailureKind::TimedOut)),
+                Arrival::Deadline => return in_time(fold),
             };
         }
     }
@@ -201,6 +202,12 @@ impl Lister {
         let found = self.coordinator.read(get).await.map_err(|_| ())?;
         Ok(found.record.map(|record| Outline::of(&record, true)))
     }
+}
+
+/// Time is up: what is settled by then is a page.
+fn in_time(fold: Listing) -> Result<Page, ListingFailure> {
+    let failure = ListingFailure { slots: SlotSet::NONE, ..failed(&fold, FailureKind::TimedOut) };
+    if fold.has_advanced() { Ok(fold.into_page()) } else { Err(failure) }
 }
 
 fn failed(fold: &Listing, kind: FailureKind) -> ListingFailure {

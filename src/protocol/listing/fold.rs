@@ -180,9 +180,8 @@ impl Listing {
     }
 
     pub fn state(&self) -> ListingState {
-        let is_failed = !self.question.partial && !self.sources.missing().is_empty();
         match &self.doubt {
-            _ if is_failed => ListingState::Failed,
+            _ if self.is_failed() => ListingState::Failed,
             Some(doubt) => ListingState::Unsure(doubt.key.clone()),
             None if self.at.is_none() || self.is_full() => ListingState::Met,
             None => ListingState::Waiting,
@@ -206,9 +205,10 @@ impl Listing {
     /// What is settled so far.
     pub fn into_page(self) -> Page {
         let told_all = self.sources.live().all(|source| source.next.is_none() && source.told.is_empty());
+        let told_all = told_all && !self.is_failed();
         Page {
             strict: self.sources.is_strict(),
-            missing: self.sources.missing(),
+            missing: if self.question.partial { self.sources.missing() } else { SlotSet::NONE },
             next: self.at.filter(|_| !told_all || self.doubt.is_some()),
             items: self.items,
             common_prefixes: self.common_prefixes,
@@ -221,6 +221,11 @@ impl Listing {
         self.sources.me()
     }
 
+    /// Slots are lost: what was settled before stays a page, and nothing comes to it.
+    fn is_failed(&self) -> bool {
+        !self.question.partial && !self.sources.missing().is_empty()
+    }
+
     fn told(&self) -> usize {
         self.items.len() + self.common_prefixes.len()
     }
@@ -231,7 +236,7 @@ impl Listing {
 
     /// Goes on as far as is told.
     fn walk(&mut self) {
-        while self.doubt.is_none() && !self.is_full() && self.at.is_some() {
+        while self.doubt.is_none() && !self.is_full() && self.at.is_some() && !self.is_failed() {
             let bound = self.sources.live().filter_map(|source| source.next.clone()).min();
             let head = self.sources.live().filter_map(|source| source.told.front()).map(|entry| &entry.key).min();
             match (head.cloned(), bound) {

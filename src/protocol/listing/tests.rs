@@ -348,6 +348,27 @@ fn slots_that_cannot_be_had_fail_it_or_are_named() {
 }
 
 #[test]
+fn what_was_settled_before_slots_were_lost_is_complete_and_nothing_comes_to_it() {
+    let mut world = world(2, 2, names(3000), Vec::new());
+    // Its first answer is not enough for a page of 1,000 and it gives no second one; nobody is left.
+    let ring = Arc::clone(&world.ring);
+    let mut fold = Listing::new(question("", "", 1000), NodeNum(1), ring, Hlc::from_ms(NOW));
+    let asks = fold.start(&|_| Ask::Yes);
+    let first = world.answer(&asks[0]).unwrap();
+    fold.on_answer(asks[0].number, Ok(first), &|_| Ask::Yes);
+    let mut short = asks[1].clone();
+    short.scan.limit = 100;
+    let short_page = world.answer(&short).unwrap();
+    let more = fold.on_answer(asks[1].number, Ok(short_page), &|_| Ask::Yes);
+    assert_eq!((fold.state(), more.len()), (ListingState::Waiting, 1));
+    fold.on_answer(more[0].number, Err("gone".into()), &|_| Ask::Yes);
+    assert_eq!(fold.state(), ListingState::Failed);
+    assert!(fold.has_advanced());
+    let page = fold.into_page();
+    assert_eq!((page.items.len(), page.next.as_deref()), (100, Some(&b"k0099\0"[..])));
+}
+
+#[test]
 fn what_one_replica_thinks_live_does_not_make_a_common_prefix() {
     let mut keys = names(0);
     keys.extend((0..300).map(|n| (format!("a/{n:03}"), vec![(true, 0, 9), (false, 1, 9)])));

@@ -220,7 +220,9 @@ impl Node {
         self.damaged = 0;
         self.read_all(truth)?;
         // Damaged hints go when they are to be handed over.
-        [2, 3].map(|target| wait(self.store.hints(NodeNum(target), None, 100)));
+        for target in [2, 3] {
+            wait(self.store.hints(NodeNum(target), None, 100));
+        }
         self.scan_all(truth)?;
         assert_eq!(self.damaged, 0, "still refused");
         let theirs = sums_of(truth);

@@ -284,6 +284,19 @@ mod tests {
         ]
     }
 
+    fn scan(delimiter: &'static str) -> Scan {
+        Scan {
+            slots: Slot::all().collect(),
+            prefix: "k".into(),
+            from: "k0".into(),
+            delimiter: delimiter.into(),
+            samples: 1,
+            limit: 2,
+            values: true,
+            now: Hlc::from_ms(4),
+        }
+    }
+
     fn everything(rows: &dyn Rows) -> impl PartialEq + std::fmt::Debug + use<> {
         let keys = keys().map(|key| (slot_of(&key), key));
         let both = [ReadPart::Record, ReadPart::Version];
@@ -306,7 +319,8 @@ mod tests {
                 (sums, rows.holdings(seed(), *slot, &leaves[1..]), rows.slot(seed(), *slot), purging, tombstones)
             })
             .collect();
-        (reads, hints, after, totals, (rows.slot_sums(seed()), held, rows.records(&keys), rows.hinted(Hlc(2))))
+        let scans: Vec<ScanPage> = ["", "1"].map(|delimiter| rows.scan(seed(), &scan(delimiter))).to_vec();
+        (reads, hints, (after, scans), totals, (rows.slot_sums(seed()), held, rows.records(&keys), rows.hinted(Hlc(2))))
     }
 
     proptest! {
