@@ -75,7 +75,7 @@ async function asking(key, question, shown) {
   const answer = await question();
   if (parts.asked !== mine) return;
   parts.result.removeAttribute("aria-busy");
-  visited(key);
+  history.replaceState(null, "", `#keys/${encodeURIComponent(key)}`);
   replace(parts.result, answer.ok ? shown(answer) : record.refused(answer.problem, key));
   inSight();
   if (!answer.ok) noteVersion(answer);
@@ -153,29 +153,20 @@ function edit(told) {
   parts.value.focus();
 }
 
-function visited(key) {
-  history.replaceState(null, "", `#keys/${encodeURIComponent(key)}`);
-}
-
 /** A page of keys, the first one unless told. @param {string} [cursor] */
 async function list(cursor) {
   const mine = (parts.listed = Symbol());
   const { ok, body, problem } = await api.list(parts.prefix.value, cursor);
   if (parts.listed !== mine) return;
-  const told = ok ? [...body.common_prefixes, ...body.items].map(entry) : [el("li", { class: "quiet" }, problem.title)];
-  cursor ? parts.list.append(...told) : replace(parts.list, ...told);
+  if (!cursor) replace(parts.list);
+  parts.list.append(...(ok ? body.items.map(entry) : [problem.title]));
   parts.next = body?.next;
   parts.more.hidden = !parts.next;
 }
 
 /** What is no text cannot be typed. */
-function entry({ key, prefix, key_base64, prefix_base64 }) {
-  const open = () => {
-    (key ? parts.key : parts.prefix).value = key ?? prefix;
-    key ? get() : list();
-  };
-  return el("li", {}, el("button", { type: "button", class: "link mono", disabled: key_base64 ?? prefix_base64, onclick: open }, key ?? `${prefix}…`));
-}
+const entry = ({ key, key_base64 }) =>
+  el("li", {}, el("button", { type: "button", class: "link mono", disabled: key_base64, onclick: () => show(key) }, key));
 
 /** The answer stands until the next question. */
 export function update() {}

@@ -179,8 +179,9 @@ fn sum_of(place: &[u8]) -> [u8; SUM_BYTES] {
 
 /// The next page's address.
 fn link(question: &Question, cursor: &str) -> Option<HeaderValue> {
-    let text = |name: &str, bytes: &Bytes| {
-        (!bytes.is_empty()).then(|| format!("{name}={}&", percent_encode(bytes, NON_ALPHANUMERIC))).unwrap_or_default()
+    let text = |name: &str, bytes: &Bytes| match bytes.is_empty() {
+        true => String::new(),
+        false => format!("{name}={}&", percent_encode(bytes, NON_ALPHANUMERIC)),
     };
     let flag = |name: &str, is_set: bool| if is_set { format!("{name}=true&") } else { String::new() };
     let Question { prefix, delimiter, from: _, limit, values, partial } = question;

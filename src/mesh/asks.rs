@@ -9,12 +9,14 @@
 use std::sync::Arc;
 
 use prost::Message;
+use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::channels::Channels;
 use super::client::Shared;
 use super::endpoint;
 use super::weight;
+use super::wire::proto::mesh_client::MeshClient;
 use super::wire::{self, Malformed, propose, proto, purge, rare, scan, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::types::InstanceId;
@@ -97,15 +99,8 @@ impl Asks {
                 let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
                 (reply.header.take(), tree::read_slot_reply(reply, after.as_ref()))
             }
-            PeerRequest::Purge { epoch, step } => {
-                let mut reply = answer(client.purge(purge::request(header, epoch, step)).await)?;
-                (reply.header.take(), purge::read_reply(reply))
-            }
-            PeerRequest::Scan { epoch, scan } => {
-                let from = scan.from.clone();
-                let mut reply = answer(client.scan(scan::request(header, epoch, scan)).await)?;
-                (reply.header.take(), scan::read_reply(reply, &from))
-            }
+            PeerRequest::Purge { epoch, step } => purged(client, purge::request(header, epoch, step)).await?,
+            PeerRequest::Scan { epoch, scan } => scanned(client, scan::request(header, epoch, scan)).await?,
             PeerRequest::Converge { with, look } => {
                 let request = self.told(tree::converge_request(header, with, look));
                 let mut reply = self.heard(answer(client.converge(request).await)?);
@@ -153,6 +148,20 @@ impl Asks {
             PeerError::Lost
         })
     }
+}
+
+/// The top of an answer, and the rest of it.
+type Split = (Option<proto::Header>, Result<PeerReply, Malformed>);
+
+async fn purged(mut client: MeshClient<Channel>, request: proto::PurgeRequest) -> Result<Split, PeerError> {
+    let mut reply = answer(client.purge(request).await)?;
+    Ok((reply.header.take(), purge::read_reply(reply)))
+}
+
+async fn scanned(mut client: MeshClient<Channel>, request: proto::ScanRequest) -> Result<Split, PeerError> {
+    let from = request.from.clone();
+    let mut reply = answer(client.scan(request).await)?;
+    Ok((reply.header.take(), scan::read_reply(reply, &from)))
 }
 
 fn answer<T>(result: Result<Response<T>, Status>) -> Result<T, PeerError> {

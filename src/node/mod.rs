@@ -135,11 +135,9 @@ impl Node {
     /// When the store cannot say up to where the clock was reserved. Nothing was written.
     pub async fn start(options: Options, ports: Ports) -> Result<Arc<Self>, StoreError> {
         let Ports { peers, store, .. } = ports.clone();
-        let identity = store.identity();
+        let (identity, routing) = (store.identity(), Arc::new(Routing::default()));
         let me = identity.node;
-        let routing = Arc::new(Routing::default());
-        let reserved = store.clock_reservation().await?;
-        let clock = NodeClock::new(Arc::clone(&ports.clock), options.clock_skew_max, reserved);
+        let clock = NodeClock::new(ports.clock.clone(), options.clock_skew_max, store.clock_reservation().await?);
         let journal = Journal::new(Arc::clone(&ports.clock));
         let reach = Reach::new(Arc::clone(&peers), me, Arc::clone(&journal));
         let coordinator = Coordinator::new(
@@ -165,7 +163,7 @@ impl Node {
             Arc::clone(&routing),
             Arc::clone(&ports.entropy),
         );
-        let directory = Arc::new(Directory::default());
+        let directory = Arc::<Directory>::default();
         let succession = Succession::new(me, &ports, &routing, &clock, &directory, &journal);
         let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
         let lister = Lister::new(&ports, (&routing, &clock, &reach), &coordinator, &succession);

@@ -1,5 +1,6 @@
 //! Keys in order: pages, cursors, prefixes, delimiters, streams, and what is said where slots cannot be had.
 
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client, encoded};
@@ -201,4 +202,25 @@ async fn with_one_copy_of_each_the_others_stand_in_and_say_so() {
     let cluster = Cluster::start(1, Setup { rf: 1, ..Setup::default() }).await;
     cluster.at(1).put("/kv/k", "v").await.receipt(201, "stored");
     assert_eq!(keys(&page(&cluster.at(1), "prefix=k").await), ["k"]);
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_go_on_says_so_in_its_last_line() {
+    let mut cluster = Cluster::of_three().await;
+    for n in 0..120 {
+        cluster.at(1).put(&format!("/kv/k{n:03}"), vec![b'x'; 200_000]).await.receipt(201, "stored");
+    }
+    // More than the sockets hold, so that the node reads on only when it is read from.
+    let asked = [("accept", "application/x-ndjson"), ("x-request-id", "stream-1")];
+    let mut answer = cluster.at(1).open("/kv?values&timeout=1s", &asked).await;
+    assert_eq!(answer.status(), 200);
+    let first = answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+    cluster.stop(2).await;
+    cluster.stop(3).await;
+    let rest = answer.into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8([&first[..], &rest[..]].concat()).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["error"]["status"], &last["error"]["request_id"]), (&json!(503), &json!("stream-1")), "{last}");
+    let listed = text.lines().filter(|line| line.starts_with("{\"key\"")).count();
+    assert!((1..120).contains(&listed), "{listed}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use a3::node::Node;
 use a3::node::listing::{ListingFailure, Question};
 use a3::ports::{Entropy, Spawn};
-use a3::types::{Key, NodeNum, Version};
+use a3::types::{Key, Version};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
@@ -22,13 +22,17 @@ const PAGES: usize = 5;
 /// A list that came to its end.
 #[derive(Clone, Debug)]
 pub(crate) struct List {
-    pub(crate) node: NodeNum,
+    /// Its place in the order of events.
     pub(crate) began: u64,
-    pub(crate) ended: u64,
     /// No page counted a stand-in.
     pub(crate) strict: bool,
     /// In the order in which they were told.
     pub(crate) told: Vec<(Key, Option<Version>)>,
+}
+
+/// Whether there is one in the world of that seed: drawn apart, so that the others are as they would be without.
+pub(crate) fn is_in(seed: u64) -> bool {
+    Seeded::new(seed, 4).below(8) == 0
 }
 
 /// Lists until the time is up, at whichever node.
@@ -60,8 +64,8 @@ async fn list(world: &World, at: usize, limit: usize) {
         Err(()) => "died",
         Ok(Err(_)) => "not listed",
         Ok(Ok((told, strict))) => {
-            let list = List { node: place.number, began, ended: world.tick(), strict, told };
-            world.trace.note(format_args!("listed: {list:?}"));
+            let list = List { began, strict, told };
+            world.trace.note(format_args!("{} listed: {list:?}", place.number));
             world.lists.lock().push(list);
             if strict { "listed" } else { "listed, not strict" }
         }

@@ -85,7 +85,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     for number in 0..world.random.between(2, 5) as usize {
         world.life.spawn(clients::client(world.clone(), number, until).boxed());
     }
-    if world.listing {
+    if listing::is_in(world.seed) {
         world.life.spawn(listing::client(world.clone(), until).boxed());
     }
     sleep_until(until).await;

@@ -59,8 +59,7 @@ pub(crate) struct World {
     clock_skew_max: Duration,
     /// How long tombstones are kept; in most worlds for longer than they last.
     pub(crate) grace: Option<Duration>,
-    /// In some worlds a client lists.
-    pub(crate) listing: bool,
+    /// Where a client lists.
     pub(crate) lists: Mutex<Vec<List>>,
     /// Between two rounds of anti-entropy.
     interval: Duration,
@@ -141,7 +140,6 @@ impl World {
             ending,
             clock_skew_max,
             grace,
-            listing: Seeded::new(seed, 4).below(8) == 0,
             lists: Mutex::default(),
             interval,
             places,
