@@ -130,7 +130,7 @@ metrics_table! {
     GOSSIP_REJECTED = "a3_gossip_packets_rejected_total", Kind::Counter, "Gossip packets that were not understood or not meant for this node.", PLAIN;
     GOSSIP_RENEWALS = "a3_gossip_renewals_total", Kind::Counter, "Times this node found itself held down by others while it lived.", PLAIN;
     EPOCH = "a3_topology_epoch", Kind::Gauge, "Epoch of the topology this node holds; 0 before it has one.", PLAIN;
-    SLOTS = "a3_ring_slots", Kind::Gauge, "Slots by their home replicas that are reachable: all (`full`), a majority (`quorum`), fewer but enough nodes to stand in (`stood_in`), not enough for a quorum of any kind (`lost`).", SLOT_HEALTH;
+    SLOTS = "a3_ring_slots", Kind::Gauge, "Slots by their home replicas that are reachable: all (`full`), a majority (`quorum`), fewer but enough nodes to stand in (`stood_in`), not enough for a quorum of any kind, or none (`lost`).", SLOT_HEALTH;
     SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;
     TRANSFER_SLOTS = "a3_transfer_slots_pending", Kind::Gauge, "Slots that this node, come back as a new instance, has yet to fetch before it answers for any; else 0.", PLAIN;
     TRANSFER_KEYS = "a3_transfer_keys_total", Kind::Counter, "Keys in the pages of slots that were handed to a member that was rebuilt, or fetched by this node, by direction.", DIRECTIONS;

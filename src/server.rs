@@ -5,7 +5,8 @@
 //! happens), the mesh, the node, REST (which answers `/readyz` with 503 until the node has its cluster), then the cluster.
 //! Down: readiness ends, the other members are told, REST says goodbye to its clients and finishes what it has, the mesh
 //! too, tasks end, the store drains, saves its sums and closes. All of it takes less than 10 s, whatever clients do: at
-//! most 1 s for the members, 5.6 s for REST, 2 s for the mesh. A store that stopped writing ends the process with a failure: what it acknowledged is on disk.
+//! most 1 s for the members, 5.6 s for REST, 2 s for the mesh. Who asks a second time gets all but the store cut at once. A
+//! store that stopped writing ends the process with a failure: what it acknowledged is on disk.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,6 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use rustix::fs::statvfs;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Durability};
@@ -25,11 +25,13 @@ use crate::node::founding::FoundingError;
 use crate::node::{self, Node, Ports};
 use crate::ports::{Entropy, PeerHandler, Spawn, Store, StoreError};
 use crate::storage::{self, OpenError, SqliteStore};
-use crate::system::{SystemClock, SystemEntropy, Tasks, tell_manager};
+use crate::system::{StopSignals, SystemClock, SystemEntropy, Tasks, open_files_max, tell_manager};
 use crate::{http, mesh};
 
 /// A write-ahead log that reached this many bytes is checkpointed to its end between two commits.
 const WAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// How long a stop that was asked for a second time waits for the store.
+const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 /// Gauges are taken, and the metrics' own books kept, this often.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -66,17 +68,18 @@ impl ServeError {
                     | OpenError::DatabaseLost { .. }
                     | OpenError::Damaged { .. }
             ) | ServeError::Founding(FoundingError::Stop(_))
-                | ServeError::Listen { .. }
-        )
+        ) || matches!(self, ServeError::Listen { source, .. } if source.kind() != io::ErrorKind::AddrInUse)
     }
 }
 
-/// Runs one node until it is told to stop by SIGTERM or Ctrl-C.
+/// Runs one node until it is told to stop by SIGTERM, Ctrl-C or the end of its terminal.
 ///
 /// # Errors
 /// When it could not start, or had to stop by itself.
 pub async fn serve(config: Config) -> Result<(), ServeError> {
     let recorder = install_metrics()?;
+    // Before the store is opened, which may take its time: to process 1 of a container nothing happens by default.
+    let asked = Asked::follow()?;
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy::default());
     let clock = Arc::new(SystemClock);
     let store = SqliteStore::open(storage_options(&config), clock.clone(), &*entropy)?;
@@ -100,7 +103,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 
     let stop_http = CancellationToken::new();
     let stop_mesh = CancellationToken::new();
-    let http_options = http_options(&config);
+    let http_options = http_options(&config, open_files_max());
     let render = recorder.clone();
     let router = http::router(node.clone(), entropy, &http_options, Arc::new(move || render.render()));
     let rest = http::serve(http_listener, router, &http_options, stop_http.clone().cancelled_owned());
@@ -108,33 +111,67 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     spawn.spawn(Box::pin(upkeep(recorder, node.clone(), store.clone(), config.data_dir.clone())));
 
     // REST ends only after its requests have; they may need the mesh, which ends last.
+    let mut ended = Ok(());
     let life = async {
         let life = async {
-            let ended = live(&config, &node, &store).await;
+            ended = live(&config, &node, &store, &asked).await;
             tell("STOPPING=1\nSTATUS=finishes the requests under way");
             node.leave().await;
             stop_http.cancel();
-            ended
         };
-        let ((), ended) = tokio::join!(rest, life);
+        tokio::join!(rest, life);
         stop_mesh.cancel();
-        ended
+        Ok(())
     };
-    let ended = tokio::try_join!(async { mesh.await.map_err(ServeError::Mesh) }, life);
+    let served = tokio::select! {
+        biased;
+        served = async { tokio::try_join!(async { mesh.await.map_err(ServeError::Mesh) }, life) } => served.map(drop),
+        () = asked.again.cancelled() => Ok(()),
+    };
     tasks.stop().await;
     if let Err(error) = node.close().await {
         tracing::warn!(%error, "the clock's last reading was not noted down");
     }
     store.close();
     tracing::info!(node = %me, "stopped");
-    ended.map(drop)
+    served.and(ended)
+}
+
+/// What a person or a service manager asks of the node by signals.
+#[derive(Clone, Debug, Default)]
+struct Asked {
+    /// To stop in order.
+    to_stop: CancellationToken,
+    /// Once more: without waiting for clients and members.
+    again: CancellationToken,
+}
+
+impl Asked {
+    /// Follows the signals from now on, also while the store keeps everything else waiting.
+    fn follow() -> Result<Self, ServeError> {
+        let mut signals = StopSignals::install().map_err(|e| ServeError::Install(format!("a signal handler: {e}")))?;
+        let asked = Self::default();
+        let told = asked.clone();
+        Tasks::default().spawn(Box::pin(async move {
+            signals.next().await;
+            told.to_stop.cancel();
+            signals.next().await;
+            tracing::warn!("told to stop once more: requests under way are cut");
+            told.again.cancel();
+            tokio::select! {
+                biased;
+                () = signals.next() => {}
+                () = tokio::time::sleep(CLOSED_WITHIN) => {}
+            }
+            tracing::error!("the store was not closed; the next start goes on as after a crash");
+            std::process::exit(1);
+        }));
+        Ok(asked)
+    }
 }
 
 /// From the search for the cluster to a reason to stop.
-async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>) -> Result<(), ServeError> {
-    let install = |e: io::Error| ServeError::Install(format!("a signal handler: {e}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(install)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(install)?;
+async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>, asked: &Asked) -> Result<(), ServeError> {
     let mut failed = store.failed();
     let mut replaced = Box::pin(node.replaced());
     let mut joining = Box::pin(node.join());
@@ -151,8 +188,7 @@ async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>) -> Re
                 tracing::error!(%error, "another instance has this node's place; the node stops");
                 return Err(error.into());
             }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = asked.to_stop.cancelled() => break,
             result = &mut joining, if !joined => {
                 result?;
                 joined = true;
@@ -225,12 +261,16 @@ fn node_options(config: &Config) -> node::Options {
     }
 }
 
-fn http_options(config: &Config) -> http::Options {
+/// Clients get three quarters of the files that may be open; peers and the database need the rest.
+fn http_options(config: &Config, files_max: u64) -> http::Options {
+    let usual = http::Options::default();
+    let connections_max = usize::try_from(files_max / 4 * 3).unwrap_or(usize::MAX).min(usual.connections_max);
     http::Options {
+        connections_max,
         value_bytes_max: config.value_bytes_max,
         request_timeout: config.request_timeout,
         cors_origins: config.cors_origins.clone(),
-        ..http::Options::default()
+        ..usual
     }
 }
 
@@ -318,5 +358,30 @@ impl Gauges {
         }
         let me = cluster.members.iter().find(|m| m.node == cluster.asked);
         self.owned.set(me.map_or(0, |m| m.slots) as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{RawConfig, Sources, validate};
+
+    #[test]
+    fn a_port_that_is_taken_may_be_free_at_the_next_start_and_a_foreign_address_is_a_setting() {
+        let cannot = |kind: io::ErrorKind| ServeError::Listen {
+            what: "mesh",
+            address: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            source: kind.into(),
+        };
+        assert!(!cannot(io::ErrorKind::AddrInUse).is_configuration());
+        assert!(cannot(io::ErrorKind::AddrNotAvailable).is_configuration());
+        assert!(cannot(io::ErrorKind::PermissionDenied).is_configuration());
+    }
+
+    #[test]
+    fn clients_leave_files_for_peers_and_the_database() {
+        let config = validate(&RawConfig::gather(&Sources::default()).unwrap()).unwrap();
+        let connections = |files| http_options(&config, files).connections_max;
+        assert_eq!([1024, 4096, 65_536, u64::MAX].map(connections), [768, 3072, 8192, 8192]);
     }
 }

@@ -1,17 +1,20 @@
-//! The system behind the ports: the wall clock, the operating system's randomness, tokio's tasks; and the service
-//! manager, if one has started this process.
+//! The system behind the ports: the wall clock, the operating system's randomness, tokio's tasks; the signals that ask a
+//! process to stop and how many files it may open; and the service manager, if one has started this process.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -70,6 +73,74 @@ impl Spawn for Tasks {
     }
 }
 
+/// Signals that come sooner than this after the one before are the same request: who signals a process and then its group
+/// (`timeout`, a terminal that closes) sends two.
+const SAME_REQUEST: Duration = Duration::from_millis(300);
+
+/// SIGTERM, Ctrl-C, and the end of the terminal, unless `nohup` or the like had that ignored.
+#[derive(Debug)]
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Option<Signal>,
+    last: Option<Instant>,
+}
+
+impl StopSignals {
+    /// From now on the process no longer ends by them.
+    ///
+    /// # Errors
+    /// When the system does not let it.
+    pub fn install() -> io::Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hang_up = SignalKind::hangup();
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: if is_ignored(&status, hang_up) { None } else { Some(signal(hang_up)?) },
+            last: None,
+        })
+    }
+
+    /// Resolves at the next request to stop.
+    pub async fn next(&mut self) {
+        loop {
+            let hang_up = async {
+                match &mut self.hang_up {
+                    Some(signal) => drop(signal.recv().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+                () = hang_up => {}
+            }
+            let now = Instant::now();
+            if self.last.replace(now).is_none_or(|last| now - last >= SAME_REQUEST) {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a process ignores a signal, by its `/proc/self/status`. What cannot be read says no.
+fn is_ignored(status: &str, signal: SignalKind) -> bool {
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
+}
+
+/// How many files, connections among them, the process may have open: as many as the system allows when it is asked. A shell
+/// starts programs with 1024 for those that were written when that was much.
+pub fn open_files_max() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let is_raised = limit.current != limit.maximum && setrlimit(Resource::Nofile, all).is_ok();
+    let max = if is_raised { limit.maximum } else { limit.current };
+    max.unwrap_or(u64::MAX)
+}
+
 /// Tells systemd how the process does (`sd_notify(3)`): lines such as `READY=1`. Nothing where nobody has asked, which
 /// a manager does by `NOTIFY_SOCKET`.
 ///
@@ -91,6 +162,15 @@ fn tell(socket: &OsStr, lines: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_that_nohup_had_ignored_stays_ignored() {
+        let of =
+            |status: &str| [SignalKind::hangup(), SignalKind::interrupt()].map(|signal| is_ignored(status, signal));
+        assert_eq!(of("SigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigCgt:\t0\n"), [true, false]);
+        assert_eq!(of("SigIgn:\t0000000000001002\n"), [false, true]);
+        assert_eq!((of(""), of("SigIgn:\tx\n")), ([false; 2], [false; 2]));
+    }
 
     #[test]
     fn a_service_manager_is_told_at_either_kind_of_socket() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::Output;
+use std::time::Duration;
 
 use assert_cmd::Command;
 
@@ -101,6 +102,8 @@ fn serve(stream: TcpStream, cluster: &str, kept: &mut Kept, keeps: bool) -> std:
             kept.values.insert(path, (body, version.clone()));
             (201, receipt(&version))
         }
+        // Told again as the version: what is asked of whom.
+        ("PATCH", _) => (200, receipt(&path)),
         ("DELETE", _) => {
             if keeps {
                 kept.values.remove(&path);
@@ -133,6 +136,8 @@ fn a_wrong_command_line_is_2_and_says_what_was_meant() {
         &["bench", "--op", "cas-hot", "--consistency", "one"],
         &["put", "k", "v", "--if-absent", "--if-match", "*"],
         &["put", "k", "v", "--idempotency-key", "a\nb"],
+        &["touch", "k"],
+        &["touch", "k", "soon"],
     ] {
         let (code, stdout, stderr) = run(wrong);
         assert_eq!((code, stdout.as_str()), (2, ""), "{wrong:?}: {stderr}");
@@ -193,6 +198,20 @@ fn nobody_there_is_69() {
     assert_eq!(run(&["smoke", "--hosts", &free]).0, 1);
 }
 
+/// As a node does that was paused: the system accepts for it, and nobody answers.
+#[test]
+fn a_node_that_hangs_is_69_before_anybody_loses_patience() {
+    let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = hangs.local_addr().unwrap().to_string();
+    for command in [&["status"][..], &["health"], &["health", "--ready", "--wait", "1s"]] {
+        let arguments = [command, &["--host", &address]].concat();
+        let hung = a3(&arguments).timeout(Duration::from_secs(20)).output().unwrap();
+        assert_eq!(hung.status.code(), Some(69), "{command:?} waits on");
+        let (_, stdout, stderr) = told(hung);
+        assert_eq!((stdout.as_str(), stderr), ("", format!("a3: {address}: no answer within 3s\n")), "{command:?}");
+    }
+}
+
 #[test]
 fn values_go_in_and_come_out_byte_for_byte() {
     let node = FakeNode::start("c", true);
@@ -235,6 +254,17 @@ fn keys_are_listed_page_by_page() {
     let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((code, told["items"].as_array().unwrap().len(), &told["next"]), (0, 2, &serde_json::Value::Null));
     assert_eq!(node.run(&["ls", "--limit", "0"]).0, 2);
+}
+
+#[test]
+fn a_touch_sends_a_time_and_no_value() {
+    let node = FakeNode::start("c-1", true);
+    for (asked, sent) in [("90s", "/kv/a%2Fb?ttl=90000ms"), ("none", "/kv/a%2Fb?ttl=none")] {
+        let (code, stdout, stderr) = node.run(&["touch", "a/b", asked]);
+        assert_eq!(code, 0, "{stderr}");
+        assert!(stdout.contains(sent), "{stdout}");
+    }
+    assert_eq!(node.run(&["touch", "k", "90s", "--if-match", "v1"]).0, 4);
 }
 
 #[test]

@@ -199,6 +199,16 @@ impl Client {
     }
 }
 
+/// What a node says at once or not at all: whoever asks how it is shall not wait as for a value.
+pub(super) async fn within<T>(
+    patience: Duration,
+    host: &Host,
+    asked: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let late = |_| Fault::Unavailable(format!("{host}: no answer within {}", show_duration(patience)));
+    tokio::time::timeout(patience, asked).await.map_err(late)?
+}
+
 /// The innermost reason: the layers above it only say that a request failed.
 fn why(error: &hyper_util::client::legacy::Error) -> String {
     let mut inner: &dyn std::error::Error = error;

@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::client::{Answer, Client, Host};
+use super::client::{Answer, Client, Host, within};
 
 /// How long a node may take to answer all of it.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -43,10 +43,9 @@ pub(super) async fn of(client: &Client, address: &str) -> Facts {
         let ready = client.get(&host, "/readyz?verbose").await?;
         Ok::<_, super::Fault>((ready, client.get(&host, "/metrics").await?))
     };
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Ok((ready, metrics))) => facts(&ready, &metrics),
-        Ok(Err(fault)) => not_asked(fault.to_string()),
-        Err(_) => not_asked(format!("{host}: no answer within {} s", PATIENCE.as_secs())),
+    match within(PATIENCE, &host, asked).await {
+        Ok((ready, metrics)) => facts(&ready, &metrics),
+        Err(fault) => not_asked(fault.to_string()),
     }
 }
 

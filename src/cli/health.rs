@@ -6,13 +6,15 @@ use clap::Args;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Fault;
-use super::client::{Asked, Client, Host, block_on, duration};
+use super::client::{Asked, Client, Host, block_on, duration, within};
 use super::output::{self, Output};
 use super::status::summary;
 use super::views::Health as Facts;
 
 /// How often a waiting check asks again.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How long an answer may take; a node that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Say whether the cluster can serve every key; exit code 69 where it cannot.
 #[derive(Debug, Args)]
@@ -39,7 +41,7 @@ impl Health {
                 if !matches!(fault, Fault::Unavailable(_)) || Instant::now() >= deadline {
                     return Err(fault);
                 }
-                // The last question may take as long as it takes; the waits between end on time.
+                // The last question has its whole time; the waits between end on time.
                 let _ = timeout_at(deadline, sleep(AGAIN)).await;
             }
         })
@@ -48,7 +50,8 @@ impl Health {
     /// One question; the answer is printed where it is good.
     async fn ask(&self, client: &Client) -> Result<(), Fault> {
         let path = if self.ready { "/readyz?verbose" } else { "/cluster/health" };
-        let answer = client.get(&self.asked.host, path).await?.success()?;
+        let host = &self.asked.host;
+        let answer = within(PATIENCE, host, client.get(host, path)).await?.success()?;
         let value = answer.json()?;
         let line = if self.ready {
             "ready".to_owned()
@@ -65,8 +68,7 @@ impl Health {
 }
 
 /// Whether a node says that it is ready; else what it waits for, as far as it can be heard within the time.
-pub(super) async fn ready(client: &Client, host: &Host, within: Duration) -> Result<(), Fault> {
-    let silent = |_| Fault::Unavailable(format!("{host}: no answer within {} ms", within.as_millis()));
-    let answer = tokio::time::timeout(within, client.get(host, "/readyz?verbose")).await.map_err(silent)??;
+pub(super) async fn ready(client: &Client, host: &Host, patience: Duration) -> Result<(), Fault> {
+    let answer = within(patience, host, client.get(host, "/readyz?verbose")).await?;
     answer.success().map(|_| ())
 }

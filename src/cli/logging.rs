@@ -1,4 +1,7 @@
 //! Where log lines go and what they look like.
+//!
+//! Invariant: a line that cannot be written (the log's disk is full, its reader is gone) is lost, and nothing else is. The
+//! library would tell so on stderr, which panics where stderr is what failed, and takes along whoever had something to say.
 
 use std::io::IsTerminal as _;
 
@@ -40,13 +43,14 @@ pub(super) fn init(config: &Config) -> Result<Logging, Fault> {
     };
     #[cfg(feature = "otlp")]
     if let Some(traces) = super::traces::Traces::begin(config)? {
-        let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
+        let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).log_internal_errors(false);
         let lines = if json { lines.json().flatten_event(true).boxed() } else { lines.boxed() };
         let both = tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces.layer());
         both.try_init().map_err(|e| Fault::Failed(format!("logging: {e}")))?;
         return Ok(Logging { _traces: Some(traces) });
     }
-    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    let lines =
+        fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).log_internal_errors(false);
     let set = if json { lines.json().flatten_event(true).try_init() } else { lines.try_init() };
     set.map_err(|e| Fault::Failed(format!("logging: {e}")))?;
     #[cfg(not(feature = "otlp"))]

@@ -10,19 +10,20 @@ use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::client::{Asked, Client, Host, block_on};
+use super::client::{Asked, Client, Host, block_on, within};
 use super::facts::{self, Facts};
 use super::output::{self, Output};
 use super::views::{Cluster, Convergence, Health, Member, Operations, Tombstones, fetch};
 use super::{Fault, health};
 use crate::config::units::about_bytes;
 
-/// How long the node may take to ask the others about copies and tombstones. What takes longer is not shown.
+/// How long the node may take for each answer, also where it asks the others (copies, tombstones). Of these, what takes
+/// longer is not shown.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Show the cluster's health and its members; exit code 69 where one is down, out of reach or not ready.
 ///
-/// The members are shown as the node --host sees them, with what each says of itself: READY (why not, where it is not), UP
+/// The members are shown as the node --host sees them, with what each says of itself: READY (why not stands below), UP
 /// (how long), CLOCK (ahead of or behind the others'), DISK (what its database takes) and FREE (what its disk has left). `?`
 /// is what nobody could say from here.
 #[derive(Debug, Args)]
@@ -42,6 +43,14 @@ struct Told {
     operations: Option<Operations>,
     /// Of each member, in their order.
     facts: Vec<Facts>,
+}
+
+impl Told {
+    /// A line for each member of which there is something to tell.
+    fn of_each(&self, tell: impl Fn(&Facts) -> Option<String>) -> Vec<String> {
+        let members = self.cluster.members.iter().zip(&self.facts);
+        members.filter_map(|(member, facts)| Some(format!("{}: {}", member.id, tell(facts)?))).collect()
+    }
 }
 
 /// The same as it came, for programs.
@@ -73,7 +82,8 @@ impl Status {
 }
 
 async fn ask(client: &Client, host: &Host) -> Result<(Raw, Told), Fault> {
-    let cluster: Value = match fetch(client, host, "/cluster").await {
+    let soon = async |path| within(PATIENCE, host, fetch::<Value>(client, host, path)).await;
+    let cluster = match soon("/cluster").await {
         // A node without a cluster says best itself what it waits for.
         Err(fault @ Fault::Unavailable(_)) => {
             health::ready(client, host, PATIENCE).await?;
@@ -81,13 +91,12 @@ async fn ask(client: &Client, host: &Host) -> Result<(Raw, Told), Fault> {
         }
         other => other?,
     };
-    let health: Value = fetch(client, host, "/cluster/health").await?;
-    let slow = async |path| tokio::time::timeout(PATIENCE, fetch::<Value>(client, host, path)).await.ok()?.ok();
+    let health = soon("/cluster/health").await?;
     let known: Cluster = read(Some(&cluster)).unwrap_or_default();
     let (convergence, tombstones, operations, facts) = tokio::join!(
-        slow("/cluster/convergence"),
-        slow("/tombstones"),
-        slow("/operations"),
+        async { soon("/cluster/convergence").await.ok() },
+        async { soon("/tombstones").await.ok() },
+        async { soon("/operations").await.ok() },
         join_all(known.members.iter().map(|member| facts::of(client, &member.http_address)))
     );
     let told = Told {
@@ -109,11 +118,13 @@ fn shown(told: &Told) -> String {
     let Told { cluster, health, facts, .. } = told;
     let about = [about(cluster), summary(health), copies(told), tombstones(told)].join("\n");
     let mut text = format!("{about}{}{}\n\n{}", running(told), damaged(told), members(&cluster.members, facts));
-    let silent =
-        cluster.members.iter().zip(facts).filter_map(|(m, f)| Some(format!("\n{}: {}", m.id, f.not_asked.as_ref()?)));
-    let silent: String = silent.collect();
-    if !silent.is_empty() {
-        text.push_str(&format!("\n\nnot asked themselves:{silent}"));
+    let waits = |f: &Facts| (f.ready == Some(false)).then(|| f.waits_for.join("; "));
+    for (title, lines) in
+        [("not ready", told.of_each(waits)), ("not asked themselves", told.of_each(|f| f.not_asked.clone()))]
+    {
+        if !lines.is_empty() {
+            text.push_str(&format!("\n\n{title}:\n{}", lines.join("\n")));
+        }
     }
     text
 }
@@ -224,12 +235,7 @@ fn members(members: &[Member], facts: &[Facts]) -> String {
         vec![
             m.id.clone(),
             state(m),
-            match (f.ready, f.waits_for.first()) {
-                (Some(true), _) => "yes".to_owned(),
-                (Some(false), Some(why)) => format!("no: {why}"),
-                (Some(false), None) => "no".to_owned(),
-                (None, _) => "?".to_owned(),
-            },
+            known(f.ready, |ready| if ready { "yes" } else { "no" }.to_owned()),
             m.zone.clone().unwrap_or_else(|| "-".into()),
             known(m.program.clone(), |version| version),
             known(f.up_seconds, age),
@@ -338,9 +344,14 @@ mod tests {
             ["n2 is down", "n3 is not ready: storage: full", "n4 is out of reach of n1", "n6 is not ready: draining"];
         assert_eq!(wrong(&told), wanted);
         assert_eq!(damaged(&told), "\nn3 met 2 damaged rows since its start");
+        let shown = shown(&told);
+        assert!(shown.contains("\n\nnot ready:\nn3: storage: full\n\n"), "{shown}");
         assert!(
-            shown(&told).ends_with("not asked themselves:\nn2: cannot connect\nn5: cannot connect\nn6: cannot connect")
+            shown.ends_with("not asked themselves:\nn2: cannot connect\nn5: cannot connect\nn6: cannot connect"),
+            "{shown}"
         );
+        let row = shown.lines().find(|line| line.starts_with("n3 ")).unwrap();
+        assert!(!row.contains("storage"), "a reason is no column: {row}");
     }
 
     #[test]

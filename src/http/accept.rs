@@ -31,6 +31,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -52,6 +53,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (usually: no file descriptor is left) the loop rests.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// Where one after the other fails, it is told this often.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// How long a connection that was accepted last has for its first request before it counts as idle.
 const LAST_REQUEST_WAIT: Duration = Duration::from_millis(100);
 
@@ -60,9 +63,10 @@ connection: close\r\ncontent-length: 157\r\n\r\n{\"type\":\"/problems/overloaded
 \"status\":503,\"detail\":\"too many connections\",\"code\":\"overloaded\",\"retryable\":true}\n\n";
 
 /// Serves until `shutdown` resolves. Then it says goodbye for [`Options::farewell`], takes no new connection or request,
-/// and returns when those under way are done, or cut after [`Options::grace`].
+/// and returns when those under way are done, or cut after [`Options::grace`]. Dropping the future cuts them at once.
 pub async fn serve(listener: TcpListener, router: Router, options: &Options, shutdown: impl Future<Output = ()>) {
     let server = Arc::new(Server::new(router, options));
+    let _cut = server.tasks.end.clone().drop_guard();
     server.accept(&listener, shutdown).await;
     server.leaving.store(true, Ordering::Relaxed);
     server.accept(&listener, tokio::time::sleep(options.farewell)).await;
@@ -107,6 +111,7 @@ impl Server {
 
     async fn accept(self: &Arc<Self>, listener: &TcpListener, until: impl Future<Output = ()>) {
         let mut until = pin!(until);
+        let mut told: Option<Instant> = None;
         loop {
             tokio::select! {
                 biased;
@@ -114,7 +119,10 @@ impl Server {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => self.take(stream, peer),
                     Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
+                        if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                            tracing::warn!(%error, "a connection could not be accepted");
+                            told = Some(Instant::now());
+                        }
                         tokio::time::sleep(ACCEPT_REST).await;
                     }
                 }

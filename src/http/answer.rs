@@ -113,13 +113,17 @@ pub(super) fn refusal(asked: &HeaderMap, failure: Failure) -> Response {
 }
 
 /// No value: never written, deleted, or expired.
-fn missing(record: Option<&Record>, strict: bool) -> Response {
+pub(super) fn no_value(record: Option<&Record>) -> Problem {
     let detail = match record {
         None => "nothing is stored under this key",
         Some(record) if record.version.is_end() => "the value has expired",
         Some(_) => "the key was deleted",
     };
-    let mut response = Problem::new(Code::NoSuchKey, detail).into_response();
+    Problem::new(Code::NoSuchKey, detail)
+}
+
+fn missing(record: Option<&Record>, strict: bool) -> Response {
+    let mut response = no_value(record).into_response();
     let headers = response.headers_mut();
     headers.insert(A3_STRICT.clone(), flag(strict));
     if let Some(record) = record {

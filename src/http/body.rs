@@ -15,6 +15,7 @@ use super::problem::{Code, Problem};
 #[derive(Debug)]
 pub(super) struct Bodies {
     value_bytes_max: usize,
+    batch_bytes_max: usize,
     timeout: Duration,
     held: Arc<AtomicUsize>,
     held_max: usize,
@@ -43,23 +44,44 @@ impl Bodies {
     pub(super) fn new(options: &Options) -> Self {
         Self {
             value_bytes_max: options.value_bytes_max,
+            batch_bytes_max: options.batch_bytes_max,
             timeout: options.body_timeout,
             held: Arc::default(),
-            held_max: options.body_bytes_held_max.max(options.value_bytes_max),
+            held_max: options.body_bytes_held_max.max(options.value_bytes_max).max(options.batch_bytes_max),
         }
     }
 
-    /// Reads all of a body. A length that is announced and too large is refused before anything is read.
+    /// Reads all of a body that is a value, or no longer than one. A length that is announced and too large is refused
+    /// before anything is read.
     ///
     /// # Errors
     /// A problem of the kinds `value-too-large`, `body-timeout`, `overloaded` and `bad-request`.
     pub(super) async fn read(&self, body: Body) -> Result<Held, Problem> {
+        self.read_within(self.value_bytes_max, |_| self.value_too_large(), body).await
+    }
+
+    /// The same of a body that is a batch.
+    ///
+    /// # Errors
+    /// As there, but `body-too-large`.
+    pub(super) async fn read_batch(&self, body: Body) -> Result<Held, Problem> {
+        let too_large = |max| Problem::new(Code::BodyTooLarge, format!("a batch is at most {max} bytes long"));
+        self.read_within(self.batch_bytes_max, too_large, body).await
+    }
+
+    /// # Errors
+    /// Where a value is longer than may be.
+    pub(super) fn check_value(&self, value: &[u8]) -> Result<(), Problem> {
+        if value.len() > self.value_bytes_max { Err(self.value_too_large()) } else { Ok(()) }
+    }
+
+    async fn read_within(&self, max: usize, too_large: impl Fn(usize) -> Problem, body: Body) -> Result<Held, Problem> {
         let announced = body.size_hint().exact();
-        if announced.is_some_and(|length| length > self.value_bytes_max as u64) {
-            return Err(self.too_large());
+        if announced.is_some_and(|length| length > max as u64) {
+            return Err(too_large(max));
         }
-        let weight = self.weigh(announced.map_or(self.value_bytes_max, |length| length as usize))?;
-        match tokio::time::timeout(self.timeout, self.collect(body)).await {
+        let weight = self.weigh(announced.map_or(max, |length| length as usize))?;
+        match tokio::time::timeout(self.timeout, collect(max, too_large, body)).await {
             Ok(collected) => Ok(Held { bytes: collected?, _weight: weight }),
             Err(_) => Err(Problem::new(
                 Code::BodyTimeout,
@@ -77,35 +99,35 @@ impl Bodies {
         Ok(weight)
     }
 
-    async fn collect(&self, mut body: Body) -> Result<Bytes, Problem> {
-        let mut first = Bytes::new();
-        let mut rest = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::new(Code::BadRequest, "the body broke off or is malformed"))?;
-            let Ok(data) = frame.into_data() else { continue };
-            if first.len() + rest.len() + data.len() > self.value_bytes_max {
-                return Err(self.too_large());
-            }
-            // A body that came in one piece, as small ones do, is not copied.
-            if first.is_empty() && rest.is_empty() {
-                first = data;
-                continue;
-            }
-            if rest.is_empty() {
-                rest.reserve(body.size_hint().exact().map_or(0, |left| left as usize) + first.len() + data.len());
-                rest.extend_from_slice(&std::mem::take(&mut first));
-            }
-            rest.extend_from_slice(&data);
-        }
-        Ok(if rest.is_empty() { first } else { rest.freeze() })
-    }
-
-    fn too_large(&self) -> Problem {
+    fn value_too_large(&self) -> Problem {
         Problem::new(
             Code::ValueTooLarge,
             format!("a value is at most {} bytes long on this node (VALUE_BYTES_MAX)", self.value_bytes_max),
         )
     }
+}
+
+async fn collect(max: usize, too_large: impl Fn(usize) -> Problem, mut body: Body) -> Result<Bytes, Problem> {
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Problem::new(Code::BadRequest, "the body broke off or is malformed"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + rest.len() + data.len() > max {
+            return Err(too_large(max));
+        }
+        // A body that came in one piece, as small ones do, is not copied.
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+            continue;
+        }
+        if rest.is_empty() {
+            rest.reserve(body.size_hint().exact().map_or(0, |left| left as usize) + first.len() + data.len());
+            rest.extend_from_slice(&std::mem::take(&mut first));
+        }
+        rest.extend_from_slice(&data);
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
 #[cfg(test)]
@@ -117,6 +139,7 @@ mod tests {
     fn bodies(max: usize) -> Bodies {
         let options = Options {
             value_bytes_max: max,
+            batch_bytes_max: 2 * max,
             body_bytes_held_max: 2 * max,
             body_timeout: Duration::from_secs(30),
             ..Options::default()
@@ -139,6 +162,8 @@ mod tests {
         assert_eq!(bodies.read(pieces(&["12", "34567"])).await.unwrap_err().code(), Code::ValueTooLarge);
         let broken = stream::iter([Ok(Bytes::from_static(b"1")), Err(Error::new("gone"))]);
         assert_eq!(bodies.read(Body::from_stream(broken)).await.unwrap_err().code(), Code::BadRequest);
+        assert_eq!(bodies.read_batch(Body::from("123456789012")).await.unwrap().bytes.len(), 12);
+        assert_eq!(bodies.read_batch(Body::from("1234567890123")).await.unwrap_err().code(), Code::BodyTooLarge);
         assert_eq!(bodies.held.load(Ordering::Relaxed), 0);
     }
 

@@ -214,6 +214,7 @@ const CONFLICT_HELP: &str = "Definite: nothing was written. `conflict`: other co
 const KEY_REUSED: (u16, &str) = (422, "The Idempotency-Key belongs to another request. Definite: nothing was written.");
 const DISK_FULL: (u16, &str) = (507, "Not enough replicas have room.");
 const TOO_LARGE: (u16, &str) = (413, "The value is longer than the node's VALUE_BYTES_MAX; the detail names it.");
+const BATCH_TOO_LARGE: (u16, &str) = (413, "The batch is longer than 16 MiB. Nothing was begun.");
 const BODY_TIMEOUT: (u16, &str) = (408, "The body did not arrive in time.");
 const ENCODED: (u16, &str) = (415, "The value has a Content-Encoding, which is not kept.");
 
@@ -227,6 +228,7 @@ fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
             &[CROSS_SITE, NO_VALUE, BODY_TIMEOUT, CONFLICT, WRITE_UNMET, TOO_LARGE, KEY_REUSED, TIMED_OUT, DISK_FULL]
         }
         "deleteValue" => &[CROSS_SITE, CONFLICT, WRITE_UNMET, KEY_REUSED, TIMED_OUT, DISK_FULL],
+        "batch" => &[CROSS_SITE, BODY_TIMEOUT, BATCH_TOO_LARGE],
         "repair" => &[CROSS_SITE, BODY_TIMEOUT, TOO_LARGE],
         "getOperation" | "getOperationEvents" => &[NO_OPERATION],
         "abortOperation" => &[CROSS_SITE, NO_OPERATION],
@@ -270,7 +272,10 @@ pub fn openapi_json() -> String {
 }
 
 fn describe_parts(operation: &mut Operation, bodies: bool) {
-    if let Some(RefOr::T(body)) = &mut operation.request_body {
+    let id = operation.operation_id.clone().unwrap_or_default();
+    if let Some(RefOr::T(body)) = &mut operation.request_body
+        && id != "batch"
+    {
         // No body is an empty value. The macro would say that by allowing null in its place.
         body.required = Some(Required::False);
     }
@@ -282,7 +287,6 @@ fn describe_parts(operation: &mut Operation, bodies: bool) {
             parameter.required = Required::False;
         }
     }
-    let id = operation.operation_id.clone().unwrap_or_default();
     for (status, help) in problems_of(&id) {
         let mut response = problem_response(help, bodies);
         if status == 412 {

@@ -1,11 +1,9 @@
 //! `/kv/{key}`: PUT, GET, HEAD, PATCH, DELETE.
 //!
-//! A write with a condition or an `Idempotency-Key`, and one that only changes when a value ends, goes to the key's register ([`Node::put_if`]), any other to its
-//! replicas as it is ([`Node::put`]).
-//!
-//! [`Node::put_if`]: crate::node::Node::put_if
-//! [`Node::put`]: crate::node::Node::put
+//! A write with a condition or an `Idempotency-Key`, and one that only changes when a value ends, goes to the key's register
+//! ([`Write::Conditional`]), any other to its replicas as it is ([`Write::Plain`]).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +28,8 @@ use super::key::key_of_path;
 use super::problem::{Code, Problem};
 use super::query::{self, Query};
 use super::{Api, answer};
-use crate::node::request::{ConditionalPut, Edit, Failure, Get, NewContent, Put, Receipt};
-use crate::types::{ContentType, Key, Level};
+use crate::node::request::{ConditionalPut, Edit, Failure, Get, NewContent, Put, Receipt, Write};
+use crate::types::{ContentType, ContentTypeError, Key, Level};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     // The empty key is a path of its own for the router; the handlers say what is wrong with it.
@@ -237,7 +235,6 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, request: Request) -> Res
     }
 }
 
-/// To the register where the request asks for it, else to the replicas.
 async fn write(
     api: &Api,
     key: &Key,
@@ -246,15 +243,24 @@ async fn write(
     method: &Method,
     edit: Edit,
 ) -> Result<Receipt, Failure> {
-    let (key, deadline) = (key.clone(), asked.deadline(api));
+    api.node.write(write_of(key, (asked.level, asked.deadline(api)), conditions, method, edit)).await
+}
+
+/// For the register where the request asks for it, else for the replicas.
+pub(super) fn write_of(
+    key: &Key,
+    (level, deadline): (Level, Instant),
+    conditions: &WriteConditions<'_>,
+    method: &Method,
+    edit: Edit,
+) -> Write {
+    let key = key.clone();
     match edit {
-        Edit::Write(content) if conditions.is_empty() => {
-            api.node.put(Put { key, content, level: asked.level, deadline }).await
-        }
+        Edit::Write(content) if conditions.is_empty() => Write::Plain(Put { key, content, level, deadline }),
         edit => {
             let idempotency = conditions.idempotency(method, &edit);
             let condition = conditions.condition.clone();
-            api.node.put_if(ConditionalPut { key, condition, edit, idempotency, deadline }).await
+            Write::Conditional(ConditionalPut { key, condition, edit, idempotency, deadline })
         }
     }
 }
@@ -290,18 +296,22 @@ struct Asked {
 }
 
 impl Asked {
-    /// `registered`: it is a write that the key's register decides. To say `one` or `all` of it would be a lie: it asks
-    /// more replicas than one and does not wait for all.
     fn take(query: &mut Query<'_>, registered: bool) -> Self {
-        let level = query.take("consistency", |text| match text.parse::<Level>() {
-            Ok(Level::One | Level::All) if registered => Err(REGISTER_LEVEL.into()),
-            parsed => parsed.map_err(|e| e.to_string().into()),
-        });
+        let level = query.take("consistency", |text| level(text, registered));
         Self { level: level.unwrap_or_default(), timeout: query.take("timeout", query::timeout) }
     }
 
     fn deadline(self, api: &Api) -> Instant {
         Instant::now() + self.timeout.unwrap_or(api.request_timeout)
+    }
+}
+
+/// `registered`: it is for a write that the key's register decides. To say `one` or `all` of it would be a lie: it asks
+/// more replicas than one and does not wait for all.
+pub(super) fn level(text: &str, registered: bool) -> Result<Level, Cow<'static, str>> {
+    match text.parse::<Level>() {
+        Ok(Level::One | Level::All) if registered => Err(REGISTER_LEVEL.into()),
+        parsed => parsed.map_err(|e| e.to_string().into()),
     }
 }
 
@@ -319,12 +329,15 @@ fn stored_content_type(parts: &Parts) -> Result<Option<ContentType>, Problem> {
     if given.next().is_some() {
         return Err(Problem::new(Code::BadRequest, "the header Content-Type is given more than once"));
     }
-    let essence = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    kept_type(value.as_bytes()).map_err(|error| Problem::new(Code::BadRequest, format!("Content-Type: {error}")))
+}
+
+/// Of those that a client says without meaning one, none is kept.
+pub(super) fn kept_type(given: &[u8]) -> Result<Option<ContentType>, ContentTypeError> {
+    let essence = given.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
     let anonymous: [&[u8]; 3] = [b"", b"application/octet-stream", b"application/x-www-form-urlencoded"];
     if anonymous.iter().any(|a| essence.eq_ignore_ascii_case(a)) {
         return Ok(None);
     }
-    ContentType::new(Bytes::copy_from_slice(value.as_bytes()))
-        .map(Some)
-        .map_err(|error| Problem::new(Code::BadRequest, format!("Content-Type: {error}")))
+    ContentType::new(Bytes::copy_from_slice(given)).map(Some)
 }

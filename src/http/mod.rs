@@ -14,6 +14,7 @@
 
 mod accept;
 mod answer;
+mod batch;
 mod bodies;
 mod body;
 mod cluster;
@@ -70,6 +71,8 @@ const HEADERS_BYTES_MAX: usize = 16 * 1024;
 pub struct Options {
     /// Longest value, in bytes.
     pub value_bytes_max: usize,
+    /// Longest batch, in bytes.
+    pub batch_bytes_max: usize,
     /// How long an operation may take where the request does not say (`?timeout=`).
     pub request_timeout: Duration,
     /// How long a request's head may take from its first byte, and a new connection to its first request.
@@ -87,7 +90,8 @@ pub struct Options {
     pub connections_per_address_max: usize,
     /// Requests under way at once; more are answered 503. Probes and metrics are always answered.
     pub in_flight_max: usize,
-    /// Bytes of request bodies held at once; more are answered 503. At least one value is always let in.
+    /// Bytes of request bodies held at once; more are answered 503. At least one value or batch is always
+    /// let in.
     pub body_bytes_held_max: usize,
     /// Origins whose pages may use the API from a browser, such as `https://app.example`. None: CORS is off.
     pub cors_origins: Vec<String>,
@@ -102,6 +106,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             value_bytes_max: 1024 * 1024,
+            batch_bytes_max: 16 * 1024 * 1024,
             request_timeout: Duration::from_secs(1),
             header_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(30),
@@ -163,6 +168,7 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
 fn routes() -> OpenApiRouter<Arc<Api>> {
     let described = OpenApiRouter::new()
         .merge(listing::routes())
+        .merge(batch::routes())
         .merge(cluster::routes())
         .merge(live::routes())
         .merge(convergence::routes())

@@ -77,6 +77,10 @@ codes! {
         "What the request asked of the value (If-Match, If-None-Match, If-Unmodified-Since) is not so. Nothing was written. ETag is the version that it met; without that header it met no value. With Prefer: return=representation a write is answered with the value itself.";
     ValueTooLarge = "value-too-large", PAYLOAD_TOO_LARGE, false, "The value is too large",
         "The value is longer than VALUE_BYTES_MAX allows on this node; the detail names the limit. Nothing was written.";
+    BodyTooLarge = "body-too-large", PAYLOAD_TOO_LARGE, false, "The request's body is too large",
+        "The body is longer than this path takes; the detail names the limit. Nothing was begun.";
+    BatchFull = "batch-answer-full", PAYLOAD_TOO_LARGE, true, "The batch has read as many values as one may",
+        "The values read before this one are 16 MiB together. Ask for it in another batch, or alone.";
     KeyTooLong = "key-too-long", URI_TOO_LONG, false, "The key is too long",
         "A key is at most 1024 bytes long, counted after percent-decoding.";
     UriTooLong = "uri-too-long", URI_TOO_LONG, false, "The request target is too long",
@@ -271,11 +275,17 @@ impl Problem {
 
     /// The body that a client gets.
     pub(super) fn body(&self, request_id: &str) -> Vec<u8> {
+        // Strings and numbers under string keys: serialisation to memory has no way to fail.
+        serde_json::to_vec(&self.shown(Some(request_id))).unwrap_or_default()
+    }
+
+    /// As JSON. Within another answer it has no request id of its own.
+    pub(super) fn shown<'a>(&'a self, request_id: Option<&'a str>) -> ProblemBody<'a> {
         let inner = &*self.0;
         let about = inner.code.about();
         let replies = inner.replies.as_ref();
         let failed = replies.map(|r| &r.failed).or(Some(&inner.failed).filter(|failed| !failed.is_empty()));
-        let body = ProblemBody {
+        ProblemBody {
             kind: format!("/problems/{}", about.name),
             title: about.title,
             status: about.status.as_u16(),
@@ -290,9 +300,7 @@ impl Problem {
             parameters: &inner.parameters,
             checks: &inner.checks,
             unreachable_slots: &inner.slots,
-        };
-        // Strings and numbers under string keys: serialisation to memory has no way to fail.
-        serde_json::to_vec(&body).unwrap_or_default()
+        }
     }
 
     /// Makes the response of this problem out of one that may carry headers already. One that tells it by itself stays.
@@ -346,8 +354,11 @@ pub(super) struct ProblemBody<'a> {
     code: &'a str,
     /// Whether the same request, sent again, may succeed.
     retryable: bool,
-    /// What the node's log calls this request.
-    request_id: &'a str,
+    /// What the node's log calls this request. Absent where the problem is part of a larger answer, whose header
+    /// `X-Request-Id` says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    request_id: Option<&'a str>,
     /// Of a failed write: `applied` (a majority of home replicas has it), `not_applied`, or `unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "not_applied")]

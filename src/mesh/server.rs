@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::stream::{self, Stream};
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
@@ -29,6 +30,8 @@ pub(super) const LANE: &str = "a3-lane";
 
 /// How long the server rests after a connection that could not be accepted.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// Where one after the other cannot be, it is told this often.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) fn lane_name(lane: Lane) -> &'static str {
     match lane {
@@ -81,16 +84,19 @@ pub async fn serve(
 /// The connections that are accepted. Where none can be (no file descriptor is left) it rests instead of trying again
 /// at once, which would take a whole processor.
 fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
-    stream::unfold(listener, |listener| async {
+    stream::unfold((listener, None::<Instant>), |(listener, mut told)| async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     // It only fails on a connection that is gone, which its reader will see.
                     let _ = stream.set_nodelay(true);
-                    return Some((Ok(stream), listener));
+                    return Some((Ok(stream), (listener, told)));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a peer's connection could not be accepted");
+                    if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                        tracing::warn!(%error, "a peer's connection could not be accepted");
+                        told = Some(Instant::now());
+                    }
                     tokio::time::sleep(ACCEPT_REST).await;
                 }
             }

@@ -75,7 +75,7 @@ type HintKey = (NodeNum, Slot, Key);
 #[derive(Default)]
 pub(crate) struct FakeStore {
     records: Mutex<BTreeMap<Key, (Token, Record)>>,
-    registers: Mutex<BTreeMap<Key, Register>>,
+    registers: Mutex<BTreeMap<Key, (Token, Register)>>,
     hints: Mutex<BTreeMap<HintKey, Hint>>,
     reserved: Mutex<Hlc>,
     reservations: AtomicU64,
@@ -139,7 +139,8 @@ impl FakeStore {
 
     /// What a replica with this disk answers.
     pub(crate) fn apply(&self, token: Token, request: ReplicaRequest) -> ReplicaReply {
-        let SlotFloor { floor, .. } = self.kept(token.slot());
+        let kept = self.kept(token.slot());
+        let floor = kept.floor;
         match request {
             ReplicaRequest::Read { key, part: ReadPart::Record, .. } => {
                 ReplicaReply::Record { record: self.record(&key), floor }
@@ -167,18 +168,18 @@ impl FakeStore {
             }
             ReplicaRequest::Prepare { key, ballot } => {
                 let mut registers = self.registers.lock();
-                let held = registers.entry(key.clone()).or_default();
-                match register::prepare(held.promised, floor.ballot, ballot) {
+                let (_, held) = registers.entry(key.clone()).or_insert((token, Register::default()));
+                match register::prepare(held.promised, kept.bound(), ballot) {
                     Ok(()) => held.promised = ballot,
                     Err(promised) => return ReplicaReply::Outbid { promised },
                 }
                 let (accepted, record) = (held.accepted.clone(), self.record(&key));
-                ReplicaReply::Promised(Box::new(Promise { accepted, record, floor }))
+                ReplicaReply::Promised(Box::new(Promise { accepted, record, floor: kept.told() }))
             }
             ReplicaRequest::Accept { key, accepted } => {
                 let mut registers = self.registers.lock();
-                let held = registers.entry(key).or_default();
-                match register::accept(held.promised, floor.ballot, accepted.ballot) {
+                let (_, held) = registers.entry(key).or_insert((token, Register::default()));
+                match register::accept(held.promised, kept.bound(), accepted.ballot) {
                     Ok(()) => *held = Register { promised: accepted.ballot, accepted: Some(*accepted) },
                     Err(promised) => return ReplicaReply::Outbid { promised },
                 }

@@ -8,6 +8,7 @@
 
 pub mod answers;
 pub mod anti_entropy;
+pub mod batch;
 pub mod clock;
 pub mod conditional;
 pub mod coordinator;
@@ -71,7 +72,7 @@ use purge::Purge;
 use reach::Reach;
 use rebuild::Rebuild;
 use replica::Replica;
-use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt};
+use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt, Write};
 use routing::Routing;
 use succession::Succession;
 
@@ -292,6 +293,17 @@ impl Node {
     /// As there.
     pub async fn list(&self, question: Question, deadline: Instant) -> Result<Page, ListingFailure> {
         self.lister.page(question, deadline).await
+    }
+
+    /// Writes a key in either way.
+    ///
+    /// # Errors
+    /// As [`Self::put`] and [`Self::put_if`].
+    pub async fn write(&self, write: Write) -> Result<Receipt, Failure> {
+        match write {
+            Write::Plain(put) => self.put(put).await,
+            Write::Conditional(put) => self.put_if(put).await,
+        }
     }
 
     /// Resolves when the topology lists another instance under this node's number: it must not go on.

@@ -52,6 +52,13 @@ pub struct ConditionalPut {
     pub deadline: Instant,
 }
 
+/// A client's write, of either kind.
+#[derive(Clone, Debug)]
+pub enum Write {
+    Plain(Put),
+    Conditional(ConditionalPut),
+}
+
 /// What a write really did, from the replies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {

@@ -27,7 +27,7 @@
 use std::collections::BTreeMap;
 
 use super::ring::Ring;
-use crate::types::{Ballot, Epoch, Floor, Hlc, NodeNum, Register, Slot, SlotFloor, SlotSet, Version};
+use crate::types::{Ballot, Epoch, Floor, Hlc, NodeNum, Record, Register, Slot, SlotFloor, SlotSet, Version};
 
 /// A floor is sealed at least so far in the past, beside what clocks may differ by, in milliseconds: longer than any
 /// request may take.
@@ -79,10 +79,14 @@ pub fn is_ended(accepted: Ballot, kept: &SlotFloor) -> bool {
 }
 
 /// Whether what a register accepted must be settled before ballots up to the seal may be forgotten: it is newer than the
-/// record, and no floor has ended it yet.
+/// record, and no floor has ended it yet. A tombstone that the floor covers was in its place and has been purged: it is
+/// accepted again where another replica keeps it still, and could never be written here any more.
 pub fn is_unsettled(register: &Register, record: Option<&Version>, kept: &SlotFloor) -> bool {
-    let above = |accepted: &crate::types::Accepted| accepted.record.as_ref().map(|r| &r.version) > record;
-    register.accepted.as_ref().is_some_and(|accepted| !is_ended(accepted.ballot, kept) && above(accepted))
+    let Some(accepted) = register.accepted.as_ref().filter(|accepted| !is_ended(accepted.ballot, kept)) else {
+        return false;
+    };
+    let purged = |r: &Record| record.is_none() && r.is_tombstone() && kept.floor.covers(&r.version, r.written);
+    accepted.record.as_ref().is_some_and(|r| Some(&r.version) > record && !purged(r))
 }
 
 /// What to do about a slot.
@@ -155,7 +159,7 @@ pub fn drop_up_to(before: &Floor, now: Hlc, grace_ms: u64) -> Hlc {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Accepted, Content, Key, OpId, Recent, Record, Writer};
+    use crate::types::{Accepted, Content, Key, OpId, Recent, Writer};
 
     fn version(hlc: u64) -> Version {
         Version::plain(Hlc(hlc), Writer(1))
@@ -183,15 +187,16 @@ mod tests {
     #[test]
     fn what_was_accepted_above_its_record_is_settled_unless_a_floor_ended_it() {
         let key = Key::new("k").unwrap();
-        let state = |hlc, written: Option<u64>| Register {
+        let holding = |hlc, written: Option<u64>, content: &Content| Register {
             promised: Ballot::default(),
             accepted: Some(Accepted {
                 ballot: Ballot { hlc: Hlc(hlc), writer: Writer(1) },
                 op: OpId(uuid::Uuid::nil()),
-                record: written.map(|v| Record::seal(&key, version(v), Hlc(v), Content::Tombstone)),
+                record: written.map(|v| Record::seal(&key, version(v), Hlc(v), content.clone())),
                 recent: Recent::NONE,
             }),
         };
+        let state = |hlc, written| holding(hlc, written, &Content::Tombstone);
         let none = SlotFloor::default();
         assert!(is_unsettled(&state(5, Some(4)), None, &none));
         assert!(is_unsettled(&state(5, Some(4)), Some(&version(3)), &none));
@@ -201,6 +206,11 @@ mod tests {
         assert!(is_unsettled(&state(5, Some(4)), None, &sealed), "a seal ends nothing");
         let ended = SlotFloor { floor: floor(5, 0), sealed: Hlc(5) };
         assert!(!is_unsettled(&state(5, Some(4)), None, &ended));
+        let purged = SlotFloor { floor: floor(4, 4), sealed: Hlc(4) };
+        assert!(!is_unsettled(&state(5, Some(4)), None, &purged), "a tombstone that is below the floor");
+        assert!(is_unsettled(&state(6, Some(5)), None, &purged), "one that is not");
+        assert!(is_unsettled(&state(5, Some(4)), Some(&version(3)), &purged), "something else stands there");
+        assert!(is_unsettled(&holding(5, Some(4), &Content::value("v")), None, &purged), "a value never was purged");
     }
 
     #[test]

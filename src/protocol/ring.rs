@@ -100,7 +100,7 @@ fn place(topology: &Topology, slot: Slot) -> Placement {
 /// What can be had of a slot now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SlotHealth {
-    /// Not even a quorum with stand-ins.
+    /// Not even a quorum with stand-ins; or stand-ins alone, which take writes and do not know what there was before.
     Lost,
     /// A quorum only with stand-ins.
     StoodIn,
@@ -118,7 +118,7 @@ impl Placement {
             match majority(set.len()) {
                 _ if homes == set.len() => SlotHealth::Full,
                 needed if homes >= needed => SlotHealth::Quorum,
-                needed if homes + stand_ins >= needed => SlotHealth::StoodIn,
+                needed if homes > 0 && homes + stand_ins >= needed => SlotHealth::StoodIn,
                 _ => SlotHealth::Lost,
             }
         };
@@ -186,5 +186,9 @@ mod tests {
         assert_eq!(without(&[2, 3]), SlotHealth::Lost);
         let three = Ring::new(topology(3, 3));
         assert_eq!(three.placement(Slot(0)).health(|n| n.0 != 1), SlotHealth::Quorum);
+        let five = Ring::new(topology(5, 3));
+        let without = |down: &'static [u16]| five.placement(Slot(0)).health(move |n| !down.contains(&n.0));
+        assert_eq!((without(&[1, 2]), without(&[1, 2, 4])), (SlotHealth::StoodIn, SlotHealth::StoodIn));
+        assert_eq!(without(&[1, 2, 3]), SlotHealth::Lost, "two are left, which know nothing of it");
     }
 }

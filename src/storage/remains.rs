@@ -255,7 +255,8 @@ impl Unsettled {
         let stored = row::load(&mut conn.prepare_cached(row::SELECT_RECORD)?, slot, &key)?;
         let bytes = stored.as_ref().map_or(0, |loaded| loaded.weight.bytes)
             + accepted.record.as_ref().map_or(0, |record| record.content_bytes() as u64);
-        let version = stored.and_then(|loaded| loaded.stored).map(|stored| stored.record.version);
+        // A damaged record is none that was purged.
+        let version = stored.map(|loaded| loaded.stored.map_or_else(Version::default, |stored| stored.record.version));
         let register = Register { promised: head.promised, accepted: Some(accepted) };
         if purge::is_unsettled(&register, version.as_ref(), &self.kept) {
             if self.found.unsettled.len() < UNSETTLED_MAX {

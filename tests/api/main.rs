@@ -2,13 +2,14 @@
 //!
 //! Reading order: `values` (what goes in comes out), `answers` (statuses, versions, receipts), `conditions` (who writes
 //! under one), `ends` (values that live for a while), `refusals` (what is refused, and that nothing was written), `outage` (a home replica is gone, and
-//! returns), `healing` (whether the copies agree, and repairing them), `views` (what a node tells of itself), `browser`
+//! returns), `batch` (several operations in one request), `healing` (whether the copies agree, and repairing them), `views` (what a node tells of itself), `browser`
 //! (what pages of other origins may do),
 //! `console` (the page for people, and the stream that it follows).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod answers;
+mod batch;
 mod browser;
 mod client;
 mod conditions;

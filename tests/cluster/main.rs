@@ -5,8 +5,14 @@
 mod load;
 mod nodes;
 
+use std::time::Duration;
+
 use load::Load;
 use nodes::{Cluster, Node};
+use rustix::process::Signal;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 
 #[tokio::test]
 async fn a_killed_node_is_stood_in_for_and_gets_what_it_missed() {
@@ -139,4 +145,47 @@ async fn a_stop_is_clean_and_what_cannot_be_right_is_refused() {
     for node in &mut cluster.nodes {
         assert_eq!(node.stop().await, 0, "{}", node.said());
     }
+}
+
+/// As when its log is on the disk that is full.
+#[tokio::test]
+async fn a_node_whose_lines_cannot_be_written_works_on_and_tells_by_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::new(1, dir.path().join("node1"), &[("DEBUG_LOG", "true".into())]);
+    node.log = "/dev/full".into();
+    node.start();
+    node.ready().await;
+    assert_eq!(node.ask("PUT", "/kv/name", "anas").await.status, 201);
+    assert_eq!(node.ask("GET", "/kv/name", "").await.body, "anas");
+    assert_eq!(node.stop().await, 0);
+    node.set("NODE_NUM", "2".into());
+    node.start();
+    assert_eq!(node.ended().await, 78, "the directory is another node's");
+}
+
+#[tokio::test]
+async fn who_asks_twice_for_a_stop_does_not_wait_for_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::new(1, dir.path().join("node1"), &[]);
+    for (first, then) in [(Signal::TERM, &[Signal::TERM][..]), (Signal::HUP, &[Signal::INT]), (Signal::INT, &[])] {
+        node.start();
+        node.ready().await;
+        let mut client = TcpStream::connect(&node.http).await.unwrap();
+        client.write_all(b"PUT /kv/k HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf").await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        let began = Instant::now();
+        node.signal(first);
+        // Who signals a process and its group means one stop.
+        node.signal(first);
+        for signal in then {
+            sleep(Duration::from_millis(500)).await;
+            node.signal(*signal);
+        }
+        assert_eq!(node.ended().await, 0, "the store was closed in order\n{}", node.said());
+        let waited = began.elapsed() > Duration::from_secs(5);
+        assert_eq!(waited, then.is_empty(), "{first:?} {then:?}: {:?}", began.elapsed());
+    }
+    let said = node.said();
+    assert_eq!(said.matches("told to stop once more").count(), 2, "{said}");
+    assert_eq!(said.matches("the last stop saved are taken over").count(), 2, "each later start found them: {said}");
 }

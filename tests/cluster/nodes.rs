@@ -57,7 +57,9 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) dir: PathBuf,
     pub(crate) mesh: String,
-    http: String,
+    /// Where its stderr goes.
+    pub(crate) log: PathBuf,
+    pub(crate) http: String,
     settings: Vec<(&'static str, String)>,
     client: HyperClient<HttpConnector, Full<Bytes>>,
     process: Option<Child>,
@@ -77,6 +79,7 @@ impl Node {
         ];
         Self {
             name: format!("n{number}"),
+            log: dir.with_extension("log"),
             dir,
             mesh: format!("127.0.0.1:{mesh}"),
             http: format!("127.0.0.1:{http}"),
@@ -93,20 +96,16 @@ impl Node {
     }
 
     pub(crate) fn start(&mut self) {
-        let log = File::options().append(true).create(true).open(self.log()).unwrap();
+        let log = File::options().append(true).create(true).open(&self.log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_a3"));
         command.args(["serve", "--parent-pipe"]).env_clear().envs(self.settings.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         self.process = Some(command.spawn().unwrap());
     }
 
-    fn log(&self) -> PathBuf {
-        self.dir.with_extension("log")
-    }
-
     /// What it wrote on stderr, over all its starts.
     pub(crate) fn said(&self) -> String {
-        std::fs::read_to_string(self.log()).unwrap()
+        std::fs::read_to_string(&self.log).unwrap()
     }
 
     /// Waits until it ends; its exit code.
@@ -134,7 +133,7 @@ impl Node {
         self.ended().await
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let id = self.process.as_ref().and_then(Child::id).unwrap();
         kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal).unwrap();
     }

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::super::client::Client;
 use super::super::health::ready;
 use super::super::{Fault, output};
 use super::plan::Node;
+use crate::system::StopSignals;
 
 /// All nodes are ready by then, or something is wrong.
 const READY: Duration = Duration::from_secs(60);
@@ -30,33 +30,6 @@ const LOOK: Duration = Duration::from_millis(50);
 const TAIL_LINES: usize = 20;
 /// Settings that would contradict what is planned here. The others reach the nodes from the environment.
 const NOT_INHERITED: &[&str] = &["BIND_ADDR", "ADVERTISE_ADDR", "GOSSIP_PORT", "ZONE", "SEEDS", "CLUSTER_SIZE"];
-
-/// What ends a development cluster.
-pub(super) struct Signals {
-    interrupt: SignalStream,
-    terminate: SignalStream,
-    hang_up: SignalStream,
-}
-
-impl Signals {
-    pub(super) fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Resolves at the next one.
-    pub(super) async fn any(&mut self) {
-        tokio::select! {
-            biased;
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
-        }
-    }
-}
 
 /// A node's process.
 struct Process {
@@ -137,7 +110,7 @@ impl Cluster {
     }
 
     /// Stops every node: asks, waits, and after [`STOP`] or another signal kills.
-    pub(super) async fn stop(&mut self, signals: &mut Signals) {
+    pub(super) async fn stop(&mut self, signals: &mut StopSignals) {
         for process in self.processes.iter().filter(|p| !p.ended) {
             // It may have ended by itself by now; then there is nobody to ask.
             let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
@@ -148,7 +121,7 @@ impl Cluster {
             let gone = tokio::select! {
                 biased;
                 waited = timeout_at(deadline, process.child.wait()) => waited.is_ok(),
-                () = signals.any() => false,
+                () = signals.next() => false,
             };
             if !gone {
                 eprintln!("a3: {} did not stop in time and is killed", process.node.name);

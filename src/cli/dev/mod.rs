@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use super::{Fault, client, output};
 use crate::ports::Entropy as _;
-use crate::system::SystemEntropy;
+use crate::system::{StopSignals, SystemEntropy};
 use crate::types::limits::{MEMBERS_MAX, REPLICATION_FACTOR_MAX};
-use cluster::{Cluster, Signals};
+use cluster::Cluster;
 
 /// Start a cluster on this machine and stop it with Ctrl-C.
 #[derive(Debug, Args)]
@@ -56,7 +56,7 @@ impl Dev {
         }
         create(&dir, self.dir.is_some())?;
         client::block_on(async {
-            let mut signals = Signals::new().map_err(|e| Fault::Failed(format!("signals: {e}")))?;
+            let mut signals = StopSignals::install().map_err(|e| Fault::Failed(format!("signals: {e}")))?;
             eprintln!("starting in {}", dir.display());
             let mut cluster = Cluster::start(program, nodes)?;
             let lived = self.live(&mut cluster, &mut signals, &dir, temporary).await;
@@ -74,14 +74,14 @@ impl Dev {
     async fn live(
         &self,
         cluster: &mut Cluster,
-        signals: &mut Signals,
+        signals: &mut StopSignals,
         dir: &Path,
         temporary: bool,
     ) -> Result<(), Fault> {
         let began = Instant::now();
         tokio::select! {
             biased;
-            () = signals.any() => return Ok(()),
+            () = signals.next() => return Ok(()),
             ready = cluster.wait_ready() => ready?,
         }
         let nodes = if self.nodes == 1 { "1 node".to_owned() } else { format!("{} nodes", self.nodes) };
@@ -91,7 +91,7 @@ impl Dev {
         output::line(&welcome(cluster, dir, temporary))?;
         tokio::select! {
             biased;
-            () = signals.any() => Ok(()),
+            () = signals.next() => Ok(()),
             fault = cluster.watch() => fault,
         }
     }

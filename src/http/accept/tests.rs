@@ -144,9 +144,9 @@ async fn connections_are_limited_together_and_by_address() {
         let refused = rest(&mut open(&served, b"").await).await;
         assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
         drop((first, second));
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         while !rest(&mut open(&served, GET_AND_CLOSE).await).await.ends_with("hi") {
-            assert!(tokio::time::Instant::now() < deadline, "the places are given back");
+            assert!(Instant::now() < deadline, "the places are given back");
         }
     }
 }

@@ -1,17 +1,23 @@
-//! What a fake disk keeps for purging. Of registers only those of keys with a record are looked at.
+//! What a fake disk keeps for purging.
 
 use futures_util::future::BoxFuture;
 
 use super::FakeStore;
 use crate::ports::{Purging, StoreError};
 use crate::protocol::purge;
-use crate::types::{Dropped, Floor, Hlc, Record, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Survey, Version};
+use crate::types::{
+    Dropped, Floor, Hlc, Key, Record, Register, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Survey, Token, Version,
+};
 
 impl FakeStore {
     /// A slot's floor and seal.
     pub(crate) fn kept(&self, slot: Slot) -> SlotFloor {
         let all = SlotFloor { floor: *self.floor.lock(), ..SlotFloor::default() };
         self.kept.lock().get(&slot).map_or(all, |kept| kept.merge(&all))
+    }
+
+    pub(crate) fn has_register(&self, key: &Key) -> bool {
+        self.registers.lock().contains_key(key)
     }
 
     fn keep(&self, slot: Slot, more: &SlotFloor) {
@@ -26,21 +32,35 @@ impl FakeStore {
         here.map(|(_, record)| record.clone()).collect()
     }
 
+    /// The registers of a slot, with the record of each key.
+    fn with_registers(&self, slot: Slot) -> Vec<(Key, Register, Option<Record>)> {
+        let registers = self.registers.lock();
+        let here = registers.iter().filter(|(_, (token, _))| token.slot() == slot);
+        here.map(|(key, (_, register))| (key.clone(), register.clone(), self.record(key))).collect()
+    }
+
     fn survey_slot(&self, slot: Slot) -> Survey {
+        let mut survey = Survey::empty(slot, self.kept(slot).floor);
+        for (_, register, record) in self.with_registers(slot) {
+            survey.promised = survey.promised.max(register.promised.hlc);
+            if record.is_none() {
+                survey.orphans += 1;
+                survey.oldest_orphan = survey.oldest_orphan.into_iter().chain([register.promised.hlc]).min();
+            }
+        }
         let tombstones = self.tombstones(slot);
         let oldest = tombstones.iter().map(|record| record.written).min();
-        Survey { tombstones: tombstones.len() as u64, oldest, ..Survey::empty(slot, self.kept(slot).floor) }
+        Survey { tombstones: tombstones.len() as u64, oldest, ..survey }
     }
 
     fn seal_slot(&self, slot: Slot, up_to: Hlc) -> Sealed {
         self.keep(slot, &SlotFloor { sealed: up_to, ..SlotFloor::default() });
-        let mut sealed = Sealed::empty(slot);
-        let (kept, records) = (self.kept(slot), self.records.lock());
-        for (key, (_, record)) in records.iter().filter(|(_, (token, _))| token.slot() == slot) {
-            sealed.damaged |= self.lost.lock().contains(key);
-            let open = |register: &_| purge::is_unsettled(register, Some(&record.version), &kept);
-            if self.registers.lock().get(key).is_some_and(open) {
-                sealed.unsettled.push(key.clone());
+        let (kept, mut sealed) = (self.kept(slot), Sealed::empty(slot));
+        sealed.damaged =
+            self.records.lock().iter().any(|(key, (t, _))| t.slot() == slot && self.lost.lock().contains(key));
+        for (key, register, record) in self.with_registers(slot) {
+            if purge::is_unsettled(&register, record.as_ref().map(|r| &r.version), &kept) {
+                sealed.unsettled.push(key);
             }
         }
         sealed
@@ -52,11 +72,20 @@ impl FakeStore {
             return dropped;
         }
         let mut registers = self.registers.lock();
-        self.records.lock().retain(|key, (token, record)| {
+        let mut records = self.records.lock();
+        let bare = |key: &Key, token: &Token| token.slot() == drop.slot && !records.contains_key(key);
+        let orphans: Vec<Key> = registers
+            .iter()
+            .filter(|(key, (token, held))| {
+                bare(key, token) && purge::may_drop_orphan(&floor, drop.up_to, held.promised)
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        records.retain(|key, (token, record)| {
             if token.slot() != drop.slot || !record.is_tombstone() {
                 return true;
             }
-            let promised = registers.get(key).map(|register| register.promised);
+            let promised = registers.get(key).map(|(_, register)| register.promised);
             match purge::may_drop(&floor, drop.up_to, (&record.version, record.written), promised) {
                 Ok(true) => {
                     dropped.tombstones += 1;
@@ -70,6 +99,8 @@ impl FakeStore {
                 }
             }
         });
+        dropped.registers += orphans.len() as u64;
+        registers.retain(|key, _| !orphans.contains(key));
         dropped
     }
 }

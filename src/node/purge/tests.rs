@@ -1,4 +1,6 @@
-//! Three drivers, each over a disk in memory, that reach each other without a network. The first of them raises all floors.
+//! Some drivers, each over a disk in memory, that reach each other without a network. The first of them raises all floors.
+
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
@@ -29,6 +31,9 @@ const ONE: NodeNum = NodeNum(1);
 const TWO: NodeNum = NodeNum(2);
 const THREE: NodeNum = NodeNum(3);
 
+/// What happens at a moment.
+type Event = Box<dyn FnOnce() + Send>;
+
 /// What lies between them.
 #[derive(Default)]
 struct Wire {
@@ -38,6 +43,8 @@ struct Wire {
     down: Mutex<BTreeSet<NodeNum>>,
     /// Refused wherever it is written.
     refused: Mutex<Option<Key>>,
+    /// Happens when that node is asked for its sums.
+    when_compared: Mutex<Option<(NodeNum, Event)>>,
 }
 
 /// One node's end of it.
@@ -47,6 +54,9 @@ impl Peers for End {
     fn send(&self, to: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
         if self.1.refused.lock().as_ref() == Some(call.request.key()) {
             return reply_to.send(Ok(ReplicaReply::Refused(Refusal::TooLarge { bytes: 1 })));
+        }
+        if self.1.is_cut(self.0, to) {
+            return reply_to.send(Err(PeerError::Unreachable));
         }
         let token = self.1.ring.get().unwrap().token(call.request.key());
         reply_to.send(Ok(self.1.stores[&to].apply(token, call.request)));
@@ -61,8 +71,13 @@ impl Peers for End {
         let (from, wire) = (self.0, Arc::clone(&self.1));
         async move {
             let Destination::Member(to) = to else { return Err(PeerError::Unreachable) };
-            if wire.down.lock().contains(&to) {
+            if wire.is_cut(from, to) {
                 return Err(PeerError::Unreachable);
+            }
+            if let PeerRequest::GetChunkHash { .. } = request
+                && let Some((_, event)) = wire.when_compared.lock().take_if(|(node, _)| *node == to)
+            {
+                event();
             }
             let driver = &wire.drivers.get().unwrap()[&to];
             match request {
@@ -71,6 +86,9 @@ impl Peers for End {
                     driver.anti_entropy.answer_chunk_hash(from, epoch, left_out, &spans)
                 }
                 PeerRequest::FetchRange(exchange) => driver.anti_entropy.answer_fetch_range(exchange).await,
+                PeerRequest::Propose { proposal, timeout_ms, .. } => {
+                    driver.conditional.answer(*proposal, Duration::from_millis(timeout_ms)).await
+                }
                 _ => Err(PeerError::Unreachable),
             }
         }
@@ -80,38 +98,54 @@ impl Peers for End {
     fn introduce(&self, _: NodeNum, _: crate::types::InstanceId, _: &str) {}
 
     fn connected(&self, to: NodeNum) -> bool {
-        !self.1.down.lock().contains(&to)
+        !self.1.is_cut(self.0, to)
     }
 }
 
-struct Three {
+impl Wire {
+    fn is_cut(&self, from: NodeNum, to: NodeNum) -> bool {
+        let down = self.down.lock();
+        from != to && (down.contains(&from) || down.contains(&to))
+    }
+}
+
+struct Cluster {
     wall: Arc<FakeClock>,
     wire: Arc<Wire>,
+    /// They end with it.
+    _tasks: Arc<Tasks>,
 }
 
-fn three() -> Three {
-    let stores = [ONE, TWO, THREE].map(|node| (node, FakeStore::new())).into();
-    let wire = Arc::new(Wire { stores, ..Wire::default() });
-    let wall = FakeClock::at(NOW_MS);
-    let drivers = [ONE, TWO, THREE].map(|me| (me, driver(me, &wire, &wall)));
-    let ring = drivers[0].1.parts.routing.ring().unwrap();
-    assert!(wire.ring.set(ring).is_ok() && wire.drivers.set(drivers.into()).is_ok());
-    Three { wall, wire }
+fn three() -> Cluster {
+    cluster(3)
 }
 
-fn driver(me: NodeNum, wire: &Arc<Wire>, wall: &Arc<FakeClock>) -> Arc<Purge> {
+/// As many copies as nodes.
+fn cluster(nodes: u16) -> Cluster {
+    let all = || (1..=nodes).map(NodeNum);
+    let wire = Arc::new(Wire { stores: all().map(|node| (node, FakeStore::new())).collect(), ..Wire::default() });
+    let (wall, tasks) = (FakeClock::at(NOW_MS), Arc::new(Tasks::default()));
+    let drivers: BTreeMap<_, _> = all().map(|me| (me, driver(me, &wire, &wall, &tasks))).collect();
+    let ring = drivers[&ONE].parts.routing.ring().unwrap();
+    assert!(wire.ring.set(ring).is_ok() && wire.drivers.set(drivers).is_ok());
+    Cluster { wall, wire, _tasks: tasks }
+}
+
+fn driver(me: NodeNum, wire: &Arc<Wire>, wall: &Arc<FakeClock>, tasks: &Arc<Tasks>) -> Arc<Purge> {
     let peers: Arc<dyn Peers> = Arc::new(End(me, Arc::clone(wire)));
     let store: Arc<dyn Store> = wire.stores[&me].clone();
     let clock = NodeClock::new(Arc::clone(wall) as _, SKEW_MAX, Hlc::ZERO);
+    tasks.spawn(Arc::clone(&clock).keep_reserved(Arc::clone(&store)).boxed());
     let (reach, routing) = (Reach::new(Arc::clone(&peers), me, journal()), Arc::new(Routing::default()));
-    routing.install(topology(1, 3, 3));
+    let nodes = wire.stores.len() as u8;
+    routing.install(topology(1, nodes.into(), nodes));
     let entropy: Arc<FakeEntropy> = Arc::default();
     let ports = Ports {
         peers: Arc::clone(&peers),
         store: Arc::clone(&store),
         clock: Arc::clone(wall) as _,
         entropy: Arc::clone(&entropy) as _,
-        spawn: Arc::new(Tasks::default()),
+        spawn: Arc::clone(tasks) as _,
     };
     let coordinator = Coordinator::new(
         me,
@@ -139,7 +173,7 @@ fn record(name: &str, content: Content) -> Record {
     Record::seal(&key(name), Version::plain(hlc, Writer(1)), hlc, content)
 }
 
-impl Three {
+impl Cluster {
     fn driver(&self, node: NodeNum) -> &Arc<Purge> {
         &self.wire.drivers.get().unwrap()[&node]
     }

@@ -8,12 +8,12 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::node::clock::NodeClock;
-use crate::node::fakes::{FakeClock, journal, topology};
+use crate::node::fakes::{FakeClock, FakeStore, journal, topology};
 use crate::node::parts::Parts;
 use crate::node::reach::Reach;
 use crate::node::replica;
 use crate::node::world::{Disk, DiskStore, Seeded, Tasks};
-use crate::ports::{Peers, ReplicaCall, ReplyTo};
+use crate::ports::{Peers, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Store};
 use crate::types::{Ballot, Content, Hlc, InstanceId, Record, Register, Version, Writer};
 
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -61,23 +61,28 @@ impl Peers for Sources {
     }
 }
 
-struct World {
+struct World<D = Disk> {
     sources: Arc<Sources>,
-    disk: Arc<Disk>,
+    disk: Arc<D>,
     routing: Arc<Routing>,
     rebuild: Arc<Rebuild>,
 }
 
 /// Node 1 of three with three copies, a new instance.
 fn world() -> World {
-    let (me, sources, disk) = (NodeNum(1), Arc::new(Sources::default()), Disk::fresh(1, 1));
+    let disk = Disk::fresh(1, 1);
     disk.identity.lock().rebuilding = true;
+    world_over(Arc::new(DiskStore(Arc::clone(&disk))), disk)
+}
+
+fn world_over<D>(store: Arc<dyn Store>, disk: Arc<D>) -> World<D> {
+    let (me, sources) = (NodeNum(1), Arc::new(Sources::default()));
     let routing = Arc::new(Routing::default());
     routing.install(topology(1, 3, 3));
     routing.set_rebuilding(true);
     let ports = Ports {
         peers: Arc::clone(&sources) as Arc<dyn Peers>,
-        store: Arc::new(DiskStore(Arc::clone(&disk))),
+        store,
         clock: FakeClock::at(NOW_MS),
         entropy: Seeded::new(1),
         spawn: Arc::new(Tasks::default()),
@@ -143,4 +148,34 @@ async fn who_is_rebuilt_is_no_source_and_neither_is_one_of_another_epoch() {
     assert!(world.disk.topology.lock().is_none());
     assert_eq!(world.rebuild.answer(Epoch(1), Slot(3), None).await, page(Vec::new()));
     assert!(world.disk.topology.lock().is_some(), "what was let in before is on disk by then");
+}
+
+/// The tombstone of a key is gone everywhere. What guards it is the floor alone.
+#[tokio::test(start_paused = true)]
+async fn what_its_sources_have_purged_does_not_come_back_at_it() {
+    let store = FakeStore::new();
+    let world = world_over(Arc::clone(&store) as Arc<dyn Store>, Arc::clone(&store));
+    let version = |hlc| Version::plain(Hlc(hlc), Writer(1));
+    let floor = |g, v| Floor { written: Hlc(g), version: version(v), ballot: Ballot::sealing(Hlc(g)) };
+    // One of them was not told of the last floor yet.
+    for (node, floor) in [(2, floor(9, 5)), (3, floor(7, 8))] {
+        let page = PeerReply::SlotPage { entries: Vec::new(), floor, next: None };
+        world.sources.set(node, move |_, _| Ok(page.clone()));
+    }
+    world.rebuild.run().await.unwrap();
+    let (key, greatest) = (Key::new("k").unwrap(), floor(9, 5).merge(&floor(7, 8)));
+    let token = world.routing.ring().unwrap().token(&key);
+    let ask = |request| world.disk.apply(token, request);
+    let record = Record::seal(&key, version(8), Hlc(9), Content::value("old"));
+    let write = ReplicaRequest::Write { key: key.clone(), record };
+    assert_eq!(ask(write), ReplicaReply::BelowFloor { floor: greatest }, "a value that was deleted");
+    let prepare = |ballot| ReplicaRequest::Prepare { key: key.clone(), ballot };
+    let outbid = ReplicaReply::Outbid { promised: greatest.ballot };
+    assert_eq!(
+        ask(prepare(Ballot { hlc: Hlc(9), writer: Writer(1) })),
+        outbid,
+        "what was promised to that one is forgotten"
+    );
+    let ReplicaReply::Promised(promise) = ask(prepare(Ballot { hlc: Hlc(10), writer: Writer(1) })) else { panic!() };
+    assert_eq!(promise.floor.version, version(8), "what is created goes above it: no version is told twice");
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - For every slot that is not missing, a majority of every write set is counted, or stand-ins in place of home replicas
-//!   that cannot be had.
+//!   that cannot be had, but for one.
 //! - A source's answers are complete from where the fold stands up to `next`, but for what was skipped behind an entry that
 //!   says so. When such an entry goes unheard, so does everything behind it, and it is asked again from there.
 
@@ -237,12 +237,13 @@ impl Sources {
     }
 }
 
-/// Whether these are a majority of every write set, stand-ins counted for who is missing.
+/// Whether these are a majority of every write set, stand-ins counted for who is missing. One home replica of each there must be:
+/// what is not told is absent, and that a key is absent a stand-in cannot say.
 fn is_met(placement: &Placement, nodes: &[NodeNum]) -> bool {
     let stand_ins = nodes.iter().filter(|n| !placement.is_home(**n)).count();
     placement.write_sets.iter().all(|set| {
         let homes = set.iter().filter(|n| nodes.contains(n)).count();
-        (homes + stand_ins).min(set.len()) >= majority(set.len())
+        homes > 0 && (homes + stand_ins).min(set.len()) >= majority(set.len())
     })
 }
 

@@ -7,7 +7,9 @@
 //! Invariants:
 //! - At quorum and above, a majority of every write set answered, or stand-ins with every hint they hold for the key
 //!   in place of home replicas that cannot be reached, and then the read is not strict.
-//! - At `one` a fallback is asked only where no home replica can be had, and its absence is no answer.
+//! - Stand-ins alone know what they hold hints for. That there is nothing they cannot know: their absence is no answer where
+//!   no home replica gave one.
+//! - At `one` a fallback is asked only where no home replica can be had.
 //! - A damaged row is no answer; it is disagreement, so that it is written again.
 
 use std::sync::Arc;
@@ -17,6 +19,9 @@ use smallvec::SmallVec;
 use crate::protocol::quorum::{Ask, Asking, NO_ANSWER, NOT_ASKED};
 use crate::protocol::ring::Placement;
 use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, ReadPart, Record, Refusal, ReplicaReply, Seen, majority};
+
+/// Why a stand-in's answer counts for nothing.
+const NO_HINT: &str = "a stand-in without a hint for the key";
 
 /// A read to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,11 +155,8 @@ impl ReadFold {
         };
         if let Some(asked) = self.asked.iter_mut().find(|a| a.node == from) {
             let none_from_stand_in = !asked.home && self.level == Level::One && reply == Reply::Holds(None);
-            asked.reply = if none_from_stand_in {
-                Reply::Missing { why: "a stand-in without a hint for the key".into(), damaged: false }
-            } else {
-                reply
-            };
+            asked.reply =
+                if none_from_stand_in { Reply::Missing { why: NO_HINT.into(), damaged: false } } else { reply };
         }
         let mut asks = SmallVec::new();
         self.ask_more(asking, &mut asks);
@@ -190,6 +192,10 @@ impl ReadFold {
         let enough = self.placement.write_sets.iter().all(|set| self.answers(set) >= self.level.needed(set.len()));
         let open = |a: &Asked| matches!(a.reply, Reply::Silent | Reply::Hung);
         let shown = !self.every_copy || !self.asked.iter().any(|a| a.reply == Reply::Silent);
+        if enough && shown && !self.tells() {
+            let may_tell = self.asked.iter().any(|a| a.home && open(a));
+            return if may_tell { ReadState::Waiting } else { ReadState::Failed };
+        }
         if enough && shown {
             let whole = self
                 .newest()
@@ -246,15 +252,21 @@ impl ReadFold {
         })
     }
 
-    /// What each node that answered holds.
+    /// What each node holds that gave an answer that counts.
     pub fn copies(&self) -> Vec<(NodeNum, Option<Seen>)> {
-        let holds = |a: &Asked| if let Reply::Holds(seen) = &a.reply { Some((a.node, *seen)) } else { None };
+        let tells = self.tells();
+        let holds = |a: &Asked| match &a.reply {
+            Reply::Holds(seen) if tells || a.home => Some((a.node, *seen)),
+            _ => None,
+        };
         self.asked.iter().filter_map(holds).collect()
     }
 
     /// Who gave no answer that counts, and why.
     pub fn failed(&self) -> Vec<(NodeNum, String)> {
+        let tells = self.tells();
         let why = |a: &Asked| match &a.reply {
+            Reply::Holds(_) if !tells && !a.home => Some(NO_HINT.to_owned()),
             Reply::Silent | Reply::Hung => Some(NO_ANSWER.to_owned()),
             Reply::Missing { why, .. } => Some(why.clone()),
             Reply::Holds(_) => None,
@@ -269,6 +281,12 @@ impl ReadFold {
     }
 
     // ------------------------------------------------------------------------------------------------------ inside
+
+    /// Whether the answers tell anything: a record, or, by a home replica of every set, that there is none.
+    fn tells(&self) -> bool {
+        let answered = |n: &NodeNum| self.asked.iter().any(|a| a.node == *n && matches!(a.reply, Reply::Holds(_)));
+        self.newest().is_some() || self.placement.write_sets.iter().all(|set| set.iter().any(answered))
+    }
 
     fn set_hung(&mut self, node: NodeNum) {
         if let Some(asked) = self.asked.iter_mut().find(|a| a.node == node && a.reply == Reply::Silent) {

@@ -159,6 +159,49 @@ fn at_one_the_absence_of_a_stand_in_is_no_answer() {
 }
 
 #[test]
+fn stand_ins_alone_tell_what_they_hold_and_never_that_there_is_nothing() {
+    let of_five = |down_homes: &[u16], answers: &[(u16, Option<Version>)]| {
+        let mut fold = fold(&[1, 2, 3], &[4, 5], Level::Quorum);
+        let asking = down(down_homes);
+        fold.start(n(4), &asking);
+        for (from, version) in answers {
+            fold.on_answer(n(*from), holds(*version), &asking);
+        }
+        fold
+    };
+    let nothing = of_five(&[1, 2, 3], &[(4, None), (5, None)]);
+    assert_eq!(nothing.state(), ReadState::Failed, "404 would be a guess");
+    assert_eq!(nothing.copies(), [], "none of the two counts");
+    let why = |node| (n(node), "a stand-in without a hint for the key".to_owned());
+    let gone = |node| (n(node), "unreachable".to_owned());
+    assert_eq!(nothing.failed(), [why(4), why(5), gone(1), gone(2), gone(3)]);
+
+    let hinted = of_five(&[1, 2, 3], &[(4, None), (5, Some(version(5, 1)))]);
+    assert_eq!(hinted.state(), ReadState::Met, "a hint is a record");
+    assert_eq!(hinted.copies().len(), 2);
+    let one_home = of_five(&[1, 2], &[(3, None), (4, None)]);
+    assert_eq!((one_home.state(), one_home.is_strict()), (ReadState::Met, false), "one home replica knows of none");
+
+    let mut damaged = fold(&[1, 2], &[3, 4], Level::Quorum);
+    damaged.start(n(3), &down(&[1]));
+    damaged.on_answer(n(2), Ok(ReplicaReply::Refused(Refusal::Damaged)), &down(&[1]));
+    damaged.on_answer(n(3), holds(None), &down(&[1]));
+    damaged.on_answer(n(4), holds(None), &down(&[1]));
+    assert_eq!(damaged.state(), ReadState::Failed, "what may lie under the damage is not called absent");
+
+    // A home replica that is late still counts, and is waited for.
+    let mut late = fold(&[1, 2], &[3, 4], Level::Quorum);
+    late.start(n(3), &down(&[1]));
+    assert_eq!(late.on_silence(&nodes(&[2]), &down(&[1])).as_slice(), [stand_in(4)]);
+    late.on_answer(n(3), holds(None), &down(&[1]));
+    late.on_answer(n(4), holds(None), &down(&[1]));
+    assert_eq!(late.state(), ReadState::Waiting);
+    assert_eq!(late.clone().on_deadline(), ReadState::Waiting, "and time is up before it is known");
+    late.on_answer(n(2), holds(None), &down(&[1]));
+    assert_eq!(late.state(), ReadState::Met);
+}
+
+#[test]
 fn a_silent_replica_has_somebody_asked_beside_it() {
     let mut fold = fold(&[1, 2, 3], &[4], Level::Quorum);
     fold.start(n(1), &all_up);

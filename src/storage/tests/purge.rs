@@ -77,7 +77,9 @@ fn a_seal_refuses_ballots_and_names_what_is_unsettled() {
     let outbid = ReplicaReply::Outbid { promised: Ballot::sealing(Hlc(7)) };
     assert_eq!(ask(&*store, prepare("k", 7)), outbid);
     assert_eq!(ask(&*store, accept("k", 6, 4)), outbid);
-    assert!(matches!(ask(&*store, prepare("k", 8)), ReplicaReply::Promised(_)), "and no floor ends what it accepted");
+    let ReplicaReply::Promised(promise) = ask(&*store, prepare("k", 8)) else { panic!("it is above the seal") };
+    assert_eq!(promise.floor, Floor::default(), "no floor has ended what it accepted, and a seal ends nothing");
+    assert_eq!(promise.accepted.map(|accepted| accepted.ballot), Some(ballot(5)));
     ask(&*store, write("k", 4, "v"));
     assert!(wait(store.seal(only("k"), Hlc(7)))[0].unsettled.is_empty());
 }
@@ -107,6 +109,22 @@ fn a_tombstone_goes_with_its_register_and_waits_for_it() {
         let count: u32 = conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
         assert_eq!(count, 0, "{table}");
     }
+}
+
+/// Two proposers found the tombstone, and would create the key anew.
+#[test]
+fn a_promise_above_the_floor_outlives_the_tombstone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    ask(&*store, delete("k", 5));
+    for at in [11, 12] {
+        assert!(matches!(ask(&*store, prepare("k", at)), ReplicaReply::Promised(_)));
+    }
+    wait(store.raise(vec![(slot("k"), floor(9, 5))]));
+    wait(store.purge(drop_of("k", floor(9, 5), 5)));
+    let outbid = ReplicaReply::Outbid { promised: ballot(12) };
+    assert_eq!(ask(&*store, accept("k", 11, 6)), outbid, "else both are accepted under one version");
+    assert_eq!(ask(&*store, accept("k", 12, 6)), ReplicaReply::Accepted);
 }
 
 #[test]
@@ -180,6 +198,23 @@ fn what_was_overwritten_since_is_settled_and_what_was_not_written_is_not() {
 }
 
 #[test]
+fn a_tombstone_that_was_purged_is_not_asked_to_be_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    wait(store.raise(vec![(slot("k"), floor(9, 5))]));
+    let record = Some(record(&key("k"), 5, Content::Tombstone));
+    let accepted = Accepted { ballot: ballot(12), op: OpId(Uuid::nil()), record, recent: Recent::NONE };
+    ask(&*store, ReplicaRequest::Accept { key: key("k"), accepted: Box::new(accepted) });
+    assert!(matches!(ask(&*store, delete("k", 5)), ReplicaReply::BelowFloor { .. }), "nobody can write it");
+    assert_eq!(wait(store.seal(only("k"), Hlc(9))), [Sealed::empty(slot("k"))]);
+    // A record that is damaged may be what was accepted, or older.
+    ask(&*store, write("k", 10, "v"));
+    let conn = rusqlite::Connection::open(dir.path().join("a3.db")).unwrap();
+    conn.execute("UPDATE records SET hlc = hlc + 1", []).unwrap();
+    assert_eq!(wait(store.seal(only("k"), Hlc(9)))[0].unsettled, [key("k")]);
+}
+
+#[test]
 fn a_damaged_register_spoils_the_seal_of_its_slot_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
@@ -242,6 +277,14 @@ fn the_list_of_tombstones_follows_the_records() {
     ask(&*store, write("k", 10, "healed"));
     assert_eq!(wait(store.purge(drop_of("k", floor(9, 5), 9))), Dropped::default());
     assert!(listed().is_empty());
+}
+
+#[test]
+fn whoever_fetches_a_slot_is_told_its_floor() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    wait(store.raise(vec![(slot("k"), floor(9, 5))]));
+    assert_eq!(wait(store.slot_page(slot("k"), None)).floor, floor(9, 5));
 }
 
 #[test]
