@@ -71,6 +71,12 @@ struct PrefixText(String);
 #[expect(dead_code, reason = "it only describes a parameter")]
 struct AfterText(String);
 
+/// A place that a page gave.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, format = "cursor", pattern = "^[A-Za-z0-9_-]{6,1500}$")]
+#[expect(dead_code, reason = "it only describes a parameter")]
+struct CursorText(String);
+
 /// What ends a common prefix.
 #[derive(Debug, ToSchema)]
 #[schema(value_type = String, min_length = 1, max_length = 64)]
@@ -90,7 +96,7 @@ struct DelimiterText(String);
     params(
         ("prefix" = inline(Option<PrefixText>), Query, description = "Only keys that begin with these bytes, percent-encoded."),
         ("after" = inline(Option<AfterText>), Query, description = "Only keys behind this one, percent-encoded; it need not exist. Not beside `cursor`."),
-        ("cursor" = inline(Option<String>), Query, description = "The `next` of the page before: go on there, at whichever node."),
+        ("cursor" = inline(Option<CursorText>), Query, description = "The `next` of the page before: go on there, at whichever node."),
         ("limit" = inline(Option<LimitNumber>), Query, description = "Keys and common prefixes on the page, at most: 1 to 1000, 100 unless said. Not for a stream."),
         ("delimiter" = inline(Option<DelimiterText>), Query, description = "Keys that have these bytes (1 to 64) behind the prefix are not listed: of all that are the same up to and with the first of them, that common prefix is, once."),
         ("values" = inline(Option<Flag>), Query, description = "With their values."),
