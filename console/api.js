@@ -57,6 +57,9 @@ export const put = (key, { value, type, ttl, consistency, headers }) =>
 /** @param {{ consistency: string, headers: Record<string, string> }} what */
 export const remove = (key, { consistency, headers }) => ask("DELETE", path(key) + query({ consistency }), { headers });
 
+/** @param {string} [cursor] */
+export const list = (prefix, cursor) => ask("GET", "/kv" + query({ prefix, cursor }));
+
 export const ring = () => ask("GET", "/cluster/ring");
 export const placement = key => ask("GET", `/cluster/placement?key=${encodeURIComponent(key)}`);
 

@@ -1,12 +1,10 @@
 /**
- * The view "Keys": reading, writing and deleting one key, and what each of its replicas holds.
+ * The view "Keys": all of them in order; reading, writing and deleting one.
  */
 import * as api from "./api.js";
 import { choice, el, empty, field, panel, replace } from "./dom.js";
 import * as record from "./record.js";
 
-/** Keys of this visit that are listed. */
-const RECENT_MAX = 12;
 /** How long a first press on "Delete" waits for the second, in milliseconds. */
 const SURE_MS = 4000;
 
@@ -14,17 +12,17 @@ const LEVELS = [["", "quorum (as usual)"], ["one", "one"], ["all", "all"], ["lin
 const CONDITIONS = [["", "always"], ["absent", "only if there is no value"], ["present", "only if there is a value"], ["version", "only if the version is …"]];
 
 const parts = {};
-/** The keys of this visit, the last one first. @type {string[]} */
-let recent = [];
 
 export function build(root) {
   parts.key = el("input", { id: "key", class: "mono", autocomplete: "off", autocapitalize: "off", spellcheck: "false", maxlength: 1024, required: true });
   parts.level = choice(LEVELS, { id: "level" });
   parts.result = el("div", { "aria-live": "polite", id: "result" });
-  parts.recent = el("div", {});
+  parts.prefix = el("input", { class: "mono", placeholder: "all", spellcheck: "false", oninput: () => list() });
+  parts.list = el("ul", { class: "recent" });
+  parts.more = el("button", { type: "button", onclick: () => list(parts.next) }, "More");
   root.append(el("div", { class: "split keys" },
-    panel("Key", [form()]), panel("Answer", [parts.result]), panel("Keys of this visit", [parts.recent])));
-  listRecent();
+    panel("Key", [form()]), panel("Answer", [parts.result]), panel("Keys", [field("Prefix", parts.prefix), parts.list, parts.more])));
+  list();
   replace(parts.result, empty("Nothing asked yet", "Type a key and press Get. To store a value, fill it in below and press Put."));
 }
 
@@ -77,7 +75,7 @@ async function asking(key, question, shown) {
   const answer = await question();
   if (parts.asked !== mine) return;
   parts.result.removeAttribute("aria-busy");
-  visited(key);
+  history.replaceState(null, "", `#keys/${encodeURIComponent(key)}`);
   replace(parts.result, answer.ok ? shown(answer) : record.refused(answer.problem, key));
   inSight();
   if (!answer.ok) noteVersion(answer);
@@ -117,6 +115,7 @@ function remove() {
 
 function written(answer) {
   parts.version.value = answer.body.version;
+  list();
   return record.receipt(answer.body);
 }
 
@@ -154,19 +153,20 @@ function edit(told) {
   parts.value.focus();
 }
 
-function visited(key) {
-  recent = [key, ...recent.filter(other => other !== key)].slice(0, RECENT_MAX);
-  history.replaceState(null, "", `#keys/${encodeURIComponent(key)}`);
-  listRecent();
+/** A page of keys, the first one unless told. @param {string} [cursor] */
+async function list(cursor) {
+  const mine = (parts.listed = Symbol());
+  const { ok, body, problem } = await api.list(parts.prefix.value, cursor);
+  if (parts.listed !== mine) return;
+  if (!cursor) replace(parts.list);
+  parts.list.append(...(ok ? body.items.map(entry) : [problem.title]));
+  parts.next = body?.next;
+  parts.more.hidden = !parts.next;
 }
 
-function listRecent() {
-  const open = key => el("li", {}, el("button", { type: "button", class: "link mono", onclick: () => {
-    parts.key.value = key;
-    get();
-  } }, key));
-  replace(parts.recent, recent.length ? el("ul", { class: "recent" }, ...recent.map(open)) : el("p", { class: "quiet" }, "The keys that you read or write here are kept at hand until you leave the page."));
-}
+/** What is no text cannot be typed. */
+const entry = ({ key, key_base64 }) =>
+  el("li", {}, el("button", { type: "button", class: "link mono", disabled: key_base64, onclick: () => show(key) }, key));
 
 /** The answer stands until the next question. */
 export function update() {}

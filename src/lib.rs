@@ -31,7 +31,8 @@
 //! 5. [`protocol::register`] and [`node::conditional`]: how of many conditional writes exactly one wins.
 //! 6. [`storage`] and [`mesh`]: how a batch becomes one transaction, how requests become one message.
 //! 7. [`protocol::ring`], [`protocol::planner`], [`protocol::founding`], [`protocol::membership`]: who keeps what, and who is there.
-//! 8. [`http`], [`config`], [`cli`], [`server`]: the doors.
+//! 8. [`protocol::listing`] and [`node::listing`]: keys in order, from all nodes together.
+//! 9. [`http`], [`config`], [`cli`], [`server`]: the doors.
 //!
 //! A client's PUT enters each file once on the way down and leaves it once on the way up: `http::kv`, `node::coordinator`,
 //! (`types`, `protocol::ring`, `protocol::quorum`), `ports::Peers`, `mesh` on this side and on the other, `node::replica`,

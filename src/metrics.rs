@@ -68,6 +68,7 @@ const OPERATIONS: Series = Series::Known(&[
     &[("operation", "delete"), ("consistency", "quorum")],
     &[("operation", "delete"), ("consistency", "all")],
     &[("operation", "delete"), ("consistency", "linearizable")],
+    &[("operation", "list"), ("consistency", "quorum")],
 ]);
 const VERDICT_NAMES: Series = Series::Known(&[
     &[("verdict", "applied")],

@@ -24,8 +24,8 @@ pub use crate::types::{
     ReplicaReply, ReplicaRequest, Seen,
 };
 use crate::types::{
-    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Sealed,
-    Slot, SlotDrop, SlotSet, Sum, Survey, Token, Topology, TopologyError, Trace, Version, Vote,
+    ClusterId, Dropped, Entry, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Register, Scan,
+    ScanPage, Sealed, Slot, SlotDrop, SlotSet, Sum, Survey, Token, Topology, TopologyError, Trace, Version, Vote,
 };
 
 // ------------------------------------------------------------------------------------------------ the node's world
@@ -365,13 +365,10 @@ pub trait Store: Purging {
     /// From memory.
     fn totals(&self) -> StoreTotals;
 
-    /// Records of one slot in key order after `after`, at most `limit` of them and about 1 MiB.
-    fn scan(
-        &self,
-        slot: Slot,
-        after: Option<Key>,
-        limit: usize,
-    ) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>>;
+    /// The keys of some slots in order, with the newest of record and hints of each: from one snapshot, which has all that was
+    /// acknowledged before. It is bounded in rows and bytes, and tells up to where it came. A damaged row is told as such;
+    /// where it cannot be said whose a row is, its slot is named.
+    fn scan(&self, scan: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>>;
 
     /// The sum of each slot, in order; `None` while the store counts it anew. From memory, and of all that was
     /// acknowledged.

@@ -80,6 +80,13 @@ fn serve(stream: TcpStream, cluster: &str, kept: &mut Kept, keeps: bool) -> std:
     let mut version = now.unwrap_or_default();
     let (status, answer) = match (method, kept.values.get(&path)) {
         ("GET", _) if path == "/cluster" => (200, cluster.as_bytes().to_vec()),
+        ("GET", _) if path.starts_with("/kv?") => {
+            let (key, next) = if path.contains("cursor=more") { ("b", "null") } else { ("a", "\"more\"") };
+            let page = format!(
+                r#"{{"items":[{{"key":"{key}","version":"v1","bytes":1}}],"common_prefixes":[],"next":{next},"strict":true}}"#
+            );
+            (200, page.into_bytes())
+        }
         ("GET", _) if path == "/readyz?verbose" => {
             (503, br#"{"title":"Not ready","checks":[{"name":"joined","ok":false,"detail":"n2 is missing"}]}"#.to_vec())
         }
@@ -235,6 +242,18 @@ fn a_false_condition_is_4_and_a_version_is_taken_as_it_is_printed() {
     assert_eq!(node.run(&["delete", "k", "--if-match", "v1"]).0, 4);
     assert_eq!(node.run(&["delete", "k", "--if-match", "v2"]).0, 0);
     assert!(node.run(&["put", "k", "3", "--idempotency-key", "once-1"]).1.contains("version once-1"));
+}
+
+#[test]
+fn keys_are_listed_page_by_page() {
+    let node = FakeNode::start("c", true);
+    let more = "there may be more: --all lists them, --after KEY goes on\n".to_owned();
+    assert_eq!(node.run(&["ls", "--limit", "1"]), (0, "a\n".into(), more));
+    assert_eq!(node.run(&["ls", "--limit", "2"]), (0, "a\nb\n".into(), String::new()));
+    let (code, stdout, _) = node.run(&["ls", "--all", "-o", "json"]);
+    let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, told["items"].as_array().unwrap().len(), &told["next"]), (0, 2, &serde_json::Value::Null));
+    assert_eq!(node.run(&["ls", "--limit", "0"]).0, 2);
 }
 
 #[test]

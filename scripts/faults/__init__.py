@@ -1,6 +1,6 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, counting, crashes, disks, ends, healing, identity, limits, repeats, stamps, tombstones, winners
+from . import clocks, counting, crashes, disks, ends, healing, identity, limits, listing, repeats, stamps, tombstones, winners
 
 CASES = {
     "kill": crashes.kill,
@@ -31,6 +31,8 @@ CASES = {
     "slow": limits.slow,
     "memory": limits.memory,
     "million": limits.million,
+    "listing": listing.listing,
+    "listing-million": listing.listing_million,
 }
 
 # In need of more than every machine has (root, and a kernel that gives it a network namespace with a firewall), or measured

@@ -17,6 +17,7 @@ mod fault;
 mod get;
 mod health;
 mod logging;
+mod ls;
 mod openapi;
 mod output;
 mod put;
@@ -57,6 +58,7 @@ enum Command {
     Get(get::Get),
     Touch(touch::Touch),
     Delete(delete::Delete),
+    Ls(ls::Ls),
     Status(status::Status),
     Ring(ring::Ring),
     Convergence(convergence::Convergence),
@@ -84,6 +86,7 @@ impl Cli {
             Command::Get(command) => command.run(),
             Command::Touch(command) => command.run(),
             Command::Delete(command) => command.run(),
+            Command::Ls(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Ring(command) => command.run(),
             Command::Convergence(command) => command.run(),

@@ -232,6 +232,7 @@ fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
         "repair" => &[CROSS_SITE, BODY_TIMEOUT, TOO_LARGE],
         "getOperation" | "getOperationEvents" => &[NO_OPERATION],
         "abortOperation" => &[CROSS_SITE, NO_OPERATION],
+        "listKeys" => &[TIMED_OUT],
         "getProblemPage" => &[NOT_FOUND],
         _ => &[],
     };

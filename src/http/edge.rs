@@ -5,8 +5,8 @@
 //! 500 like any other.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, HOST, ORIGIN};
@@ -34,6 +34,17 @@ static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Marks a request that had a Content-Length beside its Transfer-Encoding: two readers would see two bodies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TwoLengths;
+
+/// Where a handler that goes on telling after its answer has begun finds what the request is called: it leaves this with the
+/// answer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Named(Arc<OnceLock<HeaderValue>>);
+
+impl Named {
+    pub(super) fn get(&self) -> &str {
+        self.0.get().and_then(|id| id.to_str().ok()).unwrap_or_default()
+    }
+}
 
 /// What the edge keeps between requests.
 #[derive(Debug)]
@@ -207,6 +218,9 @@ pub(super) async fn edge(State(edge): State<Arc<Edge>>, request: Request, next: 
         Err(problem) => problem.into_response(),
     };
     finish(&mut response, &method, &id);
+    if let Some(Named(name)) = response.extensions_mut().remove() {
+        name.get_or_init(|| id.clone());
+    }
     response.headers_mut().insert(X_REQUEST_ID.clone(), id);
     if let Some(trace) = trace {
         response.headers_mut().insert(TRACEPARENT.clone(), trace);

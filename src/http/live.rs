@@ -67,9 +67,14 @@ async fn events(State(api): State<Arc<Api>>, headers: HeaderMap, uri: Uri) -> Re
 
 /// Whether the client reads Server-Sent Events, as a browser's `EventSource` says.
 fn wants_stream(headers: &HeaderMap) -> bool {
+    accepts(headers, "text/event-stream")
+}
+
+/// Whether `Accept` names that media type, not only a range that it is in.
+pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
     let accepted = headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
     let mut kinds = accepted.flat_map(|line| line.split(',')).filter_map(|range| range.split(';').next());
-    kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
+    kinds.any(|kind| kind.trim().eq_ignore_ascii_case(wanted))
 }
 
 /// A name for this start of the node: events are numbered anew at each.

@@ -30,6 +30,8 @@ mod etag;
 mod guard;
 mod key;
 mod kv;
+mod listing;
+mod listing_views;
 mod live;
 mod live_views;
 mod meters;
@@ -132,6 +134,8 @@ struct Api {
     render_metrics: RenderMetrics,
     /// Streams of events that may begin.
     streams: Arc<Semaphore>,
+    /// Streams of keys that may begin.
+    listings: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Api {
@@ -149,6 +153,7 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
         request_timeout: options.request_timeout,
         render_metrics,
         streams: Arc::new(Semaphore::new(live::STREAMS_MAX)),
+        listings: Arc::new(Semaphore::new(listing::STREAMS_MAX)),
     };
     let (documented, _) = routes().split_for_parts();
     let router = documented.merge(docs::swagger_ui()).merge(console::routes()).with_state(Arc::new(api));
@@ -162,6 +167,7 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
 /// Every route with its description. Values are never compressed: they are returned as they were stored.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     let described = OpenApiRouter::new()
+        .merge(listing::routes())
         .merge(batch::routes())
         .merge(cluster::routes())
         .merge(live::routes())

@@ -173,6 +173,9 @@ struct Inner {
     replies: Option<Replies>,
     parameters: Vec<BadParameter>,
     checks: Vec<CheckBody>,
+    slots: Vec<String>,
+    /// Replicas that did not answer for all of theirs.
+    failed: Vec<(NodeNum, String)>,
     /// The response has a body that is sent in the problem's place.
     told: bool,
 }
@@ -186,6 +189,8 @@ impl Problem {
             replies: None,
             parameters: Vec::new(),
             checks: Vec::new(),
+            slots: Vec::new(),
+            failed: Vec::new(),
             told: false,
         }))
     }
@@ -223,6 +228,13 @@ impl Problem {
 
     pub(super) fn with_checks(mut self, checks: Vec<CheckBody>) -> Self {
         self.0.checks = checks;
+        self
+    }
+
+    /// Slots without a majority, and which replicas did not answer.
+    pub(super) fn with_slots(mut self, slots: Vec<String>, failed: Vec<(NodeNum, String)>) -> Self {
+        self.0.slots = slots;
+        self.0.failed = failed;
         self
     }
 
@@ -272,6 +284,7 @@ impl Problem {
         let inner = &*self.0;
         let about = inner.code.about();
         let replies = inner.replies.as_ref();
+        let failed = replies.map(|r| &r.failed).or(Some(&inner.failed).filter(|failed| !failed.is_empty()));
         ProblemBody {
             kind: format!("/problems/{}", about.name),
             title: about.title,
@@ -283,9 +296,10 @@ impl Problem {
             outcome: inner.outcome.map(Outcome::as_str),
             required: replies.map(|r| r.required),
             acked: replies.map(|r| r.acked.iter().copied().map(NodeName).collect()),
-            failed: replies.map(|r| r.failed.iter().map(FailedReplica::from).collect()),
+            failed: failed.map(|failed| failed.iter().map(FailedReplica::from).collect()),
             parameters: &inner.parameters,
             checks: &inner.checks,
+            unreachable_slots: &inner.slots,
         }
     }
 
@@ -369,6 +383,10 @@ pub(super) struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     checks: &'a [CheckBody],
+    /// Of a listing: slots that have no majority now.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false)]
+    unreachable_slots: &'a [String],
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Rare requests: one call each, over connections of their own, so that gossip never waits behind a batch of values.
 //!
-//! Comparing and repairing copies can move a lot for a long time, and has connections of its own, too.
+//! Comparing and repairing copies can move a lot for a long time, and has connections of its own, too. So have listings.
 //!
 //! A proposal is less rare and can be large: proposals have a connection of their own again. It is sent once and never
 //! repeated, by us or by a layer below (tonic and hyper do not send a call again), and once it was answered nothing is
@@ -9,13 +9,15 @@
 use std::sync::Arc;
 
 use prost::Message;
+use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::channels::Channels;
 use super::client::Shared;
 use super::endpoint;
 use super::weight;
-use super::wire::{self, Malformed, propose, proto, purge, rare, status, tree};
+use super::wire::proto::mesh_client::MeshClient;
+use super::wire::{self, Malformed, propose, proto, purge, rare, scan, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::types::InstanceId;
 
@@ -25,11 +27,13 @@ pub(super) struct Asks {
     talk: Channels,
     proposals: Channels,
     healing: Channels,
+    listings: Channels,
 }
 
 impl Asks {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, talk: Channels::default(), proposals: Channels::default(), healing: Channels::default() }
+        let channels = Channels::default;
+        Self { shared, talk: channels(), proposals: channels(), healing: channels(), listings: channels() }
     }
 
     /// Asks whoever listens at that address, or only that instance.
@@ -95,10 +99,8 @@ impl Asks {
                 let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
                 (reply.header.take(), tree::read_slot_reply(reply, after.as_ref()))
             }
-            PeerRequest::Purge { epoch, step } => {
-                let mut reply = answer(client.purge(purge::request(header, epoch, step)).await)?;
-                (reply.header.take(), purge::read_reply(reply))
-            }
+            PeerRequest::Purge { epoch, step } => purged(client, purge::request(header, epoch, step)).await?,
+            PeerRequest::Scan { epoch, scan } => scanned(client, scan::request(header, epoch, scan)).await?,
             PeerRequest::Converge { with, look } => {
                 let request = self.told(tree::converge_request(header, with, look));
                 let mut reply = self.heard(answer(client.converge(request).await)?);
@@ -120,6 +122,7 @@ impl Asks {
             | PeerRequest::FetchSlot { .. }
             | PeerRequest::Purge { .. }
             | PeerRequest::Converge { .. } => (&self.healing, weight::of_healing(request)),
+            PeerRequest::Scan { .. } => (&self.listings, weight::SCAN_BYTES),
             _ => (&self.talk, 0),
         }
     }
@@ -145,6 +148,20 @@ impl Asks {
             PeerError::Lost
         })
     }
+}
+
+/// The top of an answer, and the rest of it.
+type Split = (Option<proto::Header>, Result<PeerReply, Malformed>);
+
+async fn purged(mut client: MeshClient<Channel>, request: proto::PurgeRequest) -> Result<Split, PeerError> {
+    let mut reply = answer(client.purge(request).await)?;
+    Ok((reply.header.take(), purge::read_reply(reply)))
+}
+
+async fn scanned(mut client: MeshClient<Channel>, request: proto::ScanRequest) -> Result<Split, PeerError> {
+    let from = request.from.clone();
+    let mut reply = answer(client.scan(request).await)?;
+    Ok((reply.header.take(), scan::read_reply(reply, &from)))
 }
 
 fn answer<T>(result: Result<Response<T>, Status>) -> Result<T, PeerError> {

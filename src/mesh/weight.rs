@@ -5,7 +5,7 @@
 
 use super::wire::register::is_as_stored;
 use crate::ports::{Answer, PeerRequest, ReplicaCall, ReplicaReply, ReplicaRequest};
-use crate::types::limits::{KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX, NAMES_BYTES_MAX, NAMES_MAX};
+use crate::types::limits::{KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX, NAMES_BYTES_MAX, NAMES_MAX, SCAN_BYTES_MAX};
 use crate::types::{Accepted, Condition, Entry, Look, Proposal, Record, Span, Tags, Trace};
 
 /// What a request weighs beside its key and content: ids, versions, checksum, framing, and its place in our tables.
@@ -32,6 +32,8 @@ const LEAF_BYTES: usize = 3;
 const WANTED_BYTES: usize = 8;
 /// What an answer that names keys may weigh: each stands behind its tag and its length.
 const NAMES_BYTES: usize = NAMES_BYTES_MAX + 4 * NAMES_MAX;
+/// What a scan weighs with its answer, which is the larger part.
+pub(super) const SCAN_BYTES: usize = HEALING_BYTES + SCAN_BYTES_MAX;
 /// What a topology weighs: near enough for a batch's limit.
 const TOPOLOGY_BYTES: usize = 32 * 1024;
 

@@ -19,11 +19,12 @@ use crate::ports::{
     ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, SlotEntry, SlotPage, Store,
     StoreError, StoreTotals, Submissions,
 };
+use crate::protocol::listing::tell_all;
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Promise, Record, Register, Slot,
-    SlotFloor, Sum, Token, Topology, Version, Vote, Writer,
+    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Outline, Promise, Record, Register,
+    Scan, ScanPage, Slot, SlotFloor, Sum, Token, Topology, Version, Vote, Writer,
 };
 
 /// A page of records, in bytes of contents.
@@ -265,8 +266,15 @@ impl Store for FakeStore {
         StoreTotals { tombstones, ..StoreTotals::default() }
     }
 
-    fn scan(&self, _: Slot, _: Option<Key>, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
-        self.rare(Vec::new())
+    fn scan(&self, scan: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>> {
+        let records = self.records.lock();
+        let here = records.iter().filter(|(_, (token, _))| scan.slots.contains(token.slot()));
+        let damaged = self.damaged.lock();
+        let told = |key, record| (!damaged.contains(key)).then(|| Outline::of(record, scan.values));
+        let held = here.map(|(key, (_, record))| (key.clone(), told(key, record)));
+        let page = tell_all(held, &scan);
+        drop((records, damaged));
+        self.rare(page)
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {

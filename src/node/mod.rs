@@ -21,6 +21,7 @@ pub mod gossip;
 pub mod handoff;
 pub mod healing;
 pub mod journal;
+pub mod listing;
 pub mod operations;
 pub mod options;
 pub mod own;
@@ -62,6 +63,7 @@ use founding::{Founding, FoundingError};
 use gossip::Gossip;
 use handoff::Handoff;
 use journal::Journal;
+use listing::{Lister, ListingFailure, Page, Question};
 use operations::Operations;
 pub use options::Options;
 use own::Own;
@@ -108,6 +110,7 @@ pub struct Node {
     replica: Arc<Replica>,
     succession: Arc<Succession>,
     rebuild: Arc<Rebuild>,
+    lister: Lister,
     founding: Arc<Founding>,
     gossip: Arc<Gossip>,
     own: Arc<Own>,
@@ -133,11 +136,9 @@ impl Node {
     /// When the store cannot say up to where the clock was reserved. Nothing was written.
     pub async fn start(options: Options, ports: Ports) -> Result<Arc<Self>, StoreError> {
         let Ports { peers, store, .. } = ports.clone();
-        let identity = store.identity();
+        let (identity, routing) = (store.identity(), Arc::new(Routing::default()));
         let me = identity.node;
-        let routing = Arc::new(Routing::default());
-        let reserved = store.clock_reservation().await?;
-        let clock = NodeClock::new(Arc::clone(&ports.clock), options.clock_skew_max, reserved);
+        let clock = NodeClock::new(ports.clock.clone(), options.clock_skew_max, store.clock_reservation().await?);
         let journal = Journal::new(Arc::clone(&ports.clock));
         let reach = Reach::new(Arc::clone(&peers), me, Arc::clone(&journal));
         let coordinator = Coordinator::new(
@@ -163,9 +164,10 @@ impl Node {
             Arc::clone(&routing),
             Arc::clone(&ports.entropy),
         );
-        let directory = Arc::new(Directory::default());
+        let directory = Arc::<Directory>::default();
         let succession = Succession::new(me, &ports, &routing, &clock, &directory, &journal);
         let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
+        let lister = Lister::new(&ports, (&routing, &clock, &reach), &coordinator, &succession);
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),
@@ -188,6 +190,7 @@ impl Node {
             replica,
             succession,
             rebuild,
+            lister,
             founding,
             gossip,
             own,
@@ -282,6 +285,14 @@ impl Node {
     pub async fn put_if(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
         self.check_joined(Level::Linearizable)?;
         self.conditional.put(put).await
+    }
+
+    /// A page of keys in order; see [`Lister::page`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn list(&self, question: Question, deadline: Instant) -> Result<Page, ListingFailure> {
+        self.lister.page(question, deadline).await
     }
 
     /// Writes a key in either way.
@@ -385,6 +396,7 @@ impl PeerHandler for Node {
                 PeerRequest::FetchRange(exchange) => self.anti_entropy.answer_fetch_range(exchange).await,
                 PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
                 PeerRequest::FetchSlot { epoch, slot, after } => self.rebuild.answer(epoch, slot, after).await,
+                PeerRequest::Scan { epoch, scan } => self.lister.answer(from.node, epoch, scan).await,
                 PeerRequest::Purge { epoch, step } => self.purge.answer(from.node, epoch, step).await,
                 PeerRequest::Vote { epoch, ballot, proposal } => {
                     self.succession.answer_vote(epoch, ballot, proposal).await

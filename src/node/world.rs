@@ -18,7 +18,9 @@ use crate::ports::{
     Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, RecordPage,
     ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
-use crate::types::{Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, Topology, Version, Vote};
+use crate::types::{
+    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, Topology, Version, Vote,
+};
 
 pub(crate) struct Seeded(Mutex<StdRng>);
 
@@ -105,8 +107,8 @@ impl Store for DiskStore {
         StoreTotals::default()
     }
 
-    fn scan(&self, _: Slot, _: Option<Key>, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn scan(&self, _: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>> {
+        Box::pin(async { Ok(ScanPage::default()) })
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {

@@ -6,6 +6,7 @@ pub mod founding;
 pub mod hashtree;
 pub mod hints;
 pub mod latency;
+pub mod listing;
 pub mod membership;
 pub mod planner;
 pub mod purge;

@@ -6,9 +6,9 @@ use super::ends;
 use super::engine::Engine;
 use super::holdings::{self, Gathered, Wanted};
 use super::read::{self, Source};
-use super::transfer;
+use super::{scan, transfer};
 use crate::ports::{Hint, HintTotals, Holdings, ReadPart, RecordPage, ReplicaReply, SlotPage, StoreError};
-use crate::types::{Hlc, Key, Leaf, NodeNum, Slot, Sum, TokenSeed};
+use crate::types::{Hlc, Key, Leaf, NodeNum, Scan, ScanPage, Slot, Sum, TokenSeed};
 
 impl Engine {
     /// The answer to a read.
@@ -94,5 +94,13 @@ impl Engine {
     /// [`StoreError::Damaged`] where a page cannot be read.
     pub fn records(&self, keys: &[(Slot, Key)]) -> Result<RecordPage, StoreError> {
         holdings::records(&self.conn, &self.meters, keys)
+    }
+
+    /// The keys of some slots, in order.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where nothing can be told.
+    pub fn scan(&self, seed: TokenSeed, scan: &Scan) -> Result<ScanPage, StoreError> {
+        scan::page(&self.conn, &self.meters, Some(seed), &self.book.hint_targets(), scan)
     }
 }

@@ -45,6 +45,7 @@ mod register;
 mod remains;
 mod row;
 mod saved;
+mod scan;
 mod status;
 mod store;
 #[cfg(test)]

@@ -223,33 +223,6 @@ fn newest(
     Ok(newest)
 }
 
-/// One page of a slot. Damaged rows are left out and counted.
-pub(super) fn scan(
-    conn: &Connection,
-    meters: &Meters,
-    slot: Slot,
-    after: Option<&Key>,
-    limit: usize,
-) -> Result<Vec<(Key, Record)>, StoreError> {
-    let damaged = |error| damaged(meters, error);
-    let mut page = Page::new(limit);
-    let mut select = conn.prepare_cached(row::SCAN_RECORDS).map_err(damaged)?;
-    let after = after.map_or(&[][..], Key::as_bytes);
-    let mut rows = select.query(rusqlite::params![slot.0, after]).map_err(damaged)?;
-    while !page.full() {
-        let Some(row) = rows.next().map_err(damaged)? else { break };
-        let Some(key) = key_of(row, AFTER_RECORD) else {
-            meters.damaged(slot, &"unreadable", &"key");
-            continue;
-        };
-        match Loaded::of(row, &key).map_err(damaged)? {
-            Loaded { stored: Some(stored), weight } => page.add((key, stored.record), weight.bytes),
-            Loaded { stored: None, .. } => meters.damaged(slot, &key, &"checksum"),
-        }
-    }
-    Ok(page.items)
-}
-
 /// A page of hints and the damaged ones met on the way, which nobody can deliver.
 pub(super) type HintPage = (Vec<Hint>, SmallVec<[(Slot, Key); 1]>);
 
@@ -288,7 +261,7 @@ pub(super) fn scan_hints(
     Ok((page.items, lost))
 }
 
-fn key_of(row: &rusqlite::Row<'_>, column: usize) -> Option<Key> {
+pub(super) fn key_of(row: &rusqlite::Row<'_>, column: usize) -> Option<Key> {
     let bytes = row.get_ref(column).ok()?.as_blob().ok()?;
     Key::new(bytes.to_vec()).ok()
 }

@@ -10,7 +10,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::book::Weight;
-use crate::types::{Ballot, Content, ContentType, Hlc, Key, NodeNum, Record, Slot, Version, Writer};
+use crate::types::{Ballot, Content, ContentType, Hlc, Key, NodeNum, Outline, Record, Slot, Version, Writer};
 
 /// Key, content type and value lie in the row itself up to this many bytes together; a larger value has a row of its
 /// own in `large_values`. Chosen by docs/decisions/0001-record-table.md.
@@ -35,16 +35,17 @@ pub(super) const SELECT_RECORD: &str = concat!(
     record_columns!(),
     " FROM records r LEFT JOIN large_values l ON l.id = r.large WHERE r.slot = ?1 AND r.key = ?2"
 );
-pub(super) const SCAN_RECORDS: &str = concat!(
-    "SELECT ",
-    record_columns!(),
-    ", r.key FROM records r LEFT JOIN large_values l ON l.id = r.large WHERE r.slot = ?1 AND r.key > ?2 ORDER BY r.key"
-);
 /// Rows from a place on without looking for large values, whatever slot they are of: whole where [`COLUMN_LARGE`] is NULL.
 pub(super) const WALK_OUTLINES: &str = concat!(
     "SELECT ",
     own_columns!(),
     ", NULL, r.key, r.slot FROM records r WHERE (r.slot, r.key) > (?1, ?2) ORDER BY r.slot, r.key"
+);
+/// The same with the row of just that slot and key, where there is one.
+pub(super) const SCAN_OUTLINES: &str = concat!(
+    "SELECT ",
+    own_columns!(),
+    ", NULL, r.key, r.slot FROM records r WHERE (r.slot, r.key) >= (?1, ?2) ORDER BY r.slot, r.key"
 );
 /// The tombstones of a slot that the list has up to a time, from a place in it on. The list is walked, and not the rows.
 pub(super) const LISTED_TOMBSTONES: &str = concat!(
@@ -76,6 +77,12 @@ pub(super) const SCAN_HINTS: &str = concat!(
     record_columns!(),
     ", r.counted, r.kept_at_ms, r.slot, r.key FROM hints r LEFT JOIN large_values l ON l.id = r.large \
      WHERE r.target = ?1 AND (r.slot, r.key) > (?2, ?3) ORDER BY r.slot, r.key"
+);
+/// The hints of one node and slot, from a key's place on; their large values are not looked for.
+pub(super) const SCAN_HINT_OUTLINES: &str = concat!(
+    "SELECT ",
+    own_columns!(),
+    ", NULL, r.key FROM hints r WHERE r.target = ?1 AND r.slot = ?2 AND r.key >= ?3 ORDER BY r.key LIMIT ?4"
 );
 /// The record of an accepted state.
 pub(super) const SELECT_ACCEPTED: &str = concat!(
@@ -139,6 +146,32 @@ pub(super) fn stamp(row: &Row<'_>) -> Option<(Version, u64)> {
     let writer = Writer(u32::try_from(int(1)?).ok()?);
     let version = Version { hlc: Hlc(int(0)? as u64), writer, rmw: u32::try_from(int(2)?).ok()? };
     Some((version, int(5)? as u64))
+}
+
+/// A row without its large value.
+pub(super) enum Sketch {
+    Whole(Record),
+    /// Its value is elsewhere and was not verified.
+    Part(Outline),
+    Damaged,
+}
+
+/// Reads the columns of a row that has its large value's column NULL.
+pub(super) fn sketch(row: &Row<'_>, key: &Key) -> rusqlite::Result<Sketch> {
+    if row.get_ref(COLUMN_LARGE)? == ValueRef::Null {
+        return Ok(Loaded::of(row, key)?.stored.map_or(Sketch::Damaged, |stored| Sketch::Whole(stored.record)));
+    }
+    let int = |column| row.get_ref(column).ok()?.as_i64_or_null().ok();
+    let part = || {
+        let (version, checksum) = stamp(row)?;
+        let content_type = match bytes_of(row.get_ref(6).ok()?) {
+            Some(text) => Some(ContentType::new(text.to_vec()).ok()?),
+            None => None,
+        };
+        let (expires_at_ms, bytes) = (int(4)?.map(|ms| ms as u64), int(9)?? as u64);
+        Some(Outline { version, tombstone: false, checksum, bytes, content_type, expires_at_ms, value: None })
+    };
+    Ok(part().map_or(Sketch::Damaged, Sketch::Part))
 }
 
 pub(super) fn bytes_of(value: ValueRef<'_>) -> Option<&[u8]> {

@@ -24,12 +24,14 @@ use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::threads::{join, thread};
-use super::{count, ends, examine, facts, floors::Floors, opening, transfer};
+use super::{count, ends, examine, facts, floors::Floors, opening, scan, transfer};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
     StoreTotals, Submission, Submissions,
 };
-use crate::types::{Hlc, Identity, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote};
+use crate::types::{
+    Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+};
 
 /// Most reader threads.
 const READERS_MAX: usize = 4;
@@ -317,13 +319,9 @@ impl Store for SqliteStore {
         self.book.totals(self.status.writable())
     }
 
-    fn scan(
-        &self,
-        slot: Slot,
-        after: Option<Key>,
-        limit: usize,
-    ) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
-        self.read(move |conn, meters| read::scan(conn, meters, slot, after.as_ref(), limit))
+    fn scan(&self, scan: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>> {
+        let (book, identity) = (self.book.clone(), self.identity.clone());
+        self.read(move |conn, meters| scan::page(conn, meters, seed_of(&identity.lock()), &book.hint_targets(), &scan))
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {

@@ -7,6 +7,7 @@ mod model;
 mod purge;
 pub(super) mod rare;
 mod register;
+mod scan;
 mod tree;
 
 use std::collections::BTreeMap;

@@ -34,12 +34,19 @@ pub(super) struct Walk {
     seed: TokenSeed,
     slot: Slot,
     last: (i64, Vec<u8>),
+    /// `last` itself may come next.
+    included: bool,
 }
 
 impl Walk {
     /// From those bytes of a key on; none of them is the beginning.
     pub(super) fn new(seed: TokenSeed, slot: Slot, after: &[u8]) -> Self {
-        Self { seed, slot, last: (slot.0.into(), after.to_vec()) }
+        Self { seed, slot, last: (slot.0.into(), after.to_vec()), included: false }
+    }
+
+    /// The same, with the key of just those bytes where there is one.
+    pub(super) fn at(seed: TokenSeed, slot: Slot, from: &[u8]) -> Self {
+        Self { included: true, ..Self::new(seed, slot, from) }
     }
 
     /// Where the row lies.
@@ -49,7 +56,8 @@ impl Walk {
     pub(super) fn place(&mut self, row: &Row<'_>) -> rusqlite::Result<Place> {
         let (slot, name) = spot(row)?;
         let (last_slot, last) = &mut self.last;
-        if (*last_slot, &last[..]) >= (slot, name) {
+        let order = (*last_slot, &last[..]).cmp(&(slot, name));
+        if order.is_gt() || order.is_eq() && !std::mem::take(&mut self.included) {
             return Err(unsound("rows of records are out of order"));
         }
         *last_slot = slot;
@@ -89,8 +97,16 @@ pub(super) fn is_absent(conn: &Connection, seed: TokenSeed, slot: Slot, key: &Ke
     Ok(true)
 }
 
+/// Whether the row before that place in the slot, if any, is the one that was written there: if it is not, its key may be one from
+/// that place on.
+pub(super) fn is_sound_before(conn: &Connection, seed: TokenSeed, slot: Slot, place: &[u8]) -> rusqlite::Result<bool> {
+    let mut select = conn.prepare_cached(row::OUTLINE_BEFORE)?;
+    let sound = select.query_row(params![slot.0, place], |row| is_sound(row, seed)).optional()?;
+    Ok(sound != Some(false))
+}
+
 /// Whether the row is the one that was written there, as far as it can be said without reading a large value.
-fn is_sound(row: &Row<'_>, seed: TokenSeed) -> rusqlite::Result<bool> {
+pub(super) fn is_sound(row: &Row<'_>, seed: TokenSeed) -> rusqlite::Result<bool> {
     let (slot, name) = spot(row)?;
     let Ok(key) = Key::new(name.to_vec()) else { return Ok(false) };
     if i64::from(key.token(seed).slot().0) != slot {

@@ -40,3 +40,15 @@ pub const EXCHANGE_ENTRIES_MAX: usize = 16_384;
 /// Keys that one comparison names, and how many bytes they may have together.
 pub const NAMES_MAX: usize = 100_000;
 pub const NAMES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Keys that one `Scan` tells, at most: one or two milliseconds of a reader's time, as its other work is cut, too.
+pub const SCAN_ROWS_MAX: usize = 2048;
+/// A `Scan` is answered by about this many bytes, or one value.
+pub const SCAN_BYTES_MAX: usize = 512 * 1024;
+/// Longest delimiter of a listing, in bytes.
+pub const DELIMITER_BYTES_MAX: usize = 64;
+/// Keys and common prefixes on one page of a listing, at most.
+pub const LISTING_ITEMS_MAX: usize = 1000;
+/// Keys that are examined for one page of a listing: those too that are deleted, or share a common prefix.
+pub const LISTING_ROWS_MAX: usize = 10_000;
+/// A page of a listing ends at about this many bytes, or one value.
+pub const LISTING_BYTES_MAX: usize = 1024 * 1024;

@@ -10,6 +10,7 @@ mod identity;
 mod key;
 mod level;
 pub mod limits;
+mod listing;
 mod peer;
 mod proposal;
 mod purge;
@@ -27,6 +28,7 @@ pub use id::{ClusterId, Epoch, InstanceId, NodeNum, OpId, Writer};
 pub use identity::Identity;
 pub use key::{Key, KeyError, Slot, Token, TokenSeed};
 pub use level::{Level, LevelParseError, majority};
+pub use listing::{Outline, Scan, ScanEntry, ScanPage};
 pub use peer::{
     Agreement, Announcement, ChunkHashes, ChunkState, Convergence, Difference, Exchange, InfoStamp, Look, NodeInfo,
     NodeState, PeerReply, PeerRequest,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::id::{Epoch, InstanceId, NodeNum};
 use super::key::{Key, Slot, Token};
+use super::listing::{Scan, ScanPage};
 use super::proposal::{Proposal, Verdict};
 use super::purge::{PurgeReply, PurgeStep};
 use super::record::{Floor, Record};
@@ -51,6 +52,8 @@ pub enum PeerRequest {
     FetchSlot { epoch: Epoch, slot: Slot, after: Option<Key> },
     /// A step of purging tombstones.
     Purge { epoch: Epoch, step: PurgeStep },
+    /// The keys of some slots, for a listing.
+    Scan { epoch: Epoch, scan: Scan },
 }
 
 /// How closely two replicas are compared.
@@ -148,12 +151,14 @@ pub enum PeerReply {
         /// Ask again after this key; `None` at the end of the slot.
         next: Option<Key>,
     },
-    /// To the three above: the asked node holds another topology. Nothing was compared.
+    /// To the three above, and to `Scan`: the asked node holds another topology. Nothing was compared.
     WrongEpoch {
         epoch: Epoch,
     },
     /// To `Purge`.
     Purge(PurgeReply),
+    /// To `Scan`.
+    Scanned(ScanPage),
 }
 
 /// Answer to [`PeerRequest::GetChunkHash`].

@@ -177,7 +177,7 @@ impl std::iter::Sum for Sum {
 pub struct Digest(pub u64);
 
 /// A set of slots.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Default, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SlotSet([u64; 4]);
 
 impl SlotSet {
@@ -185,6 +185,15 @@ impl SlotSet {
 
     pub fn insert(&mut self, slot: Slot) {
         self.0[slot.index() / 64] |= 1 << (slot.index() % 64);
+    }
+
+    pub fn remove(&mut self, slot: Slot) {
+        self.0[slot.index() / 64] &= !(1 << (slot.index() % 64));
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     pub fn contains(&self, slot: Slot) -> bool {

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::header::HeaderMap;
-use hyper::{Method, Request};
+use hyper::{Method, Request, Response};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
@@ -34,6 +35,13 @@ impl Client {
         let (parts, body) = answer.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    /// The head of an answer, and its body as it comes.
+    pub(crate) async fn open(&self, path: &str, headers: Headers<'_>) -> Response<Incoming> {
+        let request = Request::builder().uri(format!("http://{}{path}", self.address));
+        let request = headers.iter().fold(request, |r, (name, value)| r.header(*name, *value));
+        self.http.request(request.body(Full::default()).unwrap()).await.unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

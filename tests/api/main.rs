@@ -17,6 +17,7 @@ mod console;
 mod ends;
 mod harness;
 mod healing;
+mod listing;
 mod outage;
 mod refusals;
 mod tombstones;

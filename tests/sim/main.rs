@@ -13,6 +13,7 @@ mod clients;
 mod disk;
 mod faults;
 mod history;
+mod listing;
 mod machine;
 mod network;
 mod world;
@@ -40,7 +41,7 @@ const LONG_STORM: Range<u64> = 20..60;
 const SHOWN: usize = 160;
 
 /// What the usual seeds must have come upon, or they show little.
-const MET: [&str; 14] = [
+const MET: [&str; 16] = [
     "touch: written",
     "touch: condition failed",
     "linearizable read: read, ended",
@@ -55,6 +56,8 @@ const MET: [&str; 14] = [
     "linearizable write: clock skew",
     "plain write: written, not strict",
     "plain read: read, not strict",
+    "list: listed",
+    "list: listed, not strict",
 ];
 
 struct Run {
@@ -81,6 +84,9 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     world.life.spawn(faults::faults(world.clone(), until).boxed());
     for number in 0..world.random.between(2, 5) as usize {
         world.life.spawn(clients::client(world.clone(), number, until).boxed());
+    }
+    if listing::is_in(world.seed) {
+        world.life.spawn(listing::client(world.clone(), until).boxed());
     }
     sleep_until(until).await;
     // The requests under way, and nodes that start again.

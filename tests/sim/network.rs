@@ -390,6 +390,7 @@ impl fmt::Display for Named<'_> {
             PeerRequest::Purge { step, .. } => return write!(f, "a step of purging: {}", step_name(step)),
             PeerRequest::Converge { .. } => "converge",
             PeerRequest::FetchSlot { .. } => "fetch-slot",
+            PeerRequest::Scan { .. } => "a scan",
             PeerRequest::Propose { proposal, .. } => {
                 return write!(f, "a verdict on {:?}: {}", proposal.key, proposal.op);
             }

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::clients::Shared;
 use crate::disk::{Disk, SimStore};
 use crate::history::{History, Witness};
+use crate::listing::List;
 use crate::machine::{Life, Seeded, SimClock, Trace};
 use crate::network::{Network, SimPeers, Weather, address};
 
@@ -58,6 +59,8 @@ pub(crate) struct World {
     clock_skew_max: Duration,
     /// How long tombstones are kept; in most worlds for longer than they last.
     pub(crate) grace: Option<Duration>,
+    /// Where a client lists.
+    pub(crate) lists: Mutex<Vec<List>>,
     /// Between two rounds of anti-entropy.
     interval: Duration,
     pub(crate) places: Vec<Place>,
@@ -137,6 +140,7 @@ impl World {
             ending,
             clock_skew_max,
             grace,
+            lists: Mutex::default(),
             interval,
             places,
             network,

@@ -12,6 +12,7 @@ pub(super) mod purge;
 pub(super) mod rare;
 mod record;
 pub(super) mod register;
+pub(super) mod scan;
 pub(super) mod status;
 #[cfg(test)]
 pub(super) mod tests;

@@ -70,7 +70,7 @@ pub(super) fn read_content(content: proto::Content) -> Result<Content, Malformed
     }
 }
 
-fn read_content_type(bytes: Bytes) -> Result<Option<ContentType>, Malformed> {
+pub(super) fn read_content_type(bytes: Bytes) -> Result<Option<ContentType>, Malformed> {
     if bytes.is_empty() {
         return Ok(None);
     }

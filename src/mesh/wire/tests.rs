@@ -3,6 +3,7 @@
 pub(in crate::mesh) mod propose;
 mod purge;
 mod register;
+mod scan;
 pub(in crate::mesh) mod tree;
 
 use std::sync::Arc;

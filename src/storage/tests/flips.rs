@@ -12,9 +12,10 @@ use futures_util::FutureExt;
 
 use super::damage::{value, wait_for};
 use super::rare::{eventually, topology, wait};
+use super::scan::every_slot;
 use super::*;
 use crate::ports::{Holdings, Refusal, StoreError};
-use crate::types::{Accepted, Ballot, InstanceId, Leaf, OpId, Recent, Slot, Span, Sum};
+use crate::types::{Accepted, Ballot, InstanceId, Leaf, OpId, Outline, Recent, Slot, SlotSet, Span, Sum};
 
 const KEYS: usize = 300;
 const FLIPS: usize = 40;
@@ -107,6 +108,41 @@ impl Node {
         self.check()
     }
 
+    /// Every key by scans: as it is, damaged, or in a slot that says that it may miss some. What is told of a large value's row is
+    /// not verified, and not looked at here.
+    fn scan_all(&mut self, truth: &[(Key, Record)]) -> Result<(), Stopped> {
+        let mut scan = every_slot();
+        let (mut told, mut doubtful) = (BTreeMap::new(), SlotSet::NONE);
+        loop {
+            let page = match wait_for(self.store.scan(scan.clone())) {
+                Ok(page) => page,
+                Err(StoreError::Damaged(_)) => {
+                    self.damaged += 1;
+                    return self.check();
+                }
+                Err(other) => panic!("{other}"),
+            };
+            page.doubtful.iter().for_each(|slot| doubtful.insert(slot));
+            told.extend(page.entries.into_iter().map(|entry| (entry.key, entry.copy)));
+            let Some(next) = page.next else { break };
+            scan.from = next;
+        }
+        self.damaged += doubtful.count();
+        for (key, record) in truth {
+            let is_large = record.content_bytes() > 500;
+            match told.remove(key) {
+                Some(None) => self.damaged += 1,
+                Some(Some(copy)) => assert!(is_large || copy == Outline::of(record, false), "{key}"),
+                None => assert!(doubtful.contains(key.token(seed()).slot()), "{key} was passed over"),
+            }
+        }
+        let known =
+            |(key, copy): &(&Key, &Option<Outline>)| copy.is_none() || doubtful.contains(key.token(seed()).slot());
+        let invented: Vec<_> = told.iter().filter(|entry| !known(entry)).collect();
+        assert!(invented.is_empty(), "{invented:?}");
+        self.check()
+    }
+
     fn holdings(&self, slot: Slot) -> Result<Holdings, Stopped> {
         match wait_for(self.store.holdings(slot, Span::of_slot(slot).leaves().collect())) {
             Ok(held) => Ok(held),
@@ -175,6 +211,7 @@ impl Node {
 
     fn live(&mut self, truth: &[(Key, Record)]) -> Result<End, Stopped> {
         self.read_all(truth)?;
+        self.scan_all(truth)?;
         self.round(truth)?;
         self.scrub(truth)?;
         self.round(truth)?;
@@ -182,6 +219,11 @@ impl Node {
         // Now it is as good as its peers: by its rows, by its sums, by every key.
         self.damaged = 0;
         self.read_all(truth)?;
+        // Damaged hints go when they are to be handed over.
+        for target in [2, 3] {
+            wait(self.store.hints(NodeNum(target), None, 100));
+        }
+        self.scan_all(truth)?;
         assert_eq!(self.damaged, 0, "still refused");
         let theirs = sums_of(truth);
         for (slot, sum) in Slot::all().zip(self.sums()?) {

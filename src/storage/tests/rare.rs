@@ -88,30 +88,6 @@ fn a_damaged_hint_is_not_served_and_does_not_stay() {
 }
 
 #[test]
-fn a_scan_pages_through_a_slot_in_key_order() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let names: Vec<String> = (0..2000).map(|n| format!("k{n}")).collect();
-    ask_all(&*store, names.iter().map(|name| write(name, 1, vec![1; 1000])).collect());
-    let mut found = Vec::new();
-    for slot in Slot::all() {
-        let mut after = None;
-        loop {
-            let page = wait(store.scan(slot, after, 3));
-            let Some((last, _)) = page.last() else { break };
-            after = Some(last.clone());
-            assert!(page.is_sorted_by_key(|(key, _)| key.clone()));
-            assert!(page.iter().all(|(key, record)| key.token(seed()).slot() == slot && record.is_intact(key)));
-            found.extend(page.into_iter().map(|(key, _)| key.to_string()));
-        }
-    }
-    found.sort();
-    let mut names = names;
-    names.sort();
-    assert_eq!(found, names);
-}
-
-#[test]
 fn totals_are_exact_after_a_restart_and_while_counting() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

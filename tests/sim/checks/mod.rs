@@ -6,6 +6,7 @@
 //! - [`ends`]: values end by the clock, once for all, and leave one tombstone everywhere.
 //! - [`repeats`]: a request under an `Idempotency-Key` is carried out once, and always told the same.
 //! - [`linear`]: each key has a linear history.
+//! - [`listing`]: lists have what was there.
 //!
 //! Not checked, as nothing promises it: what reads at `one` find.
 
@@ -14,6 +15,7 @@ mod disks;
 mod ends;
 mod events;
 mod linear;
+mod listing;
 mod order;
 mod repeats;
 
@@ -36,6 +38,7 @@ pub(crate) async fn all(world: &World) -> Verdict {
     let events = events::of(&history);
     order::all(&history, &events)?;
     ends::nothing_is_built_on_what_ended(&events)?;
+    listing::all(world, &events)?;
     linear::all(world, &events)?;
     for key in world.keys() {
         disks::reading_settles(world, key).await?;

@@ -21,7 +21,7 @@ pub(super) fn all(history: &[Operation], events: &[Event<'_>]) -> Verdict {
 }
 
 /// A version that is proved to be there when it ended.
-fn proves(o: &Operation) -> Option<Version> {
+pub(super) fn proves(o: &Operation) -> Option<Version> {
     o.strict_write().or_else(|| o.strict_read().flatten()).or_else(|| o.met().flatten())
 }
 

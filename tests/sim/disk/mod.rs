@@ -18,7 +18,8 @@ use a3::ports::{
     Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology,
+    Version, Vote,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -343,9 +344,8 @@ impl Store for SimStore {
         StoreTotals { writable: true, counted: true, ..StoreTotals::default() }
     }
 
-    fn scan(&self, _: Slot, _: Option<Key>, _: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
-        // Nothing in node/ scans yet.
-        self.look(|_| Vec::new())
+    fn scan(&self, scan: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>> {
+        self.look(move |content| content.seed().map(|seed| content.rows.scan(seed, &scan)).unwrap_or_default())
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {

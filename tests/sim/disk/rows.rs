@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
+use a3::protocol::listing::tell_all;
 use a3::protocol::purge;
 use a3::protocol::register;
 use a3::protocol::replica::{self, HintRule, StoredRow, WriteRule};
 use a3::types::{
-    Accepted, Ballot, Dropped, Floor, Hlc, Key, Leaf, NodeNum, Promise, Record, Register, Sealed, Slot, SlotDrop,
-    SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Version,
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, Leaf, NodeNum, Outline, Promise, Record, Register, Scan, ScanPage,
+    Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token, TokenSeed, Version,
 };
 
 /// Which hint.
@@ -72,6 +73,9 @@ pub(crate) trait Rows: Send {
 
     /// The records of these keys as far as one answer goes, and how many keys were looked up.
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize);
+
+    /// The keys of some slots in order, the newest of record and hints of each.
+    fn scan(&self, seed: TokenSeed, scan: &Scan) -> ScanPage;
 }
 
 /// Ordered maps.
@@ -139,6 +143,18 @@ impl MapRows {
 }
 
 impl Rows for MapRows {
+    fn scan(&self, seed: TokenSeed, scan: &Scan) -> ScanPage {
+        let mut newest: BTreeMap<&Key, &Record> = self.records.iter().collect();
+        for hint in self.hints.values() {
+            let best = newest.entry(&hint.key).or_insert(&hint.record);
+            if hint.record.beats(best) {
+                *best = &hint.record;
+            }
+        }
+        let here = newest.into_iter().filter(|(key, _)| scan.slots.contains(key.token(seed).slot()));
+        tell_all(here.map(|(key, record)| (key.clone(), Some(Outline::of(record, scan.values)))), scan)
+    }
+
     fn apply(&mut self, wall_ms: u64, batch: &[(Token, ReplicaRequest)]) -> Vec<ReplicaReply> {
         let mut one = |(token, request): &(Token, ReplicaRequest)| match request {
             ReplicaRequest::Write { key, record } => self.write(key, record, self.kept(token.slot()).floor),

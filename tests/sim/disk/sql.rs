@@ -5,8 +5,8 @@ use std::path::Path;
 use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, SlotEntry};
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
 use a3::types::{
-    Dropped, Hlc, Key, Leaf, NodeNum, Record, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey, Token,
-    TokenSeed, Version,
+    Dropped, Hlc, Key, Leaf, NodeNum, Record, Scan, ScanPage, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey,
+    Token, TokenSeed, Version,
 };
 
 use super::rows::Rows;
@@ -107,6 +107,10 @@ impl Rows for SqlRows {
             [Outcome::Ended(ended)] => ended.clone(),
             other => panic!("no list, but {other:?}"),
         }
+    }
+
+    fn scan(&self, seed: TokenSeed, scan: &Scan) -> ScanPage {
+        self.0.scan(seed, scan).expect("memory is not damaged")
     }
 
     fn records(&self, keys: &[(Slot, Key)]) -> (Vec<(Key, Record)>, usize) {
@@ -280,6 +284,19 @@ mod tests {
         ]
     }
 
+    fn scan(delimiter: &'static str) -> Scan {
+        Scan {
+            slots: Slot::all().collect(),
+            prefix: "k".into(),
+            from: "k0".into(),
+            delimiter: delimiter.into(),
+            samples: 1,
+            limit: 2,
+            values: true,
+            now: Hlc::from_ms(4),
+        }
+    }
+
     fn everything(rows: &dyn Rows) -> impl PartialEq + std::fmt::Debug + use<> {
         let keys = keys().map(|key| (slot_of(&key), key));
         let both = [ReadPart::Record, ReadPart::Version];
@@ -302,7 +319,8 @@ mod tests {
                 (sums, rows.holdings(seed(), *slot, &leaves[1..]), rows.slot(seed(), *slot), purging, tombstones)
             })
             .collect();
-        (reads, hints, after, totals, (rows.slot_sums(seed()), held, rows.records(&keys), rows.hinted(Hlc(2))))
+        let scans: Vec<ScanPage> = ["", "1"].map(|delimiter| rows.scan(seed(), &scan(delimiter))).to_vec();
+        (reads, hints, (after, scans), totals, (rows.slot_sums(seed()), held, rows.records(&keys), rows.hinted(Hlc(2))))
     }
 
     proptest! {

@@ -1,0 +1,31 @@
+//! The replica's door for scans.
+
+use super::Lister;
+use crate::ports::{PeerError, PeerReply, StoreError};
+use crate::types::{Epoch, NodeNum, Scan};
+
+impl Lister {
+    /// The keys of these slots, for a member's listing. One that is being rebuilt tells nothing: it may lack what it is asked
+    /// about.
+    ///
+    /// # Errors
+    /// `Refused` where this node cannot answer for these slots.
+    pub async fn answer(&self, from: NodeNum, epoch: Epoch, scan: Scan) -> Result<PeerReply, PeerError> {
+        let refused = |why: &str| Err(PeerError::Refused(why.to_owned()));
+        let Some(ring) = self.routing.ring().filter(|_| !self.routing.is_rebuilding()) else {
+            return refused("the node is not ready");
+        };
+        if ring.topology().member(from).is_none() || ring.topology().member(self.me).is_none() {
+            return refused("the node is not a member of the topology");
+        }
+        if epoch < ring.epoch() {
+            return Ok(PeerReply::WrongEpoch { epoch: ring.epoch() });
+        }
+        // Every member is a home replica or a stand-in of every slot.
+        match self.store.scan(scan).await {
+            Ok(page) => Ok(PeerReply::Scanned(page)),
+            Err(StoreError::Damaged(_)) => refused("the rows are damaged"),
+            Err(error) => refused(&error.to_string()),
+        }
+    }
+}
