@@ -153,3 +153,24 @@ def bench(ports, operation, keys, seconds, connections, kind="a3", warmup=1):
 def store_keys(ports, keys, kind="a3"):
     """Stores each key (`key-` and ten digits) once."""
     bench(ports, "load", keys, 0.1, 64, kind)
+
+
+def store_many(ports, keys, threads=4, together=1000):
+    """The same of many: in batches."""
+    numbers, value, failed = iter(range(0, keys, together)), "v" * 100, []
+
+    def work(port):
+        client = Client(port, timeout=60)
+        for first in numbers:
+            ops = [{"op": "put", "key": f"key-{n:010}", "value": value} for n in range(first, min(first + together, keys))]
+            answer = client.ask("POST", "/batch?timeout=60s", json.dumps({"ops": ops}).encode())
+            if not answer.ok or not answer.json()["ok"]:
+                return failed.append(f"a batch from {first} on: {answer}"[:500])
+
+    workers = [threading.Thread(target=work, args=(ports[i % len(ports)],), daemon=True) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if failed:
+        raise Failed(failed[0])

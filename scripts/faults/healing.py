@@ -5,7 +5,7 @@ import statistics
 import time
 
 from cluster import Client, Cluster, Failed, check, path_of, say, wait_until
-from load import bench, store_keys
+from load import bench, store_keys, store_many
 
 # No hint outlives this; nodes drop old ones once a minute.
 NO_HINTS = {"HINT_WINDOW": "1s", "HINT_BYTES_MAX": "1MiB"}
@@ -129,7 +129,7 @@ def cost(options):
     keys = options.keys
     with Cluster(2, rf=2, **NO_HINTS, **NO_ROUNDS) as cluster:
         first, last = cluster.nodes
-        store_keys([node.http for node in cluster.nodes], keys)
+        store_many([node.http for node in cluster.nodes], keys)
         time.sleep(6)
         rows = []
         for differing in (0, 1, 10, 1000):
@@ -142,7 +142,8 @@ def cost(options):
                 time.sleep(6)
                 # The counters of the other begin anew. Its return may bring a round; then the one that is asked for finds nothing.
                 before = moved([first])
-                last.start().wait_ready()
+                last.start()
+                cluster.settle()
             repair(first)
             # A round is counted at its end. Asking whether all is equal would be counted too.
             wait_until("it is counted", lambda: moved(cluster.nodes)[1] - before[1] >= differing, 60)
