@@ -1,7 +1,7 @@
 //! The simulated network: one function, [`Network::travel`], says what becomes of a message on its way.
 //!
 //! Messages are delayed, lost, cut off one way or both, held back while a node hangs, and requests of the hot path may
-//! arrive twice. What is on its way arrives even if its sender has died or stopped waiting meanwhile. Headers are made
+//! arrive twice, but not once they were refused. What is on its way arrives even if its sender has died or stopped waiting meanwhile. Headers are made
 //! and admitted as the mesh does it, both ways.
 //!
 //! Caveat: messages overtake each other more freely than on the mesh's two streams.
@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
@@ -160,14 +161,22 @@ impl Network {
     /// Takes a request of the hot path there, and its answer back. `None`: something was lost on the way.
     async fn carry(self: &Arc<Self>, from: Header, to: (NodeNum, InstanceId), call: ReplicaCall) -> Option<Answer> {
         let doubled = self.random.per_mille(self.state.lock().weather.doubled);
+        let refused = Arc::new(AtomicBool::new(false));
         if doubled {
-            let (network, call) = (self.clone(), call.clone());
-            self.wire.spawn(async move { drop(network.once(from, to, call).await) }.boxed());
+            let (network, call, refused) = (self.clone(), call.clone(), refused.clone());
+            let again = async move {
+                // The mesh itself sends a request once. So one that was refused is not done later, by a copy of it.
+                if network.arrives(from, to, &call).await && !refused.load(Ordering::SeqCst) {
+                    drop(network.answered(from, to, call).await);
+                }
+            };
+            self.wire.spawn(again.boxed());
         }
         let haunting = self.state.lock().weather.haunting;
         let haunts = (haunting > 0 && self.random.per_mille(haunting)).then(|| call.clone());
         let answer = self.once(from, to, call).await;
-        if let Some(call) = haunts.filter(|_| carried_out(answer.as_ref())) {
+        refused.store(was_refused(answer.as_ref()), Ordering::SeqCst);
+        if let Some(call) = haunts.filter(|_| matches!(answer, Some(Ok(_))) && !was_refused(answer.as_ref())) {
             let (network, after) = (self.clone(), self.random.between(HAUNTS_AFTER_MS.start, HAUNTS_AFTER_MS.end));
             let again = async move {
                 sleep(Duration::from_millis(after)).await;
@@ -180,11 +189,22 @@ impl Network {
     }
 
     async fn once(self: &Arc<Self>, from: Header, to: (NodeNum, InstanceId), call: ReplicaCall) -> Option<Answer> {
-        let key = call.request.key().clone();
-        if !self.travel(from.node, to.0).await {
+        if self.arrives(from, to, &call).await { self.answered(from, to, call).await } else { None }
+    }
+
+    /// The way there.
+    async fn arrives(&self, from: Header, to: (NodeNum, InstanceId), call: &ReplicaCall) -> bool {
+        let arrives = self.travel(from.node, to.0).await;
+        if !arrives {
+            let key = call.request.key();
             self.trace.note(format_args!("lost: a request of {key:?} from {} to {}", from.node, to.0));
-            return None;
         }
+        arrives
+    }
+
+    /// What is done there, and the way back.
+    async fn answered(self: &Arc<Self>, from: Header, to: (NodeNum, InstanceId), call: ReplicaCall) -> Option<Answer> {
+        let key = call.request.key().clone();
         let Some((handler, life)) = self.host(to.0) else { return Some(Err(PeerError::Lost)) };
         if let Err(error) = handler.admit(&from, Some(to.1)) {
             return Some(Err(error));
@@ -238,10 +258,8 @@ impl Network {
     }
 }
 
-/// What was refused would not be done, and may be later, when the reason has ended.
-fn carried_out(answer: Option<&Answer>) -> bool {
-    let refused = |reply: &ReplicaReply| matches!(reply, ReplicaReply::Refused(_) | ReplicaReply::WrongEpoch { .. });
-    matches!(answer, Some(Ok(reply)) if !refused(reply))
+fn was_refused(answer: Option<&Answer>) -> bool {
+    matches!(answer, Some(Ok(ReplicaReply::Refused(_) | ReplicaReply::WrongEpoch { .. })))
 }
 
 /// Where the answer to one delivery goes.
