@@ -58,7 +58,9 @@ async fn batch(State(api): State<Arc<Api>>, request: Request) -> Result<Response
     let level = query.take("consistency", |text| kv::level(text, false));
     let timeout = query.take("timeout", query::timeout);
     query.finish()?;
-    let listed = operations(&api.bodies.read_batch(body).await?.bytes)?;
+    // Held until it is answered: what is stored of it weighs on the node as long.
+    let held = api.bodies.read_batch(body).await?;
+    let listed = operations(&held.bytes)?;
     let longest = (api.request_timeout * TIMEOUTS).min(query::TIMEOUT_MAX);
     let deadline = Instant::now() + timeout.unwrap_or(longest);
     let defaults = Defaults { level, deadline, bodies: &api.bodies };

@@ -8,7 +8,7 @@ mod nodes;
 use std::time::Duration;
 
 use load::Load;
-use nodes::{Cluster, Node};
+use nodes::{Cluster, Node, eventually};
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -103,7 +103,7 @@ async fn a_request_has_one_name_in_the_lines_of_all_nodes() {
     let lines = [(1, "replicate from n1 stored"), (2, "replicate from n1 stored"), (1, "write to "), (2, "write to ")];
     for (node, line) in lines {
         let (node, name) = (&cluster.nodes[node], if line == "write to " { "a-condition" } else { "a-plain-write" });
-        nodes::eventually(&format!("{name} in a line of {}: {line}", node.name), async || {
+        eventually(&format!("{name} in a line of {}: {line}", node.name), async || {
             let said = node.said();
             let mut lines = said.lines().filter(|l| l.contains(line));
             lines.any(|l| l.contains(&format!("\"id\":\"{name}\"")) && l.contains(parent)).then_some(())
@@ -172,7 +172,12 @@ async fn who_asks_twice_for_a_stop_does_not_wait_for_clients() {
         node.ready().await;
         let mut client = TcpStream::connect(&node.http).await.unwrap();
         client.write_all(b"PUT /kv/k HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf").await.unwrap();
-        sleep(Duration::from_millis(100)).await;
+        eventually("half of a request is under way, beside this one", async || {
+            let metrics = node.ask("GET", "/metrics", "").await.body;
+            let metrics = String::from_utf8_lossy(&metrics).into_owned();
+            metrics.lines().any(|line| line == "a3_http_requests_in_flight 2").then_some(())
+        })
+        .await;
         let began = Instant::now();
         node.signal(first);
         // Who signals a process and its group means one stop.

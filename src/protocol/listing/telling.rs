@@ -82,7 +82,7 @@ impl<'a> Telling<'a> {
         self.within.clone().filter(|(_, samples)| *samples >= self.scan.samples).map(|(common, _)| common)
     }
 
-    /// All keys up to that place were shown, and it ends there for now.
+    /// All keys up to that place were shown; the page ends there, and the next begins behind it.
     pub fn cut(&mut self, place: Bytes) {
         self.page.next = Some(place);
     }
