@@ -87,6 +87,7 @@ const FAILURES: Series =
 const ROUND_RESULTS: Series =
     Series::Known(&[&[("result", "in_step")], &[("result", "repaired")], &[("result", "failed")]]);
 const DIRECTIONS: Series = Series::Known(&[&[("direction", "sent")], &[("direction", "received")]]);
+const WATCH_KINDS: Series = Series::Known(&[&[("kind", "watch")], &[("kind", "long_poll")]]);
 
 metrics_table! {
     HTTP_REQUESTS = "a3_http_requests_total", Kind::Counter, "HTTP requests answered, by method and status class.", Series::Of(&["method", "status"]);
@@ -134,6 +135,9 @@ metrics_table! {
     SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;
     TRANSFER_SLOTS = "a3_transfer_slots_pending", Kind::Gauge, "Slots that this node, come back as a new instance, has yet to fetch before it answers for any; else 0.", PLAIN;
     TRANSFER_KEYS = "a3_transfer_keys_total", Kind::Counter, "Keys in the pages of slots that were handed to a member that was rebuilt, or fetched by this node, by direction.", DIRECTIONS;
+    WATCHES = "a3_watches", Kind::Gauge, "Watches and long polls of clients at this node.", WATCH_KINDS;
+    WATCH_CHANGES = "a3_watch_changes_total", Kind::Counter, "Changes that this node's watches told, long polls too.", PLAIN;
+    WATCH_GONE = "a3_watch_gone_total", Kind::Counter, "Watches that could not go on, or not begin from their cursor: what had changed was remembered no more, or the topology changed.", PLAIN;
     STORE_KEYS = "a3_store_keys", Kind::Gauge, "Live keys on this node.", PLAIN;
     STORE_TOMBSTONES = "a3_store_tombstones", Kind::Gauge, "Tombstones on this node.", PLAIN;
     TOMBSTONES_OLDEST = "a3_tombstones_oldest_age_seconds", Kind::Gauge, "Age of the oldest tombstone in the slots whose floors this node raises, as of its last look, in seconds; 0 where there is none.", PLAIN;

@@ -10,6 +10,8 @@
 //!   change is on disk (`DURABILITY` says what that means).
 //! - What one request changes is one transaction.
 
+pub mod changes;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use uuid::Uuid;
+
+pub use changes::ChangeLog;
 
 pub use crate::types::{
     Announcement, Answer, InfoStamp, NodeInfo, NodeState, PeerError, PeerReply, PeerRequest, ReadPart, Refusal,
@@ -369,6 +373,9 @@ pub trait Store: Purging {
     /// acknowledged before. It is bounded in rows and bytes, and tells up to where it came. A damaged row is told as such;
     /// where it cannot be said whose a row is, its slot is named.
     fn scan(&self, scan: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>>;
+
+    /// What it kept lately.
+    fn changes(&self) -> Arc<ChangeLog>;
 
     /// The sum of each slot, in order; `None` while the store counts it anew. From memory, and of all that was
     /// acknowledged.

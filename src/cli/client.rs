@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue, IF_MATCH};
 use hyper::{Method, Request, Uri};
 use hyper_util::client::legacy::Client as HyperClient;
@@ -167,6 +168,25 @@ impl Client {
 
     pub(super) async fn get(&self, host: &Host, path: &str) -> Result<Answer, Fault> {
         self.send(Method::GET, host, path, HeaderMap::new(), Bytes::new()).await
+    }
+
+    /// The body of an answer that goes on for as long as it likes, once it has begun.
+    ///
+    /// # Errors
+    /// As [`Self::send`], and where the answer is no success.
+    pub(super) async fn open(&self, host: &Host, path: &str) -> Result<Incoming, Fault> {
+        let uri: Uri =
+            format!("http://{host}{path}").parse().map_err(|e| Fault::Usage(format!("{host}{path}: {e}")))?;
+        let unavailable = |why: String| Fault::Unavailable(format!("{host}: {why}"));
+        let late = |_| unavailable(format!("no answer within {}", show_duration(ANSWER)));
+        let response = tokio::time::timeout(ANSWER, self.http.get(uri)).await.map_err(late)?;
+        let (head, body) = response.map_err(|e| unavailable(why(&e)))?.into_parts();
+        if head.status.is_success() {
+            return Ok(body);
+        }
+        let problem = tokio::time::timeout(ANSWER, body.collect()).await.map_err(late)?;
+        let problem = problem.map_err(|e| unavailable(format!("the answer broke off: {e}")))?;
+        Err(Fault::of_answer(head.status.as_u16(), &problem.to_bytes()))
     }
 
     /// One request and its whole answer.

@@ -32,6 +32,7 @@ mod touch;
 #[cfg(feature = "otlp")]
 mod traces;
 mod views;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,7 @@ enum Command {
     Touch(touch::Touch),
     Delete(delete::Delete),
     Ls(ls::Ls),
+    Watch(watch::Watch),
     Status(status::Status),
     Ring(ring::Ring),
     Convergence(convergence::Convergence),
@@ -87,6 +89,7 @@ impl Cli {
             Command::Touch(command) => command.run(),
             Command::Delete(command) => command.run(),
             Command::Ls(command) => command.run(),
+            Command::Watch(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Ring(command) => command.run(),
             Command::Convergence(command) => command.run(),

@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::etag::{Comparison, tags};
 use super::problem::{Code, Problem};
-use crate::node::request::{Edit, NewContent, Ttl};
+use crate::node::request::{Edit, Found, NewContent, Ttl};
 use crate::types::limits::IDEMPOTENCY_KEY_BYTES_MAX;
 use crate::types::{Condition, Idempotency, Record, Tags};
 
@@ -137,6 +137,19 @@ impl ReadConditions {
         }
         let is_old = self.modified_since.is_some_and(|since| record.written.ms() / 1000 <= since);
         if is_old || !self.unless.holds(Some(record)) { Judgement::NotModified } else { Judgement::Send }
+    }
+}
+
+impl ReadConditions {
+    /// Whether a long poll ends with that, and need not wait: it is no value that the client has already, nor, where it named
+    /// none, that there is none. One that was deleted is told once: its tombstone's tag may be named as a value's.
+    pub(super) fn are_news(&self, found: &Found) -> bool {
+        match (&found.record, &self.unless.if_none_match) {
+            (Some(record), _) if found.live => self.judge(record) != Judgement::NotModified,
+            (_, None) => false,
+            (Some(tombstone), Some(Tags::Of(known))) => !known.contains(&tombstone.version),
+            (_, Some(_)) => true,
+        }
     }
 }
 

@@ -199,6 +199,8 @@ const COMMON: &[(u16, &str)] = &[
 ];
 const NOT_FOUND: (u16, &str) = (404, "There is nothing at this path.");
 const NO_OPERATION: (u16, &str) = (404, "The node knows no such operation.");
+const WATCH_GONE: (u16, &str) =
+    (410, "What changed since the cursor is remembered no more: watch anew, and list the keys.");
 const NO_VALUE: (u16, &str) =
     (404, "The key has no value; for reads `A3-Deleted: true` and `A3-Version` where it was deleted or has expired.");
 const CROSS_SITE: (u16, &str) = (403, "A browser sent the write for a page of another origin.");
@@ -233,6 +235,7 @@ fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
         "getOperation" | "getOperationEvents" => &[NO_OPERATION],
         "abortOperation" => &[CROSS_SITE, NO_OPERATION],
         "listKeys" => &[TIMED_OUT],
+        "watchKeys" => &[WATCH_GONE],
         "getProblemPage" => &[NOT_FOUND],
         _ => &[],
     };

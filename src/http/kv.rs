@@ -27,9 +27,13 @@ use super::error::{Operation, problem_of};
 use super::key::key_of_path;
 use super::problem::{Code, Problem};
 use super::query::{self, Query};
+use super::watch::Open;
 use super::{Api, answer};
 use crate::node::request::{ConditionalPut, Edit, Failure, Get, NewContent, Put, Receipt, Write};
 use crate::types::{ContentType, ContentTypeError, Key, Level};
+
+/// Long polls at a time; more are answered 503.
+pub(super) const LONG_POLLS_MAX: usize = 512;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     // The empty key is a path of its own for the router; the handlers say what is wrong with it.
@@ -48,6 +52,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
         ("consistency" = inline(Option<LevelName>), Query, description = READ_LEVEL_HELP),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
         ("view" = inline(Option<ViewName>), Query, description = "`record` shows the record and its copies as JSON."),
+        ("wait" = inline(Option<TimeoutText>), Query, description = WAIT_HELP),
         ("If-Match" = inline(EtagsText), Header, description = READ_IF_MATCH_HELP),
         ("If-None-Match" = inline(EtagsText), Header, description = READ_IF_NONE_MATCH_HELP),
         ("If-Modified-Since" = inline(String), Header, description = MODIFIED_HELP),
@@ -65,13 +70,23 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 pub(super) async fn get(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
     let key = key_of_path(parts.uri.path())?;
-    let mut query = Query::new(parts.uri.query(), &["consistency", "timeout", "view"]);
+    let mut query = Query::new(parts.uri.query(), &["consistency", "timeout", "view", "wait"]);
     let asked = Asked::take(&mut query, false);
     let record_view = query.take("view", |text| if text == "record" { Ok(()) } else { Err("record".into()) }).is_some();
+    let wait = query.take("wait", query::timeout);
     query.finish()?;
     let conditions = ReadConditions::of(&parts.headers)?;
     let get = Get { key: key.clone(), level: asked.level, deadline: asked.deadline(&api), every_copy: record_view };
-    let found = api.node.get(get).await.map_err(|failure| problem_of(Operation::Read, failure))?;
+    let found = match wait {
+        None => api.node.get(get).await,
+        Some(wait) => {
+            let permit = Arc::clone(&api.long_polls).try_acquire_owned();
+            let permit = permit.map_err(|_| Problem::new(Code::Overloaded, "too many long polls"))?;
+            let (_open, until) = (Open::new("long_poll", permit), Instant::now() + wait);
+            api.node.get_new(get, asked.within(&api), |found| conditions.are_news(found), until).await
+        }
+    };
+    let found = found.map_err(|failure| problem_of(Operation::Read, failure))?;
     Ok(answer::found(&key, &found, &conditions, record_view))
 }
 
@@ -85,6 +100,7 @@ pub(super) async fn get(State(api): State<Arc<Api>>, request: Request) -> Result
         ("consistency" = inline(Option<LevelName>), Query, description = READ_LEVEL_HELP),
         ("timeout" = inline(Option<TimeoutText>), Query, description = TIMEOUT_HELP),
         ("view" = inline(Option<ViewName>), Query, description = "As for GET."),
+        ("wait" = inline(Option<TimeoutText>), Query, description = "As for GET."),
         ("If-Match" = inline(EtagsText), Header, description = READ_IF_MATCH_HELP),
         ("If-None-Match" = inline(EtagsText), Header, description = READ_IF_NONE_MATCH_HELP),
         ("If-Modified-Since" = inline(String), Header, description = MODIFIED_HELP),
@@ -269,6 +285,7 @@ const KEY_HELP: &str = "The key: any bytes, 1 to 1024 of them, percent-encoded. 
 const TIMEOUT_HELP: &str = "How long the operation may take, from 50ms to 60s; the node's REQUEST_TIMEOUT unless said.";
 const READ_LEVEL_HELP: &str = "Which answers are enough. `one`: the first home replica's, which may miss writes. `quorum` (unless said): a majority's, stand-ins counted for home replicas that cannot be reached; where they disagree the newest is written to a majority before it is told. `all`: every home replica's. `linearizable`: a majority of home replicas, no stand-ins; the answer has everything that a linearizable or conditional write, or a plain one with `strict: true`, had acknowledged before the read began.";
 const WRITE_LEVEL_HELP: &str = "Who must have it on disk before the answer. `one`: any one node. `quorum` (unless said): a majority, stand-ins counted for home replicas that cannot be reached. `all`: every home replica. `linearizable`: a majority of home replicas, no stand-ins, in one order with conditional writes and linearizable reads. With a condition or an `Idempotency-Key` a write is linearizable whatever is asked; `one` and `all`, which that is not, are then refused with 400.";
+const WAIT_HELP: &str = "A long poll, from 50ms to 60s: while the answer would be 304 (or, without If-None-Match, 404) it waits for a change of this key, so long at most. A deleted key is 404 at once, unless its tombstone's A3-Version is among the ETags. At most 512 at a time.";
 const READ_IF_MATCH_HELP: &str =
     "The answer is 412 unless the value has one of these ETags, strongly compared (`W/` never matches), or `*`.";
 const READ_IF_NONE_MATCH_HELP: &str =
@@ -301,8 +318,12 @@ impl Asked {
         Self { level: level.unwrap_or_default(), timeout: query.take("timeout", query::timeout) }
     }
 
+    fn within(self, api: &Api) -> Duration {
+        self.timeout.unwrap_or(api.request_timeout)
+    }
+
     fn deadline(self, api: &Api) -> Instant {
-        Instant::now() + self.timeout.unwrap_or(api.request_timeout)
+        Instant::now() + self.within(api)
     }
 }
 

@@ -22,6 +22,7 @@ mod conditions;
 mod console;
 mod convergence;
 mod convergence_views;
+mod cursor;
 mod date;
 mod docs;
 mod edge;
@@ -41,6 +42,7 @@ mod problem;
 mod query;
 mod tombstones;
 mod views;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;
@@ -136,6 +138,8 @@ struct Api {
     streams: Arc<Semaphore>,
     /// Streams of keys that may begin.
     listings: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
+    long_polls: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Api {
@@ -154,6 +158,8 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
         render_metrics,
         streams: Arc::new(Semaphore::new(live::STREAMS_MAX)),
         listings: Arc::new(Semaphore::new(listing::STREAMS_MAX)),
+        watches: Arc::new(Semaphore::new(watch::WATCHES_MAX)),
+        long_polls: Arc::new(Semaphore::new(kv::LONG_POLLS_MAX)),
     };
     let (documented, _) = routes().split_for_parts();
     let router = documented.merge(docs::swagger_ui()).merge(console::routes()).with_state(Arc::new(api));
@@ -177,7 +183,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .merge(observe::routes())
         .merge(docs::routes())
         .layer(CompressionLayer::new());
-    OpenApiRouter::with_openapi(docs::base()).merge(kv::routes()).merge(described)
+    // Nor are watches: an event is told when it happens, not when there are enough of them to compress.
+    OpenApiRouter::with_openapi(docs::base()).merge(kv::routes()).merge(watch::routes()).merge(described)
 }
 
 fn cors(origins: &[String]) -> Option<CorsLayer> {

@@ -73,6 +73,8 @@ codes! {
         "Other conditional writes of this key were decided before this one until it gave up. It was not applied and never will be; send it again, with a condition on what is there now.";
     Exhausted = "condition-count-exhausted", CONFLICT, false, "The key cannot take another conditional write",
         "A version counts the conditional writes since the last plain one, and this key's count is used up. PUT it once without a condition and without an Idempotency-Key: that begins a new count.";
+    WatchGone = "watch-gone", GONE, false, "What changed since is remembered no more",
+        "Each node remembers its last 100,000 changes until it restarts, and too few of them reach back to this watch's place; or the topology changed since. Changes may have been missed: watch anew without a cursor, and once that has begun list the keys that matter (GET /kv?prefix=).";
     PreconditionFailed = "precondition-failed", PRECONDITION_FAILED, false, "The condition is false",
         "What the request asked of the value (If-Match, If-None-Match, If-Unmodified-Since) is not so. Nothing was written. ETag is the version that it met; without that header it met no value. With Prefer: return=representation a write is answered with the value itself.";
     ValueTooLarge = "value-too-large", PAYLOAD_TOO_LARGE, false, "The value is too large",

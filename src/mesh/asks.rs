@@ -1,6 +1,7 @@
 //! Rare requests: one call each, over connections of their own, so that gossip never waits behind a batch of values.
 //!
-//! Comparing and repairing copies can move a lot for a long time, and has connections of its own, too. So have listings.
+//! Comparing and repairing copies can move a lot for a long time, and has connections of its own, too. So have listings, and
+//! watches, whose calls wait.
 //!
 //! A proposal is less rare and can be large: proposals have a connection of their own again. It is sent once and never
 //! repeated, by us or by a layer below (tonic and hyper do not send a call again), and once it was answered nothing is
@@ -17,9 +18,9 @@ use super::client::Shared;
 use super::endpoint;
 use super::weight;
 use super::wire::proto::mesh_client::MeshClient;
-use super::wire::{self, Malformed, propose, proto, purge, rare, scan, status, tree};
+use super::wire::{self, Malformed, changes, propose, proto, purge, rare, scan, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
-use crate::types::InstanceId;
+use crate::types::{ChangesAsk, Epoch, InstanceId};
 
 /// Makes the calls.
 pub(super) struct Asks {
@@ -28,12 +29,14 @@ pub(super) struct Asks {
     proposals: Channels,
     healing: Channels,
     listings: Channels,
+    watches: Channels,
 }
 
 impl Asks {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let channels = Channels::default;
-        Self { shared, talk: channels(), proposals: channels(), healing: channels(), listings: channels() }
+        let [talk, proposals, healing, listings, watches] = std::array::from_fn(|_| channels());
+        Self { shared, talk, proposals, healing, listings, watches }
     }
 
     /// Asks whoever listens at that address, or only that instance.
@@ -101,6 +104,7 @@ impl Asks {
             }
             PeerRequest::Purge { epoch, step } => purged(client, purge::request(header, epoch, step)).await?,
             PeerRequest::Scan { epoch, scan } => scanned(client, scan::request(header, epoch, scan)).await?,
+            PeerRequest::Changes { epoch, ask } => changed(client, header, epoch, ask).await?,
             PeerRequest::Converge { with, look } => {
                 let request = self.told(tree::converge_request(header, with, look));
                 let mut reply = self.heard(answer(client.converge(request).await)?);
@@ -123,6 +127,7 @@ impl Asks {
             | PeerRequest::Purge { .. }
             | PeerRequest::Converge { .. } => (&self.healing, weight::of_healing(request)),
             PeerRequest::Scan { .. } => (&self.listings, weight::SCAN_BYTES),
+            PeerRequest::Changes { ask, .. } => (&self.watches, weight::of_changes(ask)),
             _ => (&self.talk, 0),
         }
     }
@@ -162,6 +167,17 @@ async fn scanned(mut client: MeshClient<Channel>, request: proto::ScanRequest) -
     let from = request.from.clone();
     let mut reply = answer(client.scan(request).await)?;
     Ok((reply.header.take(), scan::read_reply(reply, &from)))
+}
+
+async fn changed(
+    mut client: MeshClient<Channel>,
+    header: Option<proto::Header>,
+    epoch: Epoch,
+    ask: ChangesAsk,
+) -> Result<Split, PeerError> {
+    let from = ask.from;
+    let mut reply = answer(client.changes(changes::request(header, epoch, ask)).await)?;
+    Ok((reply.header.take(), changes::read_reply(reply, from)))
 }
 
 fn answer<T>(result: Result<Response<T>, Status>) -> Result<T, PeerError> {

@@ -21,7 +21,7 @@ use super::links::{Links, Place};
 use super::meters::Meters;
 use super::replies::{Bounds, Reading, Serving};
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
-use super::wire::{self, Malformed, propose, proto, purge, rare, scan, status, tree};
+use super::wire::{self, Malformed, changes, propose, proto, purge, rare, scan, status, tree};
 use crate::ports::{PeerHandler, PeerReply, PeerRequest};
 
 /// Metadata of a stream: the link it belongs to, and which of its two streams it is.
@@ -297,5 +297,11 @@ impl Mesh for Door {
         let mut request = request.into_inner();
         let (header, reply) = self.answer(request.header.take(), scan::read_request(request)).await?;
         scan::reply(header, reply).map(Response::new).map_err(|other| mismatch(&other))
+    }
+
+    async fn changes(&self, request: Request<proto::ChangesRequest>) -> Result<Response<proto::ChangesReply>, Status> {
+        let mut request = request.into_inner();
+        let (header, reply) = self.answer(request.header.take(), changes::read_request(request)).await?;
+        changes::reply(header, reply).map(Response::new).map_err(|other| mismatch(&other))
     }
 }

@@ -5,8 +5,11 @@
 
 use super::wire::register::is_as_stored;
 use crate::ports::{Answer, PeerRequest, ReplicaCall, ReplicaReply, ReplicaRequest};
-use crate::types::limits::{KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX, NAMES_BYTES_MAX, NAMES_MAX, SCAN_BYTES_MAX};
-use crate::types::{Accepted, Condition, Entry, Look, Proposal, Record, Span, Tags, Trace};
+use crate::types::limits::{
+    CHANGES_BYTES_MAX, CHANGES_PAGE_MAX, KEY_BYTES_MAX, MESH_MESSAGE_BYTES_MAX, NAMES_BYTES_MAX, NAMES_MAX,
+    SCAN_BYTES_MAX,
+};
+use crate::types::{Accepted, ChangesAsk, Condition, Entry, Look, Proposal, Record, Span, Tags, Trace, Watched};
 
 /// What a request weighs beside its key and content: ids, versions, checksum, framing, and its place in our tables.
 const REQUEST_BYTES: usize = 128;
@@ -34,6 +37,8 @@ const WANTED_BYTES: usize = 8;
 const NAMES_BYTES: usize = NAMES_BYTES_MAX + 4 * NAMES_MAX;
 /// What a scan weighs with its answer, which is the larger part.
 pub(super) const SCAN_BYTES: usize = HEALING_BYTES + SCAN_BYTES_MAX;
+/// What a change weighs in an answer beside its key: a version and a time.
+const CHANGE_BYTES: usize = 64;
 /// What a topology weighs: near enough for a batch's limit.
 const TOPOLOGY_BYTES: usize = 32 * 1024;
 
@@ -99,6 +104,15 @@ pub(super) fn of_healing(request: &PeerRequest) -> usize {
         _ => return 0,
     };
     HEALING_BYTES + more
+}
+
+/// What a call for changes weighs with its answer, in bytes. That of one key tells at most one.
+pub(super) fn of_changes(ask: &ChangesAsk) -> usize {
+    let changes = match ask.watched {
+        Watched::One(_) => 0,
+        Watched::Prefix(_) => CHANGES_BYTES_MAX + CHANGES_PAGE_MAX * CHANGE_BYTES,
+    };
+    HEALING_BYTES + changes
 }
 
 fn content(record: Option<&Record>) -> usize {

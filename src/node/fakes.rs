@@ -1,6 +1,7 @@
 //! Small stand-ins for the node's world, for the tests of its drivers.
 
 mod damage;
+mod peers;
 mod purging;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,21 +11,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 use uuid::Uuid;
+
+pub(crate) use peers::FakePeers;
 
 use super::journal::Journal;
 use crate::ports::{
-    Answer, Clock, Destination, Entropy, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers,
-    ReadPart, RecordPage, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Seen, SlotEntry, SlotPage, Store,
-    StoreError, StoreTotals, Submissions,
+    ChangeLog, Clock, Entropy, Hint, HintTotals, Holdings, ReadPart, RecordPage, ReplicaReply, ReplicaRequest, Seen,
+    SlotEntry, SlotPage, Store, StoreError, StoreTotals, Submissions,
 };
 use crate::protocol::listing::tell_all;
 use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, Leaf, Member, NodeNum, Outline, Promise, Record, Register,
-    Scan, ScanPage, Slot, SlotFloor, Sum, Token, Topology, Version, Vote, Writer,
+    ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, KeyChange, Leaf, Member, NodeNum, Outline, Promise,
+    Record, Register, Scan, ScanPage, Slot, SlotFloor, Sum, Token, Topology, Version, Vote, Writer,
 };
 
 /// A page of records, in bytes of contents.
@@ -93,6 +94,7 @@ pub(crate) struct FakeStore {
     /// Keys of registers that are not.
     lost: Mutex<BTreeSet<Key>>,
     condemned: AtomicBool,
+    changes: Arc<ChangeLog>,
 }
 
 impl FakeStore {
@@ -157,6 +159,7 @@ impl FakeStore {
                     (WriteRule::Dominated, Some(by)) => ReplicaReply::Dominated { by },
                     (WriteRule::BelowFloor, _) if intact => ReplicaReply::BelowFloor { floor },
                     (_, replaced) => {
+                        self.changes.add([KeyChange::of(&key, &record)]);
                         records.insert(key, (token, record));
                         ReplicaReply::Stored { replaced }
                     }
@@ -275,6 +278,10 @@ impl Store for FakeStore {
         let page = tell_all(held, &scan);
         drop((records, damaged));
         self.rare(page)
+    }
+
+    fn changes(&self) -> Arc<ChangeLog> {
+        Arc::clone(&self.changes)
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {
@@ -423,52 +430,6 @@ impl Store for FakeStore {
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {
         std::future::pending().boxed()
-    }
-}
-
-/// What becomes of a request to one peer.
-pub(crate) type Behaviour = Box<dyn Fn(ReplicaCall) -> Answer + Send>;
-
-/// Peers that answer at once, each as it was told to; unknown ones are not connected.
-#[derive(Default)]
-pub(crate) struct FakePeers {
-    peers: Mutex<BTreeMap<NodeNum, Behaviour>>,
-    sent: AtomicU64,
-}
-
-impl FakePeers {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self::default())
-    }
-
-    pub(crate) fn set(&self, node: NodeNum, behaviour: impl Fn(ReplicaCall) -> Answer + Send + 'static) {
-        self.peers.lock().insert(node, Box::new(behaviour));
-    }
-
-    pub(crate) fn remove(&self, node: NodeNum) {
-        self.peers.lock().remove(&node);
-    }
-
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::SeqCst)
-    }
-}
-
-impl Peers for FakePeers {
-    fn send(&self, to: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
-        self.sent.fetch_add(1, Ordering::SeqCst);
-        let answer = self.peers.lock().get(&to).map_or(Err(PeerError::Unreachable), |peer| peer(call));
-        reply_to.send(answer);
-    }
-
-    fn ask(&self, _: Destination, _: PeerRequest, _: Instant) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
-        async { Err(PeerError::Unreachable) }.boxed()
-    }
-
-    fn introduce(&self, _: NodeNum, _: InstanceId, _: &str) {}
-
-    fn connected(&self, to: NodeNum) -> bool {
-        self.peers.lock().contains_key(&to)
     }
 }
 

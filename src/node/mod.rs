@@ -1,6 +1,6 @@
 //! The drivers: asynchronous, over `protocol` and the ports. They send and wait; decisions are made by folds.
 //!
-//! [`Node`] puts them together: it is the node as its clients see it (`get`, `put`, and the views of `survey`) and, as
+//! [`Node`] puts them together: it is the node as its clients see it (`service`, and the views of `survey`) and, as
 //! [`PeerHandler`], as its peers see it.
 //!
 //! Invariants: a node's tasks are started through [`Spawn`] and die with it; nothing here iterates a hash map, blocks a
@@ -33,10 +33,12 @@ pub mod rebuild;
 pub mod replica;
 pub mod request;
 pub mod routing;
+mod service;
 pub mod succession;
 mod survey;
 pub mod trace;
 pub mod views;
+pub mod watch;
 #[cfg(test)]
 mod world;
 
@@ -63,7 +65,7 @@ use founding::{Founding, FoundingError};
 use gossip::Gossip;
 use handoff::Handoff;
 use journal::Journal;
-use listing::{Lister, ListingFailure, Page, Question};
+use listing::Lister;
 use operations::Operations;
 pub use options::Options;
 use own::Own;
@@ -72,9 +74,9 @@ use purge::Purge;
 use reach::Reach;
 use rebuild::Rebuild;
 use replica::Replica;
-use request::{ConditionalPut, Failure, FailureKind, Found, Get, Outcome, Put, Receipt, Write};
 use routing::Routing;
 use succession::Succession;
+use watch::Watches;
 
 /// The world a node lives in.
 #[derive(Clone)]
@@ -111,6 +113,7 @@ pub struct Node {
     succession: Arc<Succession>,
     rebuild: Arc<Rebuild>,
     lister: Lister,
+    watches: Arc<Watches>,
     founding: Arc<Founding>,
     gossip: Arc<Gossip>,
     own: Arc<Own>,
@@ -167,7 +170,6 @@ impl Node {
         let directory = Arc::<Directory>::default();
         let succession = Succession::new(me, &ports, &routing, &clock, &directory, &journal);
         let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
-        let lister = Lister::new(&ports, (&routing, &clock, &reach), &coordinator, &succession);
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
         let gossip = Gossip::new(
             options.gossip(),
@@ -179,6 +181,8 @@ impl Node {
             Arc::clone(&journal),
         );
         let node = Arc::new(Self {
+            lister: Lister::new(&ports, (&routing, &clock, &reach), &coordinator, &succession),
+            watches: Watches::new(me, &ports, &routing, &succession),
             identity,
             store,
             routing,
@@ -190,7 +194,6 @@ impl Node {
             replica,
             succession,
             rebuild,
-            lister,
             founding,
             gossip,
             own,
@@ -216,6 +219,7 @@ impl Node {
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
         spawn.spawn(Box::pin(Arc::clone(&self.own).keep_rates()));
         self.coordinator.start(spawn);
+        self.watches.start(spawn);
     }
 
     /// Finds the node's cluster, or founds it, and from then on serves clients.
@@ -257,55 +261,6 @@ impl Node {
         self.store.release_clock(self.clock.close()).await
     }
 
-    /// Reads a key; see [`Coordinator::get`] and [`Conditional::get`].
-    ///
-    /// # Errors
-    /// As there; [`request::FailureKind::NotReady`] before there is a topology.
-    pub async fn get(&self, get: Get) -> Result<Found, Failure> {
-        match get.level {
-            Level::Linearizable => self.conditional.get(get).await,
-            _ => self.coordinator.get(get).await,
-        }
-    }
-
-    /// Writes a key; see [`Coordinator::put`].
-    ///
-    /// # Errors
-    /// As there; [`request::FailureKind::NotReady`] before the node has joined: until its clock was compared with the
-    /// others', a stamp of it might be far ahead, and stay.
-    pub async fn put(&self, put: Put) -> Result<Receipt, Failure> {
-        self.check_joined(put.level)?;
-        self.coordinator.put(put).await
-    }
-
-    /// Writes a key where a condition is true, or once for an `Idempotency-Key`; see [`Conditional::put`].
-    ///
-    /// # Errors
-    /// As there; [`request::FailureKind::NotReady`] as for [`Self::put`].
-    pub async fn put_if(&self, put: ConditionalPut) -> Result<Receipt, Failure> {
-        self.check_joined(Level::Linearizable)?;
-        self.conditional.put(put).await
-    }
-
-    /// A page of keys in order; see [`Lister::page`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn list(&self, question: Question, deadline: Instant) -> Result<Page, ListingFailure> {
-        self.lister.page(question, deadline).await
-    }
-
-    /// Writes a key in either way.
-    ///
-    /// # Errors
-    /// As [`Self::put`] and [`Self::put_if`].
-    pub async fn write(&self, write: Write) -> Result<Receipt, Failure> {
-        match write {
-            Write::Plain(put) => self.put(put).await,
-            Write::Conditional(put) => self.put_if(put).await,
-        }
-    }
-
     /// Resolves when the topology lists another instance under this node's number: it must not go on.
     pub async fn replaced(&self) -> FoundingError {
         let mut epoch = self.routing.subscribe();
@@ -323,15 +278,6 @@ impl Node {
     /// Whether it is of the cluster whose topology is in force here.
     fn is_of_ours(&self, topology: &Topology) -> bool {
         self.routing.ring().is_some_and(|ring| ring.topology().cluster_id == topology.cluster_id)
-    }
-
-    /// Nothing is stamped before the clock was compared with the others'.
-    fn check_joined(&self, level: Level) -> Result<(), Failure> {
-        if self.own.has_joined() {
-            return Ok(());
-        }
-        let outcome = Some(Outcome::NotApplied);
-        Err(Failure { outcome, ..Failure::before(FailureKind::NotReady, level) })
     }
 
     pub fn identity(&self) -> Identity {
@@ -397,6 +343,7 @@ impl PeerHandler for Node {
                 PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
                 PeerRequest::FetchSlot { epoch, slot, after } => self.rebuild.answer(epoch, slot, after).await,
                 PeerRequest::Scan { epoch, scan } => self.lister.answer(from.node, epoch, scan).await,
+                PeerRequest::Changes { epoch, ask } => self.watches.answer(from.node, epoch, ask).await,
                 PeerRequest::Purge { epoch, step } => self.purge.answer(from.node, epoch, step).await,
                 PeerRequest::Vote { epoch, ballot, proposal } => {
                     self.succession.answer_vote(epoch, ballot, proposal).await
@@ -421,7 +368,7 @@ impl PeerHandler for Node {
 #[cfg(test)]
 mod tests {
     use super::fakes::{FakeClock, FakePeers, topology};
-    use super::request::NewContent;
+    use super::request::{FailureKind, NewContent, Outcome, Put};
     use super::world::{Disk, DiskStore, Seeded, Tasks};
     use super::*;
     use crate::types::Key;

@@ -110,6 +110,8 @@ impl Rebuild {
         }
         tracing::info!("{} fetches its slots from the other members", self.me);
         while !self.fetch_all().await? {}
+        // It is no news, and nobody has a place in that log: a replica that is rebuilt answers no watch.
+        self.ports.store.changes().forget();
         let mut identity = self.ports.store.identity();
         identity.rebuilding = false;
         self.ports.store.save_identity(identity).await?;

@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use crate::ports::{
-    Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers, RecordPage,
-    ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
+    ChangeLog, Destination, Entropy, Header, Hint, HintTotals, Holdings, PeerError, PeerReply, PeerRequest, Peers,
+    RecordPage, ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
 use crate::types::{
     Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, Topology, Version, Vote,
@@ -109,6 +109,10 @@ impl Store for DiskStore {
 
     fn scan(&self, _: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>> {
         Box::pin(async { Ok(ScanPage::default()) })
+    }
+
+    fn changes(&self) -> Arc<ChangeLog> {
+        Arc::default()
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {

@@ -17,3 +17,4 @@ pub mod replica;
 pub mod ring;
 pub mod skew;
 pub mod succession;
+pub mod watch;

@@ -15,6 +15,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -132,6 +134,14 @@ impl WriteQueue {
         }
         Some((std::mem::take(&mut waiting.tasks), jobs))
     }
+}
+
+/// Queues a change, and waits until it is on disk.
+pub(super) fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
+    let (caller, answer) = oneshot::channel();
+    let job = Job { change, answer: AnswerTo::Caller(caller), behind: false };
+    writes.push([job].into_iter(), usize::MAX);
+    answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
 }
 
 impl Waiting {

@@ -14,11 +14,12 @@ use futures_util::future::BoxFuture;
 use rusqlite::{Connection, params};
 
 use super::commit::WriteQueue;
+use super::commit::change_through;
 use super::engine::{Batch, Change, Outcome};
 use super::meters::Meters;
 use super::read::{ReadQueue, damaged};
 use super::row;
-use super::store::{change_through, read_through};
+use super::store::read_through;
 use crate::ports::StoreError;
 use crate::types::{Hlc, Key, Record, Token};
 

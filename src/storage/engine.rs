@@ -25,11 +25,11 @@ use super::migrations::MigrationError;
 use super::row::{self, Columns, Loaded};
 use super::saved;
 use super::tree::Moved;
-use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
+use crate::ports::{ChangeLog, ReadPart, ReplicaReply, ReplicaRequest, Seen, SlotEntry};
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
-    Accepted, Ballot, Dropped, Floor, Hlc, Key, NodeNum, Record, Slot, SlotDrop, SlotFloor, Token, TokenSeed, Topology,
-    Version, Vote,
+    Accepted, Ballot, Dropped, Floor, Hlc, Key, KeyChange, NodeNum, Record, Slot, SlotDrop, SlotFloor, Token,
+    TokenSeed, Topology, Version, Vote,
 };
 
 /// What a batch consists of.
@@ -165,6 +165,7 @@ pub struct Engine {
     pub(super) conn: Connection,
     pub(super) book: Arc<Book>,
     pub(super) floors: Arc<Floors>,
+    changes: Arc<ChangeLog>,
     node: NodeNum,
     durability: Durability,
     hint_bytes_max: u64,
@@ -191,7 +192,13 @@ impl Engine {
         let floors = Floors::load(&conn).map_err(|e| super::OpenError::damaged(path, &e))?;
         let book = Arc::new(Book::new(hints));
         saved::restore(&conn, &book, durability).map_err(|e| super::OpenError::sqlite(path, &e))?;
-        Ok(Self { conn, book, floors, node, durability, hint_bytes_max, meters: Meters::new() })
+        let changes = Arc::default();
+        Ok(Self { conn, book, floors, changes, node, durability, hint_bytes_max, meters: Meters::new() })
+    }
+
+    /// What it stores is told to that log.
+    pub(super) fn tell(&mut self, changes: &Arc<ChangeLog>) {
+        self.changes = Arc::clone(changes);
     }
 
     pub(super) fn floors(&self) -> Arc<Floors> {
@@ -332,6 +339,7 @@ pub(super) struct Batch<'e> {
     pub(super) raised: BTreeMap<Slot, SlotFloor>,
     /// Targets that lost a hint: their oldest may be another one now.
     pub(super) bereft: BTreeSet<NodeNum>,
+    pub(super) changes: Vec<KeyChange>,
 }
 
 impl<'e> Batch<'e> {
@@ -348,6 +356,7 @@ impl<'e> Batch<'e> {
             hints_stored: 0,
             raised: BTreeMap::new(),
             bereft: BTreeSet::new(),
+            changes: Vec::new(),
         })
     }
 
@@ -436,6 +445,7 @@ impl<'e> Batch<'e> {
         self.move_tombstone(token, key, stored.map(|stored| &stored.record), record)?;
         let count = Count::change(old.map(|loaded| loaded.weight), columns.weight(key));
         self.entries.rows.push(Moved::new(token, old, record, count));
+        self.changes.push(KeyChange::of(key, record));
         Ok(())
     }
 
@@ -445,6 +455,7 @@ impl<'e> Batch<'e> {
         self.engine.conn.prepare_cached("COMMIT")?.execute([])?;
         self.engine.book.enter(self.entries);
         self.engine.floors.set(self.raised.into_iter());
+        self.engine.changes.add(self.changes);
         self.meters.hints_stored.increment(self.hints_stored);
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::engine::Batch;
 use super::row::{self, Columns, LoadedHint};
 use crate::ports::{HintTotals, Refusal, ReplicaReply};
 use crate::protocol::replica::{self, HintRule};
-use crate::types::{Key, NodeNum, Record, Slot, Version};
+use crate::types::{Key, KeyChange, NodeNum, Record, Slot, Version};
 
 /// Counts all hints: at start only.
 pub(super) fn count(conn: &Connection) -> rusqlite::Result<HintBook> {
@@ -63,6 +63,7 @@ impl Batch<'_> {
                 let mut put = conn.prepare_cached(row::PUT_HINT)?;
                 columns.put_hint(&mut put, (target, slot, key), counted, self.now.wall_ms)?;
                 self.hints_stored += 1;
+                self.changes.push(KeyChange::of(key, record));
             }
         }
         if let Some(old) = &found {

@@ -9,10 +9,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rusqlite::params;
 
+use super::commit::change_through;
 use super::engine::{Batch, Change, Engine, Outcome};
 use super::remains::{Candidate, Candidates, Greatest, Hinted, Pieces, Surveying, Unsettled, in_pieces};
 use super::row::{self, Loaded};
-use super::store::{SqliteStore, change_through, done, seed_of};
+use super::store::{SqliteStore, done, seed_of};
 use super::tree::Moved;
 use super::{floors, register};
 use crate::ports::{Purging, Store, StoreError};

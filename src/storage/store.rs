@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::book::Book;
 use super::checkpoint::Checkpointer;
-use super::commit::{AnswerTo, Job, WriteQueue, Writer};
+use super::commit::{AnswerTo, Job, WriteQueue, Writer, change_through};
 use super::connection::{self, Durability, Role};
 use super::data_dir::{DataDir, has_peers};
 use super::engine::{Change, Engine, Outcome, change_of};
@@ -26,8 +26,8 @@ use super::status::Status;
 use super::threads::{join, thread};
 use super::{count, ends, examine, facts, floors::Floors, opening, scan, transfer};
 use crate::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
-    StoreTotals, Submission, Submissions,
+    ChangeLog, Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store,
+    StoreError, StoreTotals, Submission, Submissions,
 };
 use crate::types::{
     Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
@@ -68,6 +68,7 @@ pub struct SqliteStore {
     status: Arc<Status>,
     pub(super) book: Arc<Book>,
     pub(super) floors: Arc<Floors>,
+    changes: Arc<ChangeLog>,
     identity: Arc<Mutex<Identity>>,
     checkpointer: Arc<Checkpointer>,
     threads: Mutex<Option<Threads>>,
@@ -93,7 +94,7 @@ impl SqliteStore {
     pub fn open(options: Options, clock: Arc<dyn Clock>, entropy: &dyn Entropy) -> Result<Arc<Self>, OpenError> {
         let dir = Arc::new(DataDir::open(&options.data_dir)?);
         let database = dir.database();
-        let (identity, engine, walked) = opening::open(&dir, &options, clock.wall_ms(), entropy)?;
+        let (identity, mut engine, walked) = opening::open(&dir, &options, clock.wall_ms(), entropy)?;
         let connect = |role| {
             connection::open(&database, role).map_err(|e| match e {
                 MigrationError::Newer { found } => OpenError::NewerSchema { path: database.clone(), found },
@@ -109,6 +110,8 @@ impl SqliteStore {
         let status = Arc::new(Status::new(clock));
         status.set_replaceable(has_peers(&identity));
         let (book, floors) = (engine.book.clone(), engine.floors());
+        let changes = Arc::new(ChangeLog::new(identity.generation));
+        engine.tell(&changes);
         let wal = dir.wal();
         let checkpointer =
             Checkpointer::new(status.clone(), book.clone(), options.wal_bytes_max, database.clone(), wal);
@@ -118,6 +121,7 @@ impl SqliteStore {
             status,
             book,
             floors,
+            changes,
             identity: Arc::new(Mutex::new(identity)),
             checkpointer: Arc::new(checkpointer),
             threads: Mutex::new(None),
@@ -206,13 +210,6 @@ struct Connections {
     checkpointer: Connection,
     /// Where pages are still to be walked.
     walker: Option<Connection>,
-}
-
-pub(super) fn change_through(writes: &WriteQueue, change: Change) -> BoxFuture<'static, Result<Outcome, StoreError>> {
-    let (caller, answer) = oneshot::channel();
-    let job = Job { change, answer: AnswerTo::Caller(caller), behind: false };
-    writes.push([job].into_iter(), usize::MAX);
-    answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
 }
 
 pub(super) fn read_through<T: Send + 'static>(
@@ -322,6 +319,10 @@ impl Store for SqliteStore {
     fn scan(&self, scan: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>> {
         let (book, identity) = (self.book.clone(), self.identity.clone());
         self.read(move |conn, meters| scan::page(conn, meters, seed_of(&identity.lock()), &book.hint_targets(), &scan))
+    }
+
+    fn changes(&self) -> Arc<ChangeLog> {
+        Arc::clone(&self.changes)
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {

@@ -57,6 +57,14 @@ uuid_id! {
     ClusterId
 }
 
+impl ClusterId {
+    /// Enough of it to tell clusters apart.
+    pub fn digest(self) -> u32 {
+        let [a, b, c, d, ..] = self.0.into_bytes();
+        u32::from_be_bytes([a, b, c, d])
+    }
+}
+
 uuid_id! {
     /// One data directory's life. A wiped directory under the same number is another instance and not the same replica.
     InstanceId

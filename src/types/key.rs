@@ -45,6 +45,11 @@ impl Key {
         &self.0
     }
 
+    /// The same key in memory of its own.
+    pub fn detached(&self) -> Self {
+        Self(Bytes::copy_from_slice(&self.0))
+    }
+
     pub fn token(&self, seed: TokenSeed) -> Token {
         seed.token(&self.0)
     }

@@ -52,3 +52,9 @@ pub const LISTING_ITEMS_MAX: usize = 1000;
 pub const LISTING_ROWS_MAX: usize = 10_000;
 /// A page of a listing ends at about this many bytes, or one value.
 pub const LISTING_BYTES_MAX: usize = 1024 * 1024;
+/// Changes that one answer to `Changes` tells, at most.
+pub const CHANGES_PAGE_MAX: usize = 500;
+/// The keys of one such answer have about this many bytes, at most.
+pub const CHANGES_BYTES_MAX: usize = 64 * 1024;
+/// How long an answer to `Changes` may be waited for, in milliseconds.
+pub const CHANGES_WAIT_MS_MAX: u32 = 10_000;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::change::{ChangesAsk, ChangesPage};
 use super::id::{Epoch, InstanceId, NodeNum};
 use super::key::{Key, Slot, Token};
 use super::listing::{Scan, ScanPage};
@@ -54,6 +55,8 @@ pub enum PeerRequest {
     Purge { epoch: Epoch, step: PurgeStep },
     /// The keys of some slots, for a listing.
     Scan { epoch: Epoch, scan: Scan },
+    /// What was stored lately, for a watch.
+    Changes { epoch: Epoch, ask: ChangesAsk },
 }
 
 /// How closely two replicas are compared.
@@ -151,7 +154,7 @@ pub enum PeerReply {
         /// Ask again after this key; `None` at the end of the slot.
         next: Option<Key>,
     },
-    /// To the three above, and to `Scan`: the asked node holds another topology. Nothing was compared.
+    /// To the three above, to `Scan` and to `Changes`: the asked node holds another topology. Nothing was compared.
     WrongEpoch {
         epoch: Epoch,
     },
@@ -159,6 +162,8 @@ pub enum PeerReply {
     Purge(PurgeReply),
     /// To `Scan`.
     Scanned(ScanPage),
+    /// To `Changes`.
+    Changed(ChangesPage),
 }
 
 /// Answer to [`PeerRequest::GetChunkHash`].

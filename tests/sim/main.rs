@@ -16,6 +16,7 @@ mod history;
 mod listing;
 mod machine;
 mod network;
+mod watch;
 mod world;
 
 use std::ops::Range;
@@ -41,7 +42,7 @@ const LONG_STORM: Range<u64> = 20..60;
 const SHOWN: usize = 160;
 
 /// What the usual seeds must have come upon, or they show little.
-const MET: [&str; 16] = [
+const MET: [&str; 19] = [
     "touch: written",
     "touch: condition failed",
     "linearizable read: read, ended",
@@ -58,6 +59,9 @@ const MET: [&str; 16] = [
     "plain read: read, not strict",
     "list: listed",
     "list: listed, not strict",
+    "watch: told",
+    "watch: moved",
+    "watch: forgotten",
 ];
 
 struct Run {
@@ -88,10 +92,16 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     if listing::is_in(world.seed) {
         world.life.spawn(listing::client(world.clone(), until).boxed());
     }
+    if watch::is_in(world.seed) {
+        world.life.spawn(watch::client(world.clone()).boxed());
+    }
     sleep_until(until).await;
     // The requests under way, and nodes that start again.
     sleep(Duration::from_secs(2)).await;
     world.heal().await?;
+    if watch::is_in(world.seed) {
+        sleep(watch::LAST_WORDS).await;
+    }
     checks::all(world).await
 }
 

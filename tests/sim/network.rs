@@ -347,7 +347,7 @@ impl Peers for SimPeers {
         let (Some((to, instance)), Some(from)) = (target, self.header()) else {
             return async { Err(PeerError::Unreachable) }.boxed();
         };
-        if !matches!(request, PeerRequest::Gossip(_) | PeerRequest::NodeInfo { .. }) {
+        if !matches!(request, PeerRequest::Gossip(_) | PeerRequest::NodeInfo { .. } | PeerRequest::Changes { .. }) {
             self.network.trace.note(format_args!("{} asks {to} for {}", self.me, Named(&request)));
         }
         let (network, (tell, reply)) = (self.network.clone(), oneshot::channel());
@@ -409,6 +409,7 @@ impl fmt::Display for Named<'_> {
             PeerRequest::Converge { .. } => "converge",
             PeerRequest::FetchSlot { .. } => "fetch-slot",
             PeerRequest::Scan { .. } => "a scan",
+            PeerRequest::Changes { .. } => "its changes",
             PeerRequest::Propose { proposal, .. } => {
                 return write!(f, "a verdict on {:?}: {}", proposal.key, proposal.op);
             }

@@ -17,6 +17,7 @@ use crate::history::{History, Witness};
 use crate::listing::List;
 use crate::machine::{Life, Seeded, SimClock, Trace};
 use crate::network::{Network, SimPeers, Weather, address};
+use crate::watch::Seen;
 
 /// A start, and the healing at the end, must be done within this (virtual) time.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -61,6 +62,8 @@ pub(crate) struct World {
     pub(crate) grace: Option<Duration>,
     /// Where a client lists.
     pub(crate) lists: Mutex<Vec<List>>,
+    /// Where a client watches.
+    pub(crate) seen: Mutex<Option<Seen>>,
     /// Between two rounds of anti-entropy.
     interval: Duration,
     pub(crate) places: Vec<Place>,
@@ -132,7 +135,6 @@ impl World {
             "{nodes} nodes, rf {rf}, {exact} of 1000 exact, {ending} of 1000 values end, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
              sql {sql}, tombstones kept for {grace:?}, {weather:?}"
         ));
-        let (history, life) = (History::default(), Life::new());
         Arc::new(Self {
             seed,
             rf,
@@ -141,19 +143,20 @@ impl World {
             clock_skew_max,
             grace,
             lists: Mutex::default(),
+            seen: Mutex::default(),
             interval,
             places,
             network,
             random,
             trace,
-            history,
+            history: History::default(),
             witness,
             keys: OnceLock::new(),
             shared: Shared::default(),
             wiped: Mutex::default(),
             promised: Mutex::default(),
             broken: Mutex::default(),
-            life,
+            life: Life::new(),
             weather,
         })
     }

@@ -6,6 +6,7 @@
 //!   guess. What is only *wrong* (a stamp too far ahead, a checksum that does not match) is for the replica to refuse.
 //! - Keys, values, content types and packets are not copied: they share the message's buffer.
 
+pub(super) mod changes;
 pub(super) mod hot;
 pub(super) mod propose;
 pub(super) mod purge;

@@ -1,5 +1,6 @@
 //! Conversions: what goes through the wire comes out the same, and nothing that comes makes them panic.
 
+mod changes;
 pub(in crate::mesh) mod propose;
 mod purge;
 mod register;

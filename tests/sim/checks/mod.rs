@@ -7,6 +7,7 @@
 //! - [`repeats`]: a request under an `Idempotency-Key` is carried out once, and always told the same.
 //! - [`linear`]: each key has a linear history.
 //! - [`listing`]: lists have what was there.
+//! - [`watch`]: watches tell what was written.
 //!
 //! Not checked, as nothing promises it: what reads at `one` find.
 
@@ -18,6 +19,7 @@ mod linear;
 mod listing;
 mod order;
 mod repeats;
+mod watch;
 
 use crate::history::{Operation, Told};
 use crate::world::World;
@@ -39,6 +41,7 @@ pub(crate) async fn all(world: &World) -> Verdict {
     order::all(&history, &events)?;
     ends::nothing_is_built_on_what_ended(&events)?;
     listing::all(world, &events)?;
+    watch::misses_nothing(world, &events)?;
     linear::all(world, &events)?;
     for key in world.keys() {
         disks::reading_settles(world, key).await?;

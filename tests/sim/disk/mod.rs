@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, Refusal, ReplicaReply, ReplicaRequest, SlotEntry, SlotPage,
-    Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
+    ChangeLog, Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, Refusal, ReplicaReply, ReplicaRequest,
+    SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology,
-    Version, Vote,
+    Hlc, Identity, InstanceId, Key, KeyChange, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed,
+    Topology, Version, Vote,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -169,6 +169,7 @@ pub(crate) struct SimStore {
     disk: Arc<Disk>,
     life: Arc<Life>,
     queue: Arc<Queue>,
+    changes: Arc<ChangeLog>,
 }
 
 /// What waits for the writer.
@@ -191,9 +192,13 @@ struct Queue {
 
 impl SimStore {
     pub(crate) fn open(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>) -> Arc<Self> {
-        disk.content.lock().identity.generation += 1;
-        let store = Arc::new(Self { disk, life, queue: Arc::default() });
-        store.life.spawn(write_batches(store.disk.clone(), clock, store.life.clone(), store.queue.clone()).boxed());
+        let boot = {
+            let identity = &mut disk.content.lock().identity;
+            identity.generation += 1;
+            identity.generation
+        };
+        let store = Arc::new(Self { disk, life, queue: Arc::default(), changes: Arc::new(ChangeLog::new(boot)) });
+        store.life.spawn(write_batches(store.clone(), clock).boxed());
         store.life.spawn(read_batches(store.disk.clone(), store.queue.clone()).boxed());
         store
     }
@@ -243,7 +248,8 @@ impl SimStore {
 }
 
 /// The writer: what came while the batch before was synced is the next one.
-async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>, queue: Arc<Queue>) {
+async fn write_batches(store: Arc<SimStore>, clock: Arc<SimClock>) {
+    let SimStore { disk, life, queue, changes } = &*store;
     loop {
         let batch = std::mem::take(&mut *queue.writes.lock());
         if batch.is_empty() {
@@ -267,6 +273,7 @@ async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>, q
                     let (requests, callers): (Vec<_>, Vec<_>) =
                         together.into_iter().map(|s| ((s.token, s.request), s.reply_to)).unzip();
                     let replies = disk.apply(clock.wall_ms(), &requests);
+                    changes.add(requests.iter().zip(&replies).filter_map(|((_, request), reply)| kept(request, reply)));
                     for (caller, reply) in callers.into_iter().zip(replies) {
                         told.push(Box::new(move || caller.send(Ok(reply))));
                     }
@@ -279,6 +286,15 @@ async fn write_batches(disk: Arc<Disk>, clock: Arc<SimClock>, life: Arc<Life>, q
             return;
         }
         told.into_iter().for_each(|tell| tell());
+    }
+}
+
+/// What a request changed.
+fn kept(request: &ReplicaRequest, reply: &ReplicaReply) -> Option<KeyChange> {
+    match (request, reply) {
+        (ReplicaRequest::Write { key, record }, ReplicaReply::Stored { .. })
+        | (ReplicaRequest::Hint { key, record, .. }, ReplicaReply::Hinted) => Some(KeyChange::of(key, record)),
+        _ => None,
     }
 }
 
@@ -346,6 +362,10 @@ impl Store for SimStore {
 
     fn scan(&self, scan: Scan) -> BoxFuture<'static, Result<ScanPage, StoreError>> {
         self.look(move |content| content.seed().map(|seed| content.rows.scan(seed, &scan)).unwrap_or_default())
+    }
+
+    fn changes(&self) -> Arc<ChangeLog> {
+        Arc::clone(&self.changes)
     }
 
     fn slot_sums(&self) -> Vec<Option<Sum>> {
@@ -425,9 +445,11 @@ impl Store for SimStore {
 
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
         let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.node);
+        let changes = self.changes();
         self.change(move |content| {
             for (_, (key, record, register)) in &entries {
                 record.iter().for_each(|record| witness.stored(key, record));
+                changes.add(record.iter().map(|record| KeyChange::of(key, record)));
                 trace
                     .note(format_args!("{me} absorbs {key:?}: {:?}, {register:?}", record.as_ref().map(|r| r.version)));
             }
@@ -450,8 +472,10 @@ impl Store for SimStore {
     fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
         let Some(seed) = self.disk.content.lock().any_due(now) else { return async { Ok(Vec::new()) }.boxed() };
         let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.node);
+        let changes = self.changes();
         self.change(move |content| {
             let ended = content.rows.end_due(seed, now, limit);
+            changes.add(ended.iter().map(|(key, end)| KeyChange::of(key, end)));
             for (key, end) in &ended {
                 witness.stored(key, end);
                 trace.note(format_args!("{me} stores {key:?} {:?}, as its time is up", end.version));

@@ -1,0 +1,43 @@
+//! The replica's door for watches.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::Watches;
+use crate::ports::{PeerError, PeerReply};
+use crate::types::{ChangesAsk, Epoch, NodeNum};
+
+impl Watches {
+    /// What this node stored behind a place, for a member's watch. Where there is nothing it waits for a change, as long as
+    /// it was asked to.
+    ///
+    /// # Errors
+    /// `Refused` where this node cannot answer, `Overloaded` where too many wait.
+    pub async fn answer(&self, from: NodeNum, epoch: Epoch, ask: ChangesAsk) -> Result<PeerReply, PeerError> {
+        let refused = |why: &str| Err(PeerError::Refused(why.to_owned()));
+        let Some(ring) = self.routing.ring().filter(|_| !self.routing.is_rebuilding()) else {
+            return refused("the node is not ready");
+        };
+        if ring.topology().member(from).is_none() || ring.topology().member(self.me).is_none() {
+            return refused("the node is not a member of the topology");
+        }
+        if epoch < ring.epoch() {
+            return Ok(PeerReply::WrongEpoch { epoch: ring.epoch() });
+        }
+        let _permit = self.answering.try_acquire().map_err(|_| PeerError::Overloaded)?;
+        let until = Instant::now() + Duration::from_millis(ask.wait_ms.into());
+        let place = self.hub.enter(ask.watched.clone());
+        let mut from = ask.from;
+        loop {
+            let page = self.log.page(from, &ask.watched);
+            let tells = !page.reaches || page.more || !page.changes.is_empty();
+            if tells || Instant::now() >= until {
+                return Ok(PeerReply::Changed(page));
+            }
+            from = Some(page.at);
+            // Woken or not: where there is still nothing it says up to where that is so.
+            let _ = timeout_at(until, place.woken()).await;
+        }
+    }
+}
