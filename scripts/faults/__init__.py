@@ -1,6 +1,6 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, counting, crashes, disks, ends, healing, identity, limits, listing, repeats, stamps, tombstones, winners
+from . import clocks, counting, crashes, disks, ends, healing, identity, limits, listing, repeats, stamps, tombstones, watch, winners
 
 CASES = {
     "kill": crashes.kill,
@@ -33,6 +33,7 @@ CASES = {
     "million": limits.million,
     "listing": listing.listing,
     "listing-million": listing.listing_million,
+    "watch": watch.watch,
 }
 
 # In need of more than every machine has (root, and a kernel that gives it a network namespace with a firewall), or measured

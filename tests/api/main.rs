@@ -23,3 +23,4 @@ mod refusals;
 mod tombstones;
 mod values;
 mod views;
+mod watch;
