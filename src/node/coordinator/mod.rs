@@ -11,6 +11,7 @@
 
 mod before;
 mod flight;
+mod import;
 mod meters;
 mod probe;
 mod read;
@@ -36,6 +37,7 @@ use crate::protocol::ring::{Placement, Ring};
 use crate::types::{Epoch, Level, NodeNum, Topology};
 
 use meters::Meters;
+pub(in crate::node) use import::{Import, Importing};
 pub(in crate::node) use round::Round;
 use stragglers::Stragglers;
 
