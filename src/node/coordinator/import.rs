@@ -105,12 +105,7 @@ impl Coordinator {
         })
     }
 
-    async fn import_once(
-        &self,
-        of: &mut Importing,
-        mut ring: Arc<Ring>,
-        deadline: Instant,
-    ) -> Result<Import, Failure> {
+    async fn import_once(&self, of: &mut Importing, mut ring: Arc<Ring>, deadline: Instant) -> Result<Import, Failure> {
         loop {
             let placement = ring.placement(ring.token(&of.key).slot());
             let mut fold = ImportFold::new(Arc::clone(placement), &of.record);

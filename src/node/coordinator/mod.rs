@@ -36,8 +36,8 @@ use crate::protocol::quorum::Ask;
 use crate::protocol::ring::{Placement, Ring};
 use crate::types::{Epoch, Level, NodeNum, Topology};
 
-use meters::Meters;
 pub(in crate::node) use import::{Import, Importing};
+use meters::Meters;
 pub(in crate::node) use round::Round;
 use stragglers::Stragglers;
 
