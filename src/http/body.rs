@@ -69,6 +69,24 @@ impl Bodies {
         self.read_within(self.batch_bytes_max, too_large, body).await
     }
 
+    /// Counts so many bytes among those that are held, until what is returned is dropped. As one value or batch, they are let in
+    /// where nothing else is held.
+    ///
+    /// # Errors
+    /// A problem of the kind `overloaded`.
+    pub(super) fn hold(&self, bytes: usize) -> Result<impl Drop + Send + use<>, Problem> {
+        self.weigh(bytes.min(self.held_max))
+    }
+
+    /// How long nothing of a body may come.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub(super) fn value_bytes_max(&self) -> usize {
+        self.value_bytes_max
+    }
+
     /// # Errors
     /// Where a value is longer than may be.
     pub(super) fn check_value(&self, value: &[u8]) -> Result<(), Problem> {

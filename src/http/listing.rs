@@ -63,7 +63,7 @@ struct LimitNumber(u16);
 #[derive(Debug, ToSchema)]
 #[schema(value_type = String, max_length = 1024)]
 #[expect(dead_code, reason = "it only describes a parameter")]
-struct PrefixText(String);
+pub(super) struct PrefixText(String);
 
 /// A key to begin behind.
 #[derive(Debug, ToSchema)]
@@ -196,7 +196,7 @@ fn link(question: &Question, cursor: &str) -> Option<HeaderValue> {
     format!("</kv?{prefix}{delimiter}{values}{partial}limit={limit}&cursor={cursor}>; rel=\"next\"").parse().ok()
 }
 
-fn problem_of(failure: ListingFailure) -> Problem {
+pub(super) fn problem_of(failure: ListingFailure) -> Problem {
     let ListingFailure { kind, slots, failed } = failure;
     let code = match kind {
         FailureKind::NotReady => return Problem::new(Code::NotReady, kind.to_string()),
