@@ -35,7 +35,7 @@ use crate::types::limits::{KEY_BYTES_MAX, LISTING_ITEMS_MAX};
 /// How long a page may take: what is listed by then is one.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a page is tried again that cannot be had, when the answer has begun: a member that restarts is back by then.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
 

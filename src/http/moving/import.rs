@@ -8,16 +8,13 @@
 //! - A line that is wrong is named in the answer and harms no other.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_ENCODING;
 use futures_util::stream;
-use http_body_util::BodyExt;
 use parking_lot::Mutex;
-use tokio::time::timeout;
 
 use super::super::Api;
 use super::super::body::Bodies;
@@ -165,19 +162,10 @@ impl Source<'_> {
     }
 
     async fn read(&mut self) -> Result<(), Problem> {
-        let patience: Duration = self.api.bodies.timeout();
-        let frame = timeout(patience, self.body.frame()).await.map_err(|_| {
-            let detail = format!("nothing of the body came for {} s", patience.as_secs_f64());
-            Problem::new(Code::BodyTimeout, detail)
-        })?;
-        match frame {
-            None => self.ended = true,
-            Some(Err(_)) => return Err(Problem::new(Code::BadRequest, "the body broke off or is malformed")),
-            Some(Ok(frame)) => match (frame.into_data(), &mut self.splitter) {
-                (Err(_), _) => {}
-                (Ok(data), Splitter::Ndjson(lines)) => lines.push(&data),
-                (Ok(data), Splitter::Csv(rows)) => rows.push(data),
-            },
+        match (self.api.bodies.next(&mut self.body).await?, &mut self.splitter) {
+            (None, _) => self.ended = true,
+            (Some(data), Splitter::Ndjson(lines)) => lines.push(&data),
+            (Some(data), Splitter::Csv(rows)) => rows.push(data),
         }
         Ok(())
     }
