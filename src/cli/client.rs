@@ -25,7 +25,7 @@ use crate::types::Level;
 /// How long a connection may take to come up.
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long an answer may take: more than the longest `?timeout=`, so that the node's own word is heard first.
-const ANSWER: Duration = Duration::from_secs(70);
+pub(super) const ANSWER: Duration = Duration::from_secs(70);
 /// Every byte but RFC 3986's unreserved ones is escaped: `/` too, so that nobody on the way folds a path.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -159,10 +159,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_nodelay(true);
-        Self { http: HyperClient::builder(TokioExecutor::new()).build(connector) }
+        Self { http: HyperClient::builder(TokioExecutor::new()).build(connector()) }
     }
 
     pub(super) async fn get(&self, host: &Host, path: &str) -> Result<Answer, Fault> {
@@ -209,8 +206,16 @@ pub(super) async fn within<T>(
     tokio::time::timeout(patience, asked).await.map_err(late)?
 }
 
+/// How connections come up.
+pub(super) fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_nodelay(true);
+    connector
+}
+
 /// The innermost reason: the layers above it only say that a request failed.
-fn why(error: &hyper_util::client::legacy::Error) -> String {
+pub(super) fn why(error: &hyper_util::client::legacy::Error) -> String {
     let mut inner: &dyn std::error::Error = error;
     while let Some(source) = inner.source() {
         inner = source;
