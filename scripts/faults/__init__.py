@@ -1,6 +1,8 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, counting, crashes, disks, ends, healing, identity, limits, listing, repeats, stamps, tombstones, winners
+from . import (
+    clocks, counting, crashes, disks, ends, healing, identity, limits, listing, moving, repeats, stamps, tombstones, winners,
+)
 
 CASES = {
     "kill": crashes.kill,
@@ -32,6 +34,7 @@ CASES = {
     "memory": limits.memory,
     "million": limits.million,
     "listing": listing.listing,
+    "moving": moving.moving,
     "listing-million": listing.listing_million,
 }
 
