@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes};
 use csv_core::{ReadRecordResult, Reader};
 
 use super::super::problem::{BadParameter, Problem};
-use super::line::{Fault, Members};
+use super::line::{Fault, Members, Numbered};
 use super::ndjson::too_long;
 
 /// The columns that there may be.
@@ -78,7 +78,7 @@ impl Rows {
     ///
     /// # Errors
     /// Where the first row does not name columns.
-    pub(super) fn next(&mut self, ended: bool) -> Result<Option<(u64, Result<Members, Fault>)>, Problem> {
+    pub(super) fn next(&mut self, ended: bool) -> Result<Option<Numbered>, Problem> {
         loop {
             let Some((number, row)) = self.read(ended) else { return Ok(None) };
             let Some(columns) = &self.columns else {

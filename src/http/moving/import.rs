@@ -23,7 +23,7 @@ use super::super::error::{Operation, problem_of};
 use super::super::problem::{Code, Problem};
 use super::super::query::Query;
 use super::csv::Rows;
-use super::line::{Fault, Members, Parsed};
+use super::line::{Fault, Members, Numbered, Parsed};
 use super::ndjson::Lines;
 use super::tally::{ImportBody, Tally};
 use super::{Format, FormatName, line_bytes_max};
@@ -113,7 +113,7 @@ impl Splitter {
         }
     }
 
-    fn next(&mut self, ended: bool) -> Result<Option<(u64, Result<Members, Fault>)>, Problem> {
+    fn next(&mut self, ended: bool) -> Result<Option<Numbered>, Problem> {
         match self {
             Splitter::Ndjson(lines) => Ok(lines.next(ended)),
             Splitter::Csv(rows) => rows.next(ended),

@@ -35,6 +35,9 @@ pub(super) struct Members {
     pub(super) error: Option<IgnoredAny>,
 }
 
+/// A line's number, and its members or what is wrong with it.
+pub(super) type Numbered = (u64, Result<Members, Fault>);
+
 /// What there was at a place of the body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
@@ -89,7 +92,7 @@ impl Members {
         let value = self.value(bodies)?;
         match version {
             Some(version) => self.exact(version, value),
-            None => self.new(value),
+            None => self.fresh(value),
         }
     }
 
@@ -150,7 +153,7 @@ impl Members {
     }
 
     /// Something that gets a version of its own.
-    fn new(self, value: Option<Bytes>) -> Result<Entry, Fault> {
+    fn fresh(self, value: Option<Bytes>) -> Result<Entry, Fault> {
         if self.written.is_some() {
             return Err(Fault::bad("written: given without a version"));
         }

@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::super::problem::Code;
-use super::line::{Fault, Members};
+use super::line::{Fault, Members, Numbered};
 
 /// A byte order mark, which some editors begin a file with.
 const MARK: &[u8] = b"\xef\xbb\xbf";
@@ -30,7 +30,7 @@ impl Lines {
     }
 
     /// The next line that is there whole, but for blank ones; the rest of the body, where nothing more comes.
-    pub(super) fn next(&mut self, ended: bool) -> Option<(u64, Result<Members, Fault>)> {
+    pub(super) fn next(&mut self, ended: bool) -> Option<Numbered> {
         loop {
             let end = self.held[self.searched..].iter().position(|byte| *byte == b'\n').map(|at| self.searched + at);
             let (line, whole) = match end {

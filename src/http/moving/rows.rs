@@ -157,7 +157,7 @@ pub(super) fn csv_row(item: &Item, rows: &mut Vec<u8>) -> bool {
     let Some(outline) = &item.outline else { return false };
     let value = outline.value.as_deref().unwrap_or_default();
     let text = text_of(value, csv_cost);
-    let encoded = text.is_none().then(|| BASE64_STANDARD.encode(value)).unwrap_or_default();
+    let encoded = if text.is_none() { BASE64_STANDARD.encode(value) } else { String::new() };
     let (key, key_base64) = match key_texts(&item.key) {
         (key, None) => (key, String::new()),
         (_, Some(exact)) => (Cow::Borrowed(""), exact),
