@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -238,7 +238,8 @@ async fn all(api: &Api, mut question: Question, timeout: Duration) -> Result<Res
         Some((Ok::<_, std::convert::Infallible>(lines), goes_on.then_some((pages, None))))
     });
     let headers = [(CONTENT_TYPE, NDJSON), (VARY, "accept")];
-    let mut response = (headers, Body::from_stream(lines)).into_response();
+    // Who compresses it asks once more behind its end.
+    let mut response = (headers, Body::from_stream(lines.fuse())).into_response();
     response.extensions_mut().insert(name);
     Ok(response)
 }

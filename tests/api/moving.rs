@@ -97,6 +97,13 @@ async fn another_cluster_gets_the_same_keys_values_versions_and_ends() {
         assert_eq!(exported(&node, "").await, text);
     }
     assert_eq!(exported(&cluster.at(1), "?prefix=plain%2F00").await.lines().count(), 11);
+    // A client that takes compressed answers gets them whole.
+    for path in ["/export", "/export?format=csv", "/kv?values"] {
+        let headers = [("accept-encoding", "gzip"), ("accept", "application/x-ndjson")];
+        let packed = alone.at(1).ask("GET", path, &headers, "").await;
+        assert_eq!((packed.status, packed.header("content-encoding")), (200, Some("gzip")), "{path}");
+        assert!(packed.body.starts_with(&[0x1f, 0x8b]) && packed.body.len() < text.len() / 2, "{path}");
+    }
     // What a listing tells is taken, too; of plain writes a version says when they were written.
     let headers = [("accept", "application/x-ndjson")];
     let listed = cluster.at(1).ask("GET", "/kv?values&prefix=plain", &headers, "").await;

@@ -15,7 +15,7 @@ use axum::http::header::{CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
@@ -82,7 +82,8 @@ pub(super) async fn export(State(api): State<Arc<Api>>, headers: HeaderMap, uri:
         Format::Ndjson => NDJSON,
         Format::Csv => "text/csv; charset=utf-8; header=present",
     };
-    let mut response = ([(CONTENT_TYPE, kind), (VARY, "accept")], Body::from_stream(parts)).into_response();
+    // Who compresses it asks once more behind its end.
+    let mut response = ([(CONTENT_TYPE, kind), (VARY, "accept")], Body::from_stream(parts.fuse())).into_response();
     response.extensions_mut().insert(name);
     Ok(response)
 }

@@ -83,7 +83,7 @@ impl Members {
         }
     }
 
-    fn entry(self, bodies: &Bodies) -> Result<Entry, Fault> {
+    fn entry(mut self, bodies: &Bodies) -> Result<Entry, Fault> {
         if self.damaged {
             return Err(Fault::bad("nothing but its key could be read when it was exported"));
         }
@@ -97,10 +97,10 @@ impl Members {
     }
 
     /// The value; none of what is deleted.
-    fn value(&self, bodies: &Bodies) -> Result<Option<Bytes>, Fault> {
-        let bytes = match (&self.value, &self.value_base64) {
+    fn value(&mut self, bodies: &Bodies) -> Result<Option<Bytes>, Fault> {
+        let bytes: Bytes = match (self.value.take(), self.value_base64.take()) {
             (Some(_), Some(_)) => return Err(Fault::bad("value_base64: given beside value")),
-            (Some(text), None) => Bytes::copy_from_slice(text.as_bytes()),
+            (Some(text), None) => text.into(),
             (None, Some(encoded)) => match BASE64_STANDARD.decode(encoded) {
                 Ok(bytes) => bytes.into(),
                 Err(error) => return Err(Fault::bad(format!("value_base64: not base64: {error}"))),
