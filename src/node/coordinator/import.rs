@@ -38,6 +38,8 @@ pub(in crate::node) enum Import {
 pub(in crate::node) struct Importing {
     key: Key,
     record: Record,
+    /// A tombstone that is one of now: it stays so, whichever attempt writes it.
+    dated: bool,
     /// An attempt has stored it somewhere.
     has_stored: bool,
     /// Replicas have it that must not: this is written over it before anything is answered.
@@ -46,7 +48,7 @@ pub(in crate::node) struct Importing {
 
 impl Importing {
     pub(in crate::node) fn new(key: Key, record: Record) -> Self {
-        Self { key, record, has_stored: false, over: None }
+        Self { key, record, dated: false, has_stored: false, over: None }
     }
 }
 
@@ -97,7 +99,9 @@ impl Coordinator {
         Ok(match there.map(|version| version.cmp(&of.record.version)) {
             Some(Ordering::Equal) => Some(Imported::Unchanged),
             Some(Ordering::Greater) => Some(Imported::Older { take_back: false }),
+            Some(Ordering::Less) | None if of.dated => None,
             Some(Ordering::Less) | None => {
+                of.dated = true;
                 let written = of.record.written.max(self.now());
                 of.record = Record::seal(&of.key, of.record.version, written, Content::Tombstone);
                 None

@@ -139,6 +139,19 @@ async fn a_tombstone_counts_its_age_from_now_and_is_written_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tombstone_that_is_tried_again_is_the_same_one() {
+    let (world, later) = (world(3, 3), world(3, 3));
+    let key = world.key(1);
+    let mut of = Importing::new(key.clone(), tombstone(&key, at(5)));
+    let soon = || Instant::now() + Duration::from_secs(1);
+    world.coordinator.import(&mut of, soon()).await.unwrap();
+    // As if those that have it had not answered: others get it later.
+    later.clock.set(NOW_MS + 5_000);
+    later.coordinator.import(&mut of, soon()).await.unwrap();
+    assert_eq!(later.on(1, &key).unwrap(), world.on(1, &key).unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_home_replica_that_is_away_is_stood_in_for() {
     let world = world(3, 2);
     let key = world.key(1);
