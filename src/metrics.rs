@@ -79,6 +79,13 @@ const VERDICT_NAMES: Series = Series::Known(&[
     &[("verdict", "unavailable")],
     &[("verdict", "unknown")],
 ]);
+const IMPORT_RESULTS: Series = Series::Known(&[
+    &[("result", "stored")],
+    &[("result", "unchanged")],
+    &[("result", "older")],
+    &[("result", "expired")],
+    &[("result", "refused")],
+]);
 const MEMBER_STATES: Series = Series::Known(&[&[("state", "alive")], &[("state", "suspect")], &[("state", "down")]]);
 const SLOT_HEALTH: Series =
     Series::Known(&[&[("health", "full")], &[("health", "quorum")], &[("health", "stood_in")], &[("health", "lost")]]);
@@ -104,6 +111,7 @@ metrics_table! {
     VERDICTS = "a3_conditional_verdicts_total", Kind::Counter, "Conditional writes that clients asked of this node, by what became of them.", VERDICT_NAMES;
     PROPOSALS_FORWARDED = "a3_conditional_forwarded_total", Kind::Counter, "Conditional writes passed on to the key's proposer.", PLAIN;
     BALLOTS = "a3_register_ballots_total", Kind::Counter, "Ballots begun by this node; more than conditional writes proposed here, where proposers met.", PLAIN;
+    IMPORT_LINES = "a3_import_lines_total", Kind::Counter, "Lines of imports that this node has done, by what became of them; malformed ones are not among them.", IMPORT_RESULTS;
     READ_REPAIRS = "a3_read_repair_total", Kind::Counter, "Reads that found disagreeing copies and wrote the newest back.", PLAIN;
     ROUNDS = "a3_anti_entropy_rounds_total", Kind::Counter, "Rounds of anti-entropy held by this node, by result.", ROUND_RESULTS;
     ROUND_KEYS = "a3_anti_entropy_keys_total", Kind::Counter, "Records moved by rounds of anti-entropy that this node held, by direction.", DIRECTIONS;

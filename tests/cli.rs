@@ -1,6 +1,9 @@
 //! The command line as a process: exit codes, what goes to stdout and what to stderr.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "cli/moving.rs"]
+mod moving;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

@@ -1,6 +1,9 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, counting, crashes, disks, ends, healing, identity, limits, listing, repeats, stamps, tombstones, watch, winners
+from . import (
+    clocks, counting, crashes, disks, ends, healing, identity, limits, listing, moving, repeats, stamps, tombstones, watch,
+    winners,
+)
 
 CASES = {
     "kill": crashes.kill,
@@ -32,6 +35,7 @@ CASES = {
     "memory": limits.memory,
     "million": limits.million,
     "listing": listing.listing,
+    "moving": moving.moving,
     "listing-million": listing.listing_million,
     "watch": watch.watch,
 }

@@ -3,16 +3,18 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue, IF_MATCH};
-use hyper::{Method, Request, Uri};
+use hyper::{Method, Request, Response, Uri};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -26,7 +28,7 @@ use crate::types::Level;
 /// How long a connection may take to come up.
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long an answer may take: more than the longest `?timeout=`, so that the node's own word is heard first.
-const ANSWER: Duration = Duration::from_secs(70);
+pub(super) const ANSWER: Duration = Duration::from_secs(70);
 /// Every byte but RFC 3986's unreserved ones is escaped: `/` too, so that nobody on the way folds a path.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -160,33 +162,11 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_nodelay(true);
-        Self { http: HyperClient::builder(TokioExecutor::new()).build(connector) }
+        Self { http: HyperClient::builder(TokioExecutor::new()).build(connector()) }
     }
 
     pub(super) async fn get(&self, host: &Host, path: &str) -> Result<Answer, Fault> {
         self.send(Method::GET, host, path, HeaderMap::new(), Bytes::new()).await
-    }
-
-    /// The body of an answer that goes on for as long as it likes, once it has begun.
-    ///
-    /// # Errors
-    /// As [`Self::send`], and where the answer is no success.
-    pub(super) async fn open(&self, host: &Host, path: &str) -> Result<Incoming, Fault> {
-        let uri: Uri =
-            format!("http://{host}{path}").parse().map_err(|e| Fault::Usage(format!("{host}{path}: {e}")))?;
-        let unavailable = |why: String| Fault::Unavailable(format!("{host}: {why}"));
-        let late = |_| unavailable(format!("no answer within {}", show_duration(ANSWER)));
-        let response = tokio::time::timeout(ANSWER, self.http.get(uri)).await.map_err(late)?;
-        let (head, body) = response.map_err(|e| unavailable(why(&e)))?.into_parts();
-        if head.status.is_success() {
-            return Ok(body);
-        }
-        let problem = tokio::time::timeout(ANSWER, body.collect()).await.map_err(late)?;
-        let problem = problem.map_err(|e| unavailable(format!("the answer broke off: {e}")))?;
-        Err(Fault::of_answer(head.status.as_u16(), &problem.to_bytes()))
     }
 
     /// One request and its whole answer.
@@ -227,6 +207,51 @@ pub(super) async fn within<T>(
 ) -> Result<T, Fault> {
     let late = |_| Fault::Unavailable(format!("{host}: no answer within {}", show_duration(patience)));
     tokio::time::timeout(patience, asked).await.map_err(late)?
+}
+
+/// The body of a request that is streamed, of any length.
+pub(super) type Sent = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Sends a request; its body goes on while the answer is waited for, which has no time-out: whoever reads the answer says how long
+/// it may be silent.
+pub(super) async fn open(
+    method: Method,
+    host: &Host,
+    path: &str,
+    headers: HeaderMap,
+    body: Sent,
+) -> Result<Response<Incoming>, Fault> {
+    let client: HyperClient<_, Sent> = HyperClient::builder(TokioExecutor::new()).build(connector());
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() =
+        format!("http://{host}{path}").parse().map_err(|e| Fault::Usage(format!("{host}{path}: {e}")))?;
+    *request.headers_mut() = headers;
+    client.request(request).await.map_err(|e| Fault::Unavailable(format!("{host}: {}", why(&e))))
+}
+
+/// The body of a successful answer, which goes on for as long as it likes. Its head is waited for like any answer.
+///
+/// # Errors
+/// [`Fault::Unavailable`] when there is no answer, and where it is no success.
+pub(super) async fn download(host: &Host, path: &str) -> Result<Incoming, Fault> {
+    let nothing = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
+    let answer = within(ANSWER, host, open(Method::GET, host, path, HeaderMap::new(), nothing)).await?;
+    let (head, body) = answer.into_parts();
+    if head.status.is_success() {
+        return Ok(body);
+    }
+    let broken = |e| Fault::Unavailable(format!("{host}: the answer broke off: {e}"));
+    let problem = within(ANSWER, host, async { body.collect().await.map_err(broken) }).await?.to_bytes();
+    Err(Fault::of_answer(head.status.as_u16(), &problem))
+}
+
+/// How connections come up.
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_nodelay(true);
+    connector
 }
 
 /// The innermost reason: the layers above it only say that a request failed.

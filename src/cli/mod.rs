@@ -12,12 +12,15 @@ mod config;
 mod convergence;
 mod delete;
 mod dev;
+mod export;
 mod facts;
 mod fault;
 mod get;
 mod health;
+mod import;
 mod logging;
 mod ls;
+mod moving;
 mod openapi;
 mod output;
 mod put;
@@ -61,6 +64,8 @@ enum Command {
     Delete(delete::Delete),
     Ls(ls::Ls),
     Watch(watch::Watch),
+    Export(export::Export),
+    Import(import::Import),
     Status(status::Status),
     Ring(ring::Ring),
     Convergence(convergence::Convergence),
@@ -90,6 +95,8 @@ impl Cli {
             Command::Delete(command) => command.run(),
             Command::Ls(command) => command.run(),
             Command::Watch(command) => command.run(),
+            Command::Export(command) => command.run(),
+            Command::Import(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Ring(command) => command.run(),
             Command::Convergence(command) => command.run(),

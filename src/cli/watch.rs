@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
 use super::Fault;
-use super::client::{Asked, Client, Host, block_on};
+use super::client::{Asked, Client, Host, block_on, download};
 use super::output::{self, Output};
 use super::views::{Cluster, fetch};
 use crate::types::Key;
@@ -117,7 +117,7 @@ impl Watch {
         hosts: &mut Vec<Host>,
         place: &mut Place,
     ) -> Result<(), Fault> {
-        let mut body = client.open(host, &self.path(place.cursor.as_deref())).await?;
+        let mut body = download(host, &self.path(place.cursor.as_deref())).await?;
         if let Ok(cluster) = fetch::<Cluster>(client, host, "/cluster").await {
             let others = cluster.members.iter().filter_map(|member| member.http_address.parse().ok());
             others.for_each(|other| {

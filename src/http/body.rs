@@ -69,6 +69,37 @@ impl Bodies {
         self.read_within(self.batch_bytes_max, too_large, body).await
     }
 
+    /// Counts so many bytes among those that are held, until what is returned is dropped. As one value or batch, they are let in
+    /// where nothing else is held.
+    ///
+    /// # Errors
+    /// A problem of the kind `overloaded`.
+    pub(super) fn hold(&self, bytes: usize) -> Result<impl Drop + Send + use<>, Problem> {
+        self.weigh(bytes.min(self.held_max))
+    }
+
+    /// The next piece of a body that as a whole has no limit: within the time in which another one must be there whole. `None`:
+    /// it ended.
+    ///
+    /// # Errors
+    /// A problem of the kinds `body-timeout` and `bad-request`.
+    pub(super) async fn next(&self, body: &mut Body) -> Result<Option<Bytes>, Problem> {
+        loop {
+            let frame = tokio::time::timeout(self.timeout, body.frame()).await.map_err(|_| {
+                let detail = format!("nothing of the body came for {} s", self.timeout.as_secs_f64());
+                Problem::new(Code::BodyTimeout, detail)
+            })?;
+            let Some(frame) = frame.transpose().map_err(|_| broken())? else { return Ok(None) };
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    pub(super) fn value_bytes_max(&self) -> usize {
+        self.value_bytes_max
+    }
+
     /// # Errors
     /// Where a value is longer than may be.
     pub(super) fn check_value(&self, value: &[u8]) -> Result<(), Problem> {
@@ -107,11 +138,15 @@ impl Bodies {
     }
 }
 
+fn broken() -> Problem {
+    Problem::new(Code::BadRequest, "the body broke off or is malformed")
+}
+
 async fn collect(max: usize, too_large: impl Fn(usize) -> Problem, mut body: Body) -> Result<Bytes, Problem> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Problem::new(Code::BadRequest, "the body broke off or is malformed"))?;
+        let frame = frame.map_err(|_| broken())?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + rest.len() + data.len() > max {
             return Err(too_large(max));
@@ -173,6 +208,26 @@ mod tests {
         let started = tokio::time::Instant::now();
         assert_eq!(bodies(6).read(Body::from_stream(endless)).await.unwrap_err().code(), Code::BodyTimeout);
         assert_eq!(started.elapsed().as_secs(), 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_without_a_limit_may_take_as_long_as_something_comes() {
+        let (bodies, started) = (bodies(6), tokio::time::Instant::now());
+        let slow = stream::iter(0..10).then(async |_| {
+            tokio::time::sleep(Duration::from_secs(29)).await;
+            Ok::<_, Error>(Bytes::from_static(b"1234567"))
+        });
+        let mut body = Body::from_stream(slow.chain(stream::pending()));
+        for _ in 0..10 {
+            assert_eq!(bodies.next(&mut body).await.unwrap().unwrap(), "1234567");
+        }
+        assert_eq!(bodies.next(&mut body).await.unwrap_err().code(), Code::BodyTimeout);
+        assert_eq!(started.elapsed().as_secs(), 320);
+        let broken = stream::iter([Ok(Bytes::from_static(b"1")), Err(Error::new("gone"))]);
+        let mut body = Body::from_stream(broken);
+        assert!(bodies.next(&mut body).await.is_ok());
+        assert_eq!(bodies.next(&mut body).await.unwrap_err().code(), Code::BadRequest);
+        assert!(bodies.next(&mut Body::empty()).await.unwrap().is_none());
     }
 
     #[tokio::test]

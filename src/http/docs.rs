@@ -175,6 +175,7 @@ pub(super) fn base() -> OpenApi {
         .servers(Some([ServerBuilder::new().url("/").description(Some("The node that serves this page")).build()]))
         .tags(Some([
             tag("kv", "Values under keys."),
+            tag("moving", "All of it out, and in."),
             tag("cluster", "The cluster as one node sees it."),
             tag("operations", "Long-running work."),
             tag("observe", "Whether a node is well."),
@@ -218,7 +219,9 @@ const DISK_FULL: (u16, &str) = (507, "Not enough replicas have room.");
 const TOO_LARGE: (u16, &str) = (413, "The value is longer than the node's VALUE_BYTES_MAX; the detail names it.");
 const BATCH_TOO_LARGE: (u16, &str) = (413, "The batch is longer than 16 MiB. Nothing was begun.");
 const BODY_TIMEOUT: (u16, &str) = (408, "The body did not arrive in time.");
-const ENCODED: (u16, &str) = (415, "The value has a Content-Encoding, which is not kept.");
+const STALLED: (u16, &str) =
+    (408, "Nothing of the body came for 30 s. `import` says what was done of it; it may be sent again.");
+const ENCODED: (u16, &str) = (415, "The body has a Content-Encoding, which is neither kept nor undone.");
 
 fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
     let own: &[(u16, &str)] = match operation {
@@ -231,10 +234,11 @@ fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
         }
         "deleteValue" => &[CROSS_SITE, CONFLICT, WRITE_UNMET, KEY_REUSED, TIMED_OUT, DISK_FULL],
         "batch" => &[CROSS_SITE, BODY_TIMEOUT, BATCH_TOO_LARGE],
+        "importRecords" => &[CROSS_SITE, STALLED, ENCODED, TIMED_OUT, DISK_FULL],
         "repair" => &[CROSS_SITE, BODY_TIMEOUT, TOO_LARGE],
         "getOperation" | "getOperationEvents" => &[NO_OPERATION],
         "abortOperation" => &[CROSS_SITE, NO_OPERATION],
-        "listKeys" => &[TIMED_OUT],
+        "listKeys" | "exportRecords" => &[TIMED_OUT],
         "watchKeys" => &[WATCH_GONE],
         "getProblemPage" => &[NOT_FOUND],
         _ => &[],

@@ -15,7 +15,7 @@ use axum::http::header::{CONTENT_TYPE, LINK, VARY};
 use axum::http::{HeaderMap, HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -183,7 +183,7 @@ fn link(question: &Question, cursor: &str) -> Option<HeaderValue> {
     format!("</kv?{prefix}{delimiter}{values}{partial}limit={limit}&cursor={cursor}>; rel=\"next\"").parse().ok()
 }
 
-fn problem_of(failure: ListingFailure) -> Problem {
+pub(super) fn problem_of(failure: ListingFailure) -> Problem {
     let ListingFailure { kind, slots, failed } = failure;
     let code = match kind {
         FailureKind::NotReady => return Problem::new(Code::NotReady, kind.to_string()),
@@ -225,7 +225,8 @@ async fn all(api: &Api, mut question: Question, timeout: Duration) -> Result<Res
         Some((Ok::<_, std::convert::Infallible>(lines), goes_on.then_some((pages, None))))
     });
     let headers = [(CONTENT_TYPE, NDJSON), (VARY, "accept")];
-    let mut response = (headers, Body::from_stream(lines)).into_response();
+    // Who compresses it asks once more behind its end.
+    let mut response = (headers, Body::from_stream(lines.fuse())).into_response();
     response.extensions_mut().insert(name);
     Ok(response)
 }

@@ -36,6 +36,7 @@ mod listing_views;
 mod live;
 mod live_views;
 mod meters;
+mod moving;
 mod observe;
 mod operations;
 mod problem;
@@ -136,10 +137,12 @@ struct Api {
     render_metrics: RenderMetrics,
     /// Streams of events that may begin.
     streams: Arc<Semaphore>,
-    /// Streams of keys that may begin.
+    /// Streams of keys that may begin, exports among them.
     listings: Arc<Semaphore>,
     watches: Arc<Semaphore>,
     long_polls: Arc<Semaphore>,
+    /// Imports that may begin.
+    imports: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Api {
@@ -160,6 +163,7 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
         listings: Arc::new(Semaphore::new(listing::STREAMS_MAX)),
         watches: Arc::new(Semaphore::new(watch::WATCHES_MAX)),
         long_polls: Arc::new(Semaphore::new(kv::LONG_POLLS_MAX)),
+        imports: Arc::new(Semaphore::new(moving::IMPORTS_MAX)),
     };
     let (documented, _) = routes().split_for_parts();
     let router = documented.merge(docs::swagger_ui()).merge(console::routes()).with_state(Arc::new(api));
@@ -175,6 +179,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
     let described = OpenApiRouter::new()
         .merge(listing::routes())
         .merge(batch::routes())
+        .merge(moving::routes())
         .merge(cluster::routes())
         .merge(live::routes())
         .merge(convergence::routes())

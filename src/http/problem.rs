@@ -13,6 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::bodies::NodeName;
+use super::moving::ImportBody;
 use crate::node::request::Outcome;
 use crate::node::views::Check;
 use crate::types::NodeNum;
@@ -57,6 +58,8 @@ codes! {
         "Each wrong, unknown or repeated query parameter is listed in the member parameters.";
     BadBody = "bad-body", BAD_REQUEST, false, "The request's body is wrong",
         "Each wrong or unknown member of the body is listed in the member parameters. Nothing was begun.";
+    BadLine = "bad-line", BAD_REQUEST, false, "A line of an import is wrong",
+        "Said of a line within an import's answer: it is no record, or none that a node would have written. The detail says what is wrong with it. It was not written; the others were.";
     CrossSite = "cross-site", FORBIDDEN, false, "Writes from another site are refused",
         "A browser sent this write on behalf of a page of another origin. Write from a page of this node, of an origin in CORS_ORIGINS, or without a browser.";
     NoSuchKey = "no-such-key", NOT_FOUND, false, "The key has no value",
@@ -68,7 +71,7 @@ codes! {
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, false, "The path does not know this method",
         "The header Allow lists the methods that the path knows.";
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, true, "The body did not arrive in time",
-        "The request's body was not complete when its deadline passed. Nothing was written.";
+        "The request's body was not complete when its deadline passed, or of an import's nothing came any more. Nothing was written but what import says.";
     Conflict = "conflict", CONFLICT, true, "Other conditional writes were always first",
         "Other conditional writes of this key were decided before this one until it gave up. It was not applied and never will be; send it again, with a condition on what is there now.";
     Exhausted = "condition-count-exhausted", CONFLICT, false, "The key cannot take another conditional write",
@@ -81,6 +84,8 @@ codes! {
         "The value is longer than VALUE_BYTES_MAX allows on this node; the detail names the limit. Nothing was written.";
     BodyTooLarge = "body-too-large", PAYLOAD_TOO_LARGE, false, "The request's body is too large",
         "The body is longer than this path takes; the detail names the limit. Nothing was begun.";
+    LineTooLong = "line-too-long", PAYLOAD_TOO_LARGE, false, "A line of an import is too long",
+        "Said of a line within an import's answer: it is longer than one with the largest value can be. It was not written; the others were.";
     BatchFull = "batch-answer-full", PAYLOAD_TOO_LARGE, true, "The batch has read as many values as one may",
         "The values read before this one are 16 MiB together. Ask for it in another batch, or alone.";
     KeyTooLong = "key-too-long", URI_TOO_LONG, false, "The key is too long",
@@ -176,6 +181,8 @@ struct Inner {
     parameters: Vec<BadParameter>,
     checks: Vec<CheckBody>,
     slots: Vec<String>,
+    /// What was done of an import.
+    import: Option<ImportBody>,
     /// Replicas that did not answer for all of theirs.
     failed: Vec<(NodeNum, String)>,
     /// The response has a body that is sent in the problem's place.
@@ -192,6 +199,7 @@ impl Problem {
             parameters: Vec::new(),
             checks: Vec::new(),
             slots: Vec::new(),
+            import: None,
             failed: Vec::new(),
             told: false,
         }))
@@ -237,6 +245,18 @@ impl Problem {
     pub(super) fn with_slots(mut self, slots: Vec<String>, failed: Vec<(NodeNum, String)>) -> Self {
         self.0.slots = slots;
         self.0.failed = failed;
+        self
+    }
+
+    /// The same, said of a part of the request.
+    pub(super) fn about(mut self, part: &str) -> Self {
+        self.0.detail = format!("{part}: {}", self.0.detail).into();
+        self
+    }
+
+    /// What an import did before this ended it.
+    pub(super) fn with_import(mut self, import: ImportBody) -> Self {
+        self.0.import = Some(import);
         self
     }
 
@@ -302,6 +322,7 @@ impl Problem {
             parameters: &inner.parameters,
             checks: &inner.checks,
             unreachable_slots: &inner.slots,
+            import: inner.import.as_ref(),
         }
     }
 
@@ -389,6 +410,10 @@ pub(super) struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     unreachable_slots: &'a [String],
+    /// Of an import that could not go on: what it did before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    import: Option<&'a ImportBody>,
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod founding;
 pub mod gossip;
 pub mod handoff;
 pub mod healing;
+pub mod import;
 pub mod journal;
 pub mod listing;
 pub mod operations;

@@ -169,7 +169,8 @@ pub(super) fn sketch(row: &Row<'_>, key: &Key) -> rusqlite::Result<Sketch> {
             None => None,
         };
         let (expires_at_ms, bytes) = (int(4)?.map(|ms| ms as u64), int(9)?? as u64);
-        Some(Outline { version, tombstone: false, checksum, bytes, content_type, expires_at_ms, value: None })
+        let written = int(3)?.map_or(version.hlc, |written| Hlc(written as u64));
+        Some(Outline { version, written, tombstone: false, checksum, bytes, content_type, expires_at_ms, value: None })
     };
     Ok(part().map_or(Sketch::Damaged, Sketch::Part))
 }

@@ -31,6 +31,8 @@ pub struct Scan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outline {
     pub version: Version,
+    /// When it came to be: see [`Record::written`].
+    pub written: Hlc,
     pub tombstone: bool,
     pub checksum: u64,
     /// Of the value.
@@ -50,6 +52,7 @@ impl Outline {
         };
         Self {
             version: record.version,
+            written: record.written,
             tombstone: value.is_none(),
             checksum: record.checksum,
             bytes: value.map_or(0, |bytes| bytes.len() as u64),
@@ -72,7 +75,7 @@ impl Outline {
     /// Near enough what it takes on its way, in bytes, without its key.
     pub fn weight(&self) -> usize {
         let content_type = self.content_type.as_ref().map_or(0, |kind| kind.bytes().len());
-        48 + content_type + self.value.as_ref().map_or(0, Bytes::len)
+        56 + content_type + self.value.as_ref().map_or(0, Bytes::len)
     }
 }
 

@@ -1,11 +1,11 @@
 //! Watches: what is told, from where one goes on, and what is said where that cannot be. Long polls.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::client::{Answer, Client, encoded};
 use crate::harness::{Cluster, Setup, eventually};

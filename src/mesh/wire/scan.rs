@@ -83,7 +83,7 @@ fn read_entry(entry: proto::ScanEntry) -> Result<ScanEntry, Malformed> {
 }
 
 fn outline(outline: Outline) -> proto::Outline {
-    let Outline { version, tombstone, checksum, bytes, content_type, expires_at_ms, value } = outline;
+    let Outline { version, written, tombstone, checksum, bytes, content_type, expires_at_ms, value } = outline;
     proto::Outline {
         hlc: version.hlc.0,
         writer: version.writer.0,
@@ -94,12 +94,15 @@ fn outline(outline: Outline) -> proto::Outline {
         content_type: content_type.map(|kind| kind.bytes().clone()).unwrap_or_default(),
         expires_at_ms,
         value,
+        written: written.0,
     }
 }
 
 fn read_outline(outline: proto::Outline) -> Result<Outline, Malformed> {
-    let proto::Outline { hlc, writer, rmw, tombstone, checksum, bytes, content_type, expires_at_ms, value } = outline;
+    let proto::Outline { hlc, writer, rmw, tombstone, checksum, bytes, content_type, expires_at_ms, value, written } =
+        outline;
     let version = Version { hlc: Hlc(hlc), writer: Writer(writer), rmw };
     let content_type = read_content_type(content_type)?;
-    Ok(Outline { version, tombstone, checksum, bytes, content_type, expires_at_ms, value })
+    let written = Hlc(written);
+    Ok(Outline { version, written, tombstone, checksum, bytes, content_type, expires_at_ms, value })
 }

@@ -11,6 +11,7 @@
 
 mod before;
 mod flight;
+mod import;
 mod meters;
 mod probe;
 mod read;
@@ -35,6 +36,7 @@ use crate::protocol::quorum::Ask;
 use crate::protocol::ring::{Placement, Ring};
 use crate::types::{Epoch, Level, NodeNum, Topology};
 
+pub(in crate::node) use import::{Import, Importing};
 use meters::Meters;
 pub(in crate::node) use round::Round;
 use stragglers::Stragglers;

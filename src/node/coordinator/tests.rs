@@ -1,5 +1,7 @@
 //! A coordinator among replicas that answer, fail or fall silent as they are told; time is virtual.
 
+mod import;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

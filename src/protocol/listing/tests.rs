@@ -46,6 +46,7 @@ fn ring(members: u16, rf: u8) -> Arc<Ring> {
 fn outline(hlc: u64, live: bool) -> Outline {
     Outline {
         version: Version::plain(Hlc(hlc), Writer(1)),
+        written: Hlc(hlc),
         tombstone: !live,
         checksum: hlc,
         bytes: 1,

@@ -8,10 +8,12 @@
 //! (SOSP 2007), with the difference that every receipt says what was counted.
 
 mod gather;
+mod import;
 mod read;
 mod write;
 
 pub use gather::{Gather, Gathered};
+pub use import::{ImportFold, ImportState, Imported};
 pub use read::{ReadAsk, ReadFold, ReadState};
 pub use write::{WriteAsk, WriteFold, WriteState};
 
@@ -27,6 +29,8 @@ const NOT_ASKED: &str = "not asked: the level cannot be met";
 /// What is said of a replica whose answer the operation did not live to see.
 const NO_ANSWER: &str = "no answer so far";
 
+#[cfg(test)]
+mod import_tests;
 #[cfg(test)]
 mod read_tests;
 #[cfg(test)]

@@ -1,0 +1,222 @@
+//! `a3 export`: everything, as lines.
+//!
+//! A file gets its name only when everything is in it: until then it is `FILE.part`.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use serde_json::Value;
+
+use super::Fault;
+use super::client::{ANSWER, Asked, block_on, download, within};
+use super::moving::{LineFormat, Progress};
+use crate::config::units::about_bytes;
+
+/// Longest last line that is looked at, in bytes.
+const LAST_BYTES_MAX: usize = 64 * 1024;
+
+/// Write every key with its value, version and end to a file or stdout, as lines that `a3 import` takes.
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// Where to; stdout unless said. It is FILE.part until it is whole.
+    file: Option<PathBuf>,
+    /// Only keys that begin so.
+    #[arg(long, default_value = "")]
+    prefix: OsString,
+    /// How lines are spelled [default: as FILE ends: csv, else ndjson].
+    #[arg(id = "lines", long = "format", value_enum, value_name = "FORMAT")]
+    format: Option<LineFormat>,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// Where lines go.
+enum Target {
+    Stdout,
+    File { file: File, part: PathBuf, path: PathBuf },
+}
+
+impl Export {
+    pub(super) fn run(self) -> Result<(), Fault> {
+        block_on(self.export())
+    }
+
+    async fn export(self) -> Result<(), Fault> {
+        let host = &self.asked.host;
+        let format = self.format.unwrap_or_else(|| LineFormat::of_name(self.file.as_deref()));
+        let prefix = percent_encode(self.prefix.as_bytes(), NON_ALPHANUMERIC);
+        let path = format!("/export?format={}&prefix={prefix}", format.name());
+        let mut body = download(host, &path).await?;
+        let mut target = Target::new(self.file)?;
+        let (mut tail, mut bytes, mut progress) = (Tail::default(), 0, Progress::new("received"));
+        loop {
+            let part = match next(&mut body, &self.asked).await {
+                Ok(part) => part,
+                Err(fault) => {
+                    progress.clear();
+                    return Err(target.cut(&fault.to_string()));
+                }
+            };
+            let Some(part) = part else { break };
+            bytes += part.len() as u64;
+            tail.push(&part);
+            if !target.write(&part)? {
+                return Ok(());
+            }
+            progress.show(bytes);
+        }
+        progress.clear();
+        let end = if format == LineFormat::Csv { Value::Null } else { tail.end().map_err(|why| target.cut(&why))? };
+        target.finish()?;
+        told(&end, bytes, matches!(target, Target::File { .. }))
+    }
+}
+
+/// The next piece; `None` at the body's proper end.
+async fn next(body: &mut Incoming, asked: &Asked) -> Result<Option<Bytes>, Fault> {
+    loop {
+        let frame = within(ANSWER, &asked.host, async { Ok(body.frame().await) }).await?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(e)) => return Err(Fault::Failed(format!("the answer broke off: {e}"))),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// What an export's last line says of it.
+fn told(end: &Value, bytes: u64, to_file: bool) -> Result<(), Fault> {
+    let number = |name: &str| end[name].as_u64();
+    if let Some(keys) = number("keys").filter(|_| to_file) {
+        eprintln!("{keys} keys, {}", about_bytes(bytes));
+    }
+    if end["strict"] == false {
+        eprintln!("a home replica was stood in for: strict writes may be missing");
+    }
+    match number("damaged").unwrap_or(0) {
+        0 => Ok(()),
+        damaged => {
+            Err(Fault::Failed(format!("the values of {damaged} keys could not be read: only their keys are told")))
+        }
+    }
+}
+
+impl Target {
+    fn new(path: Option<PathBuf>) -> Result<Self, Fault> {
+        let Some(path) = path else { return Ok(Target::Stdout) };
+        let mut part = path.clone().into_os_string();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let file = File::create(&part).map_err(|e| Fault::Failed(format!("{}: {e}", part.display())))?;
+        Ok(Target::File { file, part, path })
+    }
+
+    /// False where nobody reads on.
+    fn write(&mut self, bytes: &[u8]) -> Result<bool, Fault> {
+        match self {
+            Target::Stdout => match io::stdout().lock().write_all(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+                Err(e) => Err(Fault::Failed(format!("cannot write to stdout: {e}"))),
+                Ok(()) => Ok(true),
+            },
+            Target::File { file, part, .. } => {
+                file.write_all(bytes).map_err(|e| Fault::Failed(format!("{}: {e}", part.display())))?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Everything is there: the file gets its name when that is on disk.
+    fn finish(&mut self) -> Result<(), Fault> {
+        match self {
+            Target::Stdout => match io::stdout().flush() {
+                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                    Err(Fault::Failed(format!("cannot write to stdout: {e}")))
+                }
+                _ => Ok(()),
+            },
+            Target::File { file, part, path } => {
+                let named = file.sync_all().and_then(|()| std::fs::rename(&*part, &*path));
+                named.map_err(|e| Fault::Failed(format!("{}: {e}", path.display())))
+            }
+        }
+    }
+
+    fn cut(&self, why: &str) -> Fault {
+        let left = match self {
+            Target::Stdout => String::new(),
+            Target::File { part, .. } => format!("; what came is in {}", part.display()),
+        };
+        Fault::Failed(format!("the export was cut: {why}{left}"))
+    }
+}
+
+/// The last line, as far as it is short.
+#[derive(Debug, Default)]
+struct Tail {
+    line: Vec<u8>,
+    /// The line is whole, and the next byte begins another.
+    whole: bool,
+}
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if std::mem::take(&mut self.whole) {
+                self.line.clear();
+            }
+            let room = (LAST_BYTES_MAX + 1).saturating_sub(self.line.len());
+            self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
+            self.whole = piece.ends_with(b"\n");
+        }
+    }
+
+    /// What the `end` says.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn end(&self) -> Result<Value, String> {
+        let line: Value = serde_json::from_slice(&self.line).unwrap_or_default();
+        if self.whole && line["end"].is_object() {
+            return Ok(line["end"].clone());
+        }
+        let problem = &line["error"];
+        let text = |name: &str| problem[name].as_str().unwrap_or_default();
+        Err(if problem.is_object() { format!("{}: {}", text("title"), text("detail")) } else { "it has no end".into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_line_says_whether_it_came_to_its_end() {
+        let told = |text: &str, piece: usize| {
+            let mut tail = Tail::default();
+            text.as_bytes().chunks(piece).for_each(|piece| tail.push(piece));
+            tail.end().map(|end| end["keys"].as_u64().unwrap())
+        };
+        let long = format!("{{\"key\":\"{}\"}}\n", "x".repeat(2 * LAST_BYTES_MAX));
+        for piece in [1, 7, 10_000, 1_000_000] {
+            assert_eq!(told(&format!("{long}{{\"end\":{{\"keys\":3}}}}\n"), piece), Ok(3));
+            assert_eq!(told(&format!("{{\"end\":{{\"keys\":3}}}}\n{long}"), piece), Err("it has no end".into()));
+            assert_eq!(told("{\"end\":{\"keys\":3}}", piece), Err("it has no end".into()), "cut in its last line");
+            let error = "{\"key\":\"a\"}\n{\"error\":{\"title\":\"Gone\",\"detail\":\"n2\"}}\n";
+            assert_eq!(told(error, piece), Err("Gone: n2".into()));
+        }
+        assert_eq!(told("", 1), Err("it has no end".into()));
+    }
+}

@@ -1,0 +1,181 @@
+//! Writing a record under the version that it has already. What the replicas' answers mean, and why no purged key comes back,
+//! is `protocol::quorum::import`'s.
+//!
+//! Invariants:
+//! - A tombstone is stored as one that was written now, if its key has nothing as new yet: see there. That is asked first, so
+//!   that the same tombstone is not written twice with two times.
+//! - What some replicas took and others never will is taken back before anything is answered.
+//!
+//! Caveat: a node that stops between the two leaves it there.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::node::answers::Answers;
+use crate::node::request::{Failure, FailureKind, Get};
+use crate::ports::{Refusal, ReplicaReply, ReplicaRequest};
+use crate::protocol::quorum::{ImportFold, ImportState, Imported, WriteAsk, WriteFold};
+use crate::protocol::ring::Ring;
+use crate::types::{Content, Epoch, Hlc, Key, Level, Record};
+
+use super::Coordinator;
+use super::flight::{Arrival, Flight, Tag};
+
+/// What an import came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::node) enum Import {
+    Done(Imported),
+    /// The replicas will not have it.
+    Refused(Refusal),
+    /// Its version stands there with another content.
+    Differs,
+}
+
+/// A record that is being imported, through as many attempts as it takes.
+#[derive(Debug)]
+pub(in crate::node) struct Importing {
+    key: Key,
+    record: Record,
+    /// A tombstone that is one of now: it stays so, whichever attempt writes it.
+    dated: bool,
+    /// An attempt has stored it somewhere.
+    has_stored: bool,
+    /// Replicas have it that must not: this is written over it before anything is answered.
+    pub(super) over: Option<Record>,
+}
+
+impl Importing {
+    pub(in crate::node) fn new(key: Key, record: Record) -> Self {
+        Self { key, record, dated: false, has_stored: false, over: None }
+    }
+}
+
+impl Coordinator {
+    /// One attempt to write the record where nothing as new is. It may be made again.
+    ///
+    /// # Errors
+    /// Where a majority of the home replicas does not answer in time, this node's clock is off, or it is not ready. The record
+    /// may be on some replicas.
+    pub(in crate::node) async fn import(&self, of: &mut Importing, deadline: Instant) -> Result<Import, Failure> {
+        let ring = self.ring(Level::Quorum)?;
+        if let Some(by_ms) = self.clock.skewed_by_ms() {
+            return Err(Failure::before(FailureKind::ClockSkew { by_ms }, Level::Quorum));
+        }
+        if of.over.is_none() {
+            let known = if of.record.is_tombstone() { self.there_already(of, deadline).await? } else { None };
+            let imported = match known {
+                Some(imported) => Import::Done(imported),
+                None => self.import_once(of, Arc::clone(&ring), deadline).await?,
+            };
+            match imported {
+                Import::Done(Imported::Older { take_back: true }) => {
+                    let written = of.record.written.max(self.now());
+                    of.over = Some(Record::seal(&of.key, of.record.version.ended(), written, Content::Tombstone));
+                }
+                Import::Differs if of.record.is_tombstone() => return Ok(Import::Done(Imported::Unchanged)),
+                Import::Done(Imported::Unchanged) if of.has_stored => return Ok(Import::Done(Imported::Stored)),
+                imported => return Ok(imported),
+            }
+        }
+        if let Some(over) = of.over.clone() {
+            let placement = ring.placement(ring.token(&of.key).slot());
+            let fold = WriteFold::write_back(Arc::clone(placement), Level::Quorum, &over, &[]);
+            self.write_back(fold, of.key.clone(), over, ring.epoch(), deadline).await?;
+        }
+        Ok(Import::Done(Imported::Older { take_back: true }))
+    }
+
+    /// Without the part of the clock that ran ahead of the wall: an end that is told moves what ends by it.
+    fn now(&self) -> Hlc {
+        Hlc::from_ms(self.clock.wall_ms())
+    }
+
+    /// Whether a majority has this tombstone already, or something greater; else it is one that is written now.
+    async fn there_already(&self, of: &mut Importing, deadline: Instant) -> Result<Option<Imported>, Failure> {
+        let get = Get { key: of.key.clone(), level: Level::Quorum, deadline, every_copy: false };
+        let there = self.read(get).await?.record.map(|record| record.version);
+        Ok(match there.map(|version| version.cmp(&of.record.version)) {
+            Some(Ordering::Equal) => Some(Imported::Unchanged),
+            Some(Ordering::Greater) => Some(Imported::Older { take_back: false }),
+            Some(Ordering::Less) | None if of.dated => None,
+            Some(Ordering::Less) | None => {
+                of.dated = true;
+                let written = of.record.written.max(self.now());
+                of.record = Record::seal(&of.key, of.record.version, written, Content::Tombstone);
+                None
+            }
+        })
+    }
+
+    async fn import_once(&self, of: &mut Importing, mut ring: Arc<Ring>, deadline: Instant) -> Result<Import, Failure> {
+        loop {
+            let placement = ring.placement(ring.token(&of.key).slot());
+            let mut fold = ImportFold::new(Arc::clone(placement), &of.record);
+            let (answers, mut flight) = (Answers::new(), Flight::default());
+            let stand_in = |n| self.reach.ask_unprobed(n);
+            let mut asks = fold.start(&self.asking(placement));
+            let newer = loop {
+                self.send_import(of, &answers, &mut flight, (ring.epoch(), deadline), &asks);
+                of.has_stored |= fold.has_stored();
+                match fold.state() {
+                    ImportState::Waiting => {}
+                    ImportState::Decided(imported) => return Ok(Import::Done(imported)),
+                    ImportState::Refused(refusal) => return Ok(Import::Refused(refusal)),
+                    ImportState::Differs => return Ok(Import::Differs),
+                    ImportState::Failed if fold.disks_full() => return Err(failure(&fold, FailureKind::DiskFull)),
+                    ImportState::Failed => return Err(failure(&fold, FailureKind::Unavailable)),
+                }
+                asks = match flight.arrival(&answers, deadline, &self.reach).await {
+                    Arrival::Answer(_, Ok(ReplicaReply::WrongEpoch { topology })) => break topology,
+                    Arrival::Answer(Tag::Hint { from, target, .. }, answer) => {
+                        fold.on_hint(from, target, &answer, &stand_in)
+                    }
+                    Arrival::Answer(tag, answer) => fold.on_write(tag.from(), &answer, &stand_in),
+                    Arrival::Silence(silent) => fold.on_silence(&silent, &stand_in),
+                    Arrival::Deadline => return Err(failure(&fold, FailureKind::TimedOut)),
+                };
+            };
+            ring = self.adopt(newer, Level::Quorum).await?;
+        }
+    }
+
+    fn send_import(
+        &self,
+        of: &Importing,
+        answers: &Arc<Answers>,
+        flight: &mut Flight,
+        (epoch, deadline): (Epoch, Instant),
+        asks: &[WriteAsk],
+    ) {
+        let now = Instant::now();
+        for ask in asks {
+            let (key, record) = (of.key.clone(), of.record.clone());
+            let (to, request, tag) = match *ask {
+                WriteAsk::Write { to } => {
+                    (to, ReplicaRequest::Write { key, record }, Tag::Write { from: to, round: 0 })
+                }
+                WriteAsk::Hint { to, target, counted } => {
+                    self.meters.stand_ins.increment(1);
+                    let tag = Tag::Hint { from: to, target, counted, round: 0 };
+                    (to, ReplicaRequest::Hint { target, key, record, counted }, tag)
+                }
+            };
+            flight.sent(to, now, self.reach.patience(to));
+            self.send(to, epoch, deadline, request, answers.reply_to(tag.pack()));
+        }
+    }
+}
+
+fn failure(fold: &ImportFold, kind: FailureKind) -> Failure {
+    Failure {
+        kind,
+        outcome: None,
+        level: Level::Quorum,
+        required: fold.required(),
+        acked: fold.acked(),
+        failed: fold.failed(),
+        met: None,
+    }
+}
