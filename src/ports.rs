@@ -430,6 +430,10 @@ pub trait Store: Purging {
     /// the state accepted under the higher ballot. Durable when it answers, whatever `DURABILITY` says.
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>>;
 
+    /// Drops those of these keys' records that the floor covers; a register, if there is one, stays. Only for a replica that
+    /// is being rebuilt, of what its sources do not hold. Answers how many went.
+    fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>>;
+
     /// Up to which reading the clock may issue stamps, as last reserved.
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>>;
 

@@ -94,8 +94,13 @@ impl Asks {
                 let mut reply = self.heard(answer(client.fetch_range(request).await)?);
                 (reply.header.take(), tree::read_range_reply(reply, &exchange))
             }
-            PeerRequest::FetchSlot { epoch, slot, after } => {
-                let request = self.told(tree::slot_request(header, epoch, slot, after.as_ref()));
+            PeerRequest::CompareSlot { epoch, slot, digests } => {
+                let request = self.told(tree::compare_request(header, epoch, slot, &digests));
+                let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
+                (reply.header.take(), tree::read_slot_reply(reply, None))
+            }
+            PeerRequest::FetchSlot { epoch, slot, leaves, after } => {
+                let request = self.told(tree::slot_request(header, epoch, slot, leaves, after.as_ref()));
                 let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
                 (reply.header.take(), tree::read_slot_reply(reply, after.as_ref()))
             }
@@ -119,6 +124,7 @@ impl Asks {
             }
             PeerRequest::GetChunkHash { .. }
             | PeerRequest::FetchRange(_)
+            | PeerRequest::CompareSlot { .. }
             | PeerRequest::FetchSlot { .. }
             | PeerRequest::Purge { .. }
             | PeerRequest::Converge { .. } => (&self.healing, weight::of_healing(request)),

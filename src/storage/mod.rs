@@ -35,6 +35,7 @@ mod facts;
 mod floors;
 mod hints;
 mod holdings;
+mod identity;
 mod inline;
 mod meters;
 mod migrations;

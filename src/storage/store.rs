@@ -24,13 +24,14 @@ use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::threads::{join, thread};
-use super::{count, ends, examine, facts, floors::Floors, opening, scan, transfer};
+use super::{count, ends, examine, facts, floors::Floors, identity, opening, scan, transfer};
 use crate::ports::{
     Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
     StoreTotals, Submission, Submissions,
 };
 use crate::types::{
-    Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+    Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version,
+    Vote,
 };
 
 /// Most reader threads.
@@ -371,10 +372,7 @@ impl Store for SqliteStore {
 
     fn discard(&self, slot: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
         let Some(seed) = seed_of(&self.identity.lock()) else { return std::future::ready(Ok(0)).boxed() };
-        let outcome = self.change(Change::Discard { seed, slot, rows });
-        outcome
-            .map(|outcome| outcome.map(|outcome| if let Outcome::Dropped(rows) = outcome { rows } else { 0 }))
-            .boxed()
+        dropped(self.change(Change::Discard { seed, slot, rows }))
     }
 
     fn condemn(&self, what: &str) {
@@ -397,7 +395,7 @@ impl Store for SqliteStore {
         let (held, status) = (self.identity.clone(), self.status.clone());
         self.writes.push_task(Box::new(move || {
             // Whoever stopped waiting is not told.
-            let _ = caller.send(replace_identity(&dir, &held, &status, identity));
+            let _ = caller.send(identity::replace(&dir, &held, &status, identity));
         }));
         answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
     }
@@ -433,6 +431,10 @@ impl Store for SqliteStore {
 
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
         done(self.change(Change::Absorb(entries)))
+    }
+
+    fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        dropped(self.change(Change::DropCovered { floor, keys }))
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {
@@ -473,26 +475,7 @@ pub(super) fn done(
     outcome.map(|outcome| outcome.map(|_| ())).boxed()
 }
 
-/// Runs on the writer thread, so that replacements keep their order.
-fn replace_identity(
-    dir: &DataDir,
-    held: &Mutex<Identity>,
-    status: &Status,
-    identity: Identity,
-) -> Result<(), StoreError> {
-    if let Some(error) = status.failure() {
-        return Err(error);
-    }
-    let now = held.lock().clone();
-    let cluster = now.cluster.or(identity.cluster);
-    let identity = Identity { node: now.node, instance: now.instance, generation: now.generation, cluster, ..identity };
-    match dir.save(&identity) {
-        Ok(()) => {
-            status.set_replaceable(has_peers(&identity));
-            *held.lock() = identity;
-            Ok(())
-        }
-        Err(e) if e.kind() == io::ErrorKind::StorageFull => Err(StoreError::DiskFull),
-        Err(e) => Err(status.fail(format!("identity: {e}"))),
-    }
+/// How many.
+fn dropped(outcome: BoxFuture<'static, Result<Outcome, StoreError>>) -> BoxFuture<'static, Result<u64, StoreError>> {
+    outcome.map(|outcome| outcome.map(|outcome| if let Outcome::Dropped(rows) = outcome { rows } else { 0 })).boxed()
 }

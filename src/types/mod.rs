@@ -40,5 +40,5 @@ pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Rem
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
 pub use topology::{Member, Topology, TopologyError, Vote};
 pub use trace::Trace;
-pub use tree::{Digest, Entry, Leaf, SlotSet, Span, Sum};
+pub use tree::{Digest, Entry, Leaf, LeafSet, SlotSet, Span, Sum};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

@@ -18,8 +18,8 @@ use a3::ports::{
     Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology,
-    Version, Vote,
+    Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed,
+    Topology, Version, Vote,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -432,6 +432,14 @@ impl Store for SimStore {
                     .note(format_args!("{me} absorbs {key:?}: {:?}, {register:?}", record.as_ref().map(|r| r.version)));
             }
             content.rows.absorb(&entries);
+        })
+    }
+
+    fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let (trace, me) = (self.disk.trace.clone(), self.disk.node);
+        self.change(move |content| {
+            trace.note(format_args!("{me} drops what {floor:?} covers of {keys:?}"));
+            content.rows.drop_covered(&floor, &keys)
         })
     }
 
