@@ -10,6 +10,8 @@
 //!   change is on disk (`DURABILITY` says what that means).
 //! - What one request changes is one transaction.
 
+mod backup;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use uuid::Uuid;
+
+pub use backup::{Backup, BackupError};
 
 pub use crate::types::{
     Announcement, Answer, InfoStamp, NodeInfo, NodeState, PeerError, PeerReply, PeerRequest, ReadPart, Refusal,
@@ -446,6 +450,11 @@ pub trait Store: Purging {
     /// Writes the tombstones of at most `limit` values whose time is up at `now`, and says which. It was fewer than `limit`
     /// where none is left.
     fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>>;
+
+    /// A copy of everything here, as of one moment after it was asked for, verified row by row. One at a time.
+    fn backup(&self) -> BoxFuture<'static, Result<Backup, BackupError>> {
+        Box::pin(async { Err(BackupError::Failed("this store has no file".into())) })
+    }
 
     /// Resolves when the store has stopped writing for good, with the reason.
     fn failed(&self) -> BoxFuture<'static, StoreError>;

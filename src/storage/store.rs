@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, InterruptHandle};
 use tokio::sync::oneshot;
 
+use super::backup::{Backups, Source};
 use super::book::Book;
 use super::checkpoint::Checkpointer;
 use super::commit::{AnswerTo, Job, WriteQueue, Writer};
@@ -26,8 +27,8 @@ use super::status::Status;
 use super::threads::{join, thread};
 use super::{count, ends, examine, facts, floors::Floors, identity, opening, scan, transfer};
 use crate::ports::{
-    Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store, StoreError,
-    StoreTotals, Submission, Submissions,
+    Backup, BackupError, Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage,
+    Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use crate::types::{
     Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version,
@@ -71,6 +72,7 @@ pub struct SqliteStore {
     pub(super) floors: Arc<Floors>,
     identity: Arc<Mutex<Identity>>,
     checkpointer: Arc<Checkpointer>,
+    backups: Arc<Backups>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -121,6 +123,7 @@ impl SqliteStore {
             floors,
             identity: Arc::new(Mutex::new(identity)),
             checkpointer: Arc::new(checkpointer),
+            backups: Arc::default(),
             threads: Mutex::new(None),
         };
         let threads = store.start(engine, conns, dir).map_err(|source| OpenError::Io { path: database, source })?;
@@ -167,6 +170,7 @@ impl SqliteStore {
     /// Requests that come later are refused as not ready. Blocks for as long as that takes; a second call does nothing.
     pub fn close(&self) {
         let Some(threads) = self.threads.lock().take() else { return };
+        self.backups.close();
         self.writes.close();
         join(threads.writer);
         self.reads.close();
@@ -451,6 +455,14 @@ impl Store for SqliteStore {
 
     fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
         ends::end_due(&self.reads, self.writes.clone(), now, limit)
+    }
+
+    fn backup(&self) -> BoxFuture<'static, Result<Backup, BackupError>> {
+        let Some(dir) = self.threads.lock().as_ref().map(|threads| threads.dir.clone()) else {
+            return std::future::ready(Err(BackupError::NotReady("the store is closing".into()))).boxed();
+        };
+        let (database, wal, copy) = (dir.database(), dir.wal(), dir.backup());
+        self.backups.take(Source { database, wal, copy, identity: Store::identity(self) }, &self.status)
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {

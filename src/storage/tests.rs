@@ -1,5 +1,6 @@
 //! The store as its users meet it: through the port, on a real directory.
 
+mod backup;
 mod damage;
 mod failures;
 mod flips;

@@ -3,6 +3,7 @@
 //! Invariants are kept by construction: a [`Key`] is never empty or over its limit, a [`Version`] orders like the
 //! design says, a [`Record`] carries the checksum of all it is.
 
+mod backup;
 mod condition;
 mod edit;
 mod id;
@@ -22,6 +23,7 @@ pub mod trace;
 mod tree;
 mod version;
 
+pub use backup::{BackupAbout, BackupRows};
 pub use condition::{Condition, Tags};
 pub use edit::{Edit, NewContent, Ttl};
 pub use id::{ClusterId, Epoch, InstanceId, NodeNum, OpId, Writer};
