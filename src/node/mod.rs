@@ -8,6 +8,7 @@
 
 pub mod answers;
 pub mod anti_entropy;
+mod backup;
 pub mod batch;
 pub mod clock;
 pub mod conditional;
