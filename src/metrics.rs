@@ -136,7 +136,7 @@ metrics_table! {
     SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;
     TRANSFER_SLOTS = "a3_transfer_slots_pending", Kind::Gauge, "Slots that this node, come back as a new instance, has yet to fetch before it answers for any; else 0.", PLAIN;
     TRANSFER_KEYS = "a3_transfer_keys_total", Kind::Counter, "Keys in the pages of slots that were handed to a member that was rebuilt, or fetched by this node, by direction.", DIRECTIONS;
-    TRANSFER_DROPPED = "a3_transfer_keys_dropped_total", Kind::Counter, "Keys of a restored backup that were dropped while this node was rebuilt, as a floor of its sources covered them: mostly deleted since.", PLAIN;
+    TRANSFER_DROPPED = "a3_transfer_keys_dropped_total", Kind::Counter, "Keys of a restored backup that were dropped while this node was rebuilt, as a floor of its sources covered them and they hold something else or nothing: replaced or deleted since.", PLAIN;
     STORE_KEYS = "a3_store_keys", Kind::Gauge, "Live keys on this node.", PLAIN;
     STORE_TOMBSTONES = "a3_store_tombstones", Kind::Gauge, "Tombstones on this node.", PLAIN;
     TOMBSTONES_OLDEST = "a3_tombstones_oldest_age_seconds", Kind::Gauge, "Age of the oldest tombstone in the slots whose floors this node raises, as of its last look, in seconds; 0 where there is none.", PLAIN;

@@ -1,6 +1,6 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
-from . import clocks, counting, crashes, disks, ends, healing, identity, limits, listing, repeats, stamps, tombstones, winners
+from . import backup, clocks, counting, crashes, disks, ends, healing, identity, limits, listing, repeats, stamps, tombstones, winners
 
 CASES = {
     "kill": crashes.kill,
@@ -23,6 +23,7 @@ CASES = {
     "full": disks.full,
     "quarantine": disks.quarantine,
     "flips": disks.flips,
+    "backup": backup.backup,
     "ttl": ends.ttl,
     "tombstones": tombstones.tombstones,
     "drift": healing.drift,
