@@ -52,8 +52,8 @@ pub struct Options {
     pub durability: Durability,
     /// Hints kept here together, in bytes of keys and contents; more are refused.
     pub hint_bytes_max: u64,
-    /// Cap of the write-ahead log, in bytes. The log passes it only while somebody holds a snapshot (a person with
-    /// `sqlite3`), and by the length of one batch.
+    /// Cap of the write-ahead log, in bytes. The log passes it only while somebody holds a snapshot (a
+    /// backup that copies pages, a person with `sqlite3`), and by the length of one batch.
     pub wal_bytes_max: u64,
 }
 
