@@ -19,7 +19,7 @@ use super::weight;
 use super::wire::proto::mesh_client::MeshClient;
 use super::wire::{self, Malformed, propose, proto, purge, rare, scan, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
-use crate::types::InstanceId;
+use crate::types::{InstanceId, Key};
 
 /// Makes the calls.
 pub(super) struct Asks {
@@ -95,14 +95,11 @@ impl Asks {
                 (reply.header.take(), tree::read_range_reply(reply, &exchange))
             }
             PeerRequest::CompareSlot { epoch, slot, digests } => {
-                let request = self.told(tree::compare_request(header, epoch, slot, &digests));
-                let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
-                (reply.header.take(), tree::read_slot_reply(reply, None))
+                self.of_slot(client, tree::compare_request(header, epoch, slot, &digests), None).await?
             }
             PeerRequest::FetchSlot { epoch, slot, leaves, after } => {
-                let request = self.told(tree::slot_request(header, epoch, slot, leaves, after.as_ref()));
-                let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
-                (reply.header.take(), tree::read_slot_reply(reply, after.as_ref()))
+                let request = tree::slot_request(header, epoch, slot, leaves, after.as_ref());
+                self.of_slot(client, request, after.as_ref()).await?
             }
             PeerRequest::Purge { epoch, step } => purged(client, purge::request(header, epoch, step)).await?,
             PeerRequest::Scan { epoch, scan } => scanned(client, scan::request(header, epoch, scan)).await?,
@@ -114,6 +111,18 @@ impl Asks {
         };
         self.shared.admit(header, instance)?;
         reply.map_err(|malformed: Malformed| malformed.into())
+    }
+
+    /// A page, or a comparison.
+    async fn of_slot(
+        &self,
+        mut client: MeshClient<Channel>,
+        request: proto::SlotRequest,
+        after: Option<&Key>,
+    ) -> Result<Split, PeerError> {
+        let request = self.told(request);
+        let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
+        Ok((reply.header.take(), tree::read_slot_reply(reply, after)))
     }
 
     /// The connections that a request travels on, and what it weighs there.

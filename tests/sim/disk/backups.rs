@@ -30,7 +30,7 @@ impl Disk {
     pub(super) fn back_up(&self) {
         let mut batches = self.batches.lock();
         *batches += 1;
-        if *batches % BACKUP_EVERY == 0 {
+        if batches.is_multiple_of(BACKUP_EVERY) {
             let content = self.content.lock();
             let Some(seed) = content.seed() else { return };
             let slots = self.watched.lock().clone();
