@@ -95,6 +95,7 @@ const ROUND_RESULTS: Series =
     Series::Known(&[&[("result", "in_step")], &[("result", "repaired")], &[("result", "failed")]]);
 const DIRECTIONS: Series = Series::Known(&[&[("direction", "sent")], &[("direction", "received")]]);
 const WATCH_KINDS: Series = Series::Known(&[&[("kind", "watch")], &[("kind", "long_poll")]]);
+const BACKUP_RESULTS: Series = Series::Known(&[&[("result", "done")], &[("result", "failed")]]);
 
 metrics_table! {
     HTTP_REQUESTS = "a3_http_requests_total", Kind::Counter, "HTTP requests answered, by method and status class.", Series::Of(&["method", "status"]);
@@ -146,6 +147,7 @@ metrics_table! {
     WATCHES = "a3_watches", Kind::Gauge, "Watches and long polls of clients at this node.", WATCH_KINDS;
     WATCH_CHANGES = "a3_watch_changes_total", Kind::Counter, "Changes that this node's watches told, long polls too.", PLAIN;
     WATCH_GONE = "a3_watch_gone_total", Kind::Counter, "Watches that could not go on, or not begin from their cursor: what had changed was remembered no more, or the topology changed.", PLAIN;
+    TRANSFER_DROPPED = "a3_transfer_keys_dropped_total", Kind::Counter, "Keys of a restored backup that were dropped while this node was rebuilt, as a floor of its sources covered them and they hold something else or nothing: replaced or deleted since.", PLAIN;
     STORE_KEYS = "a3_store_keys", Kind::Gauge, "Live keys on this node.", PLAIN;
     STORE_TOMBSTONES = "a3_store_tombstones", Kind::Gauge, "Tombstones on this node.", PLAIN;
     TOMBSTONES_OLDEST = "a3_tombstones_oldest_age_seconds", Kind::Gauge, "Age of the oldest tombstone in the slots whose floors this node raises, as of its last look, in seconds; 0 where there is none.", PLAIN;
@@ -163,6 +165,10 @@ metrics_table! {
     STORE_CHECKPOINTS = "a3_store_checkpoints_total", Kind::Counter, "Checkpoints of the write-ahead log.", PLAIN;
     STORE_DAMAGED = "a3_store_damaged_rows_total", Kind::Counter, "Rows that failed their checksum.", PLAIN;
     STORE_SET_ASIDE = "a3_store_set_aside_total", Kind::Counter, "Databases that were lost or damaged and moved aside at this start: the node came back as a new instance.", PLAIN;
+    BACKUPS = "a3_backups_total", Kind::Counter, "Backups of this node that were taken and verified, or failed, by result.", BACKUP_RESULTS;
+    BACKUP_LAST = "a3_backup_last_success_timestamp_seconds", Kind::Gauge, "When the last backup that was verified was begun, in seconds since 1970; 0 before the first since the start.", PLAIN;
+    BACKUP_SECONDS = "a3_backup_duration_seconds", Kind::Gauge, "How long the last verified backup took until its first byte was sent, in seconds; 0 before the first since the start.", PLAIN;
+    BACKUP_BYTES = "a3_backup_bytes", Kind::Gauge, "Size of the last verified backup, in bytes; 0 before the first since the start.", PLAIN;
     STORE_CONFLICTS = "a3_store_version_conflicts_total", Kind::Counter, "Records of one version with different contents; must stay zero.", PLAIN;
     STORE_WRITABLE = "a3_store_writable", Kind::Gauge, "Whether the store takes writes (1) or not (0): its disk is full, or it has stopped.", PLAIN;
     CLOCK_SKEW = "a3_clock_skew_seconds", Kind::Gauge, "This node's wall clock minus the median of the clocks heard in the last 30 s.", PLAIN;

@@ -10,7 +10,8 @@
 //!   change is on disk (`DURABILITY` says what that means).
 //! - What one request changes is one transaction.
 
-pub mod changes;
+mod backup;
+mod changes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +22,8 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use changes::ChangeLog;
+pub use backup::{Backup, BackupError};
+pub use changes::{CHANGES_MAX, ChangeLog};
 
 pub use crate::types::{
     Announcement, Answer, InfoStamp, NodeInfo, NodeState, PeerError, PeerReply, PeerRequest, ReadPart, Refusal,
@@ -437,6 +439,10 @@ pub trait Store: Purging {
     /// the state accepted under the higher ballot. Durable when it answers, whatever `DURABILITY` says.
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>>;
 
+    /// Drops those of these keys' records that the floor covers; a register, if there is one, stays. Only for a replica that
+    /// is being rebuilt, of what its sources do not hold. Answers how many went.
+    fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>>;
+
     /// Up to which reading the clock may issue stamps, as last reserved.
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>>;
 
@@ -449,6 +455,11 @@ pub trait Store: Purging {
     /// Writes the tombstones of at most `limit` values whose time is up at `now`, and says which. It was fewer than `limit`
     /// where none is left.
     fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>>;
+
+    /// A copy of everything here, as of one moment after it was asked for, verified row by row. One at a time.
+    fn backup(&self) -> BoxFuture<'static, Result<Backup, BackupError>> {
+        Box::pin(async { Err(BackupError::Failed("this store has no file".into())) })
+    }
 
     /// Resolves when the store has stopped writing for good, with the reason.
     fn failed(&self) -> BoxFuture<'static, StoreError>;

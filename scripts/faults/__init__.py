@@ -1,8 +1,8 @@
 """The cases of check-faults: functions whose first line of documentation says what they show."""
 
 from . import (
-    clocks, counting, crashes, disks, ends, healing, identity, limits, listing, moving, repeats, stamps, tombstones, watch,
-    winners,
+    backup, clocks, counting, crashes, disks, ends, healing, identity, limits, listing, moving, repeats, stamps, tombstones,
+    watch, winners,
 )
 
 CASES = {
@@ -26,6 +26,7 @@ CASES = {
     "full": disks.full,
     "quarantine": disks.quarantine,
     "flips": disks.flips,
+    "backup": backup.backup,
     "ttl": ends.ttl,
     "tombstones": tombstones.tombstones,
     "drift": healing.drift,

@@ -255,11 +255,17 @@ fn connector() -> HttpConnector {
 }
 
 /// The innermost reason: the layers above it only say that a request failed.
-fn why(error: &hyper_util::client::legacy::Error) -> String {
-    let mut inner: &dyn std::error::Error = error;
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
     while let Some(source) = inner.source() {
         inner = source;
     }
+    inner.to_string()
+}
+
+/// Why there is no answer.
+pub(super) fn why(error: &hyper_util::client::legacy::Error) -> String {
+    let inner = innermost(error);
     if error.is_connect() { format!("cannot connect: {inner}") } else { format!("no answer: {inner}") }
 }
 

@@ -4,9 +4,9 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::Args;
@@ -19,6 +19,7 @@ use super::Fault;
 use super::client::{ANSWER, Asked, block_on, download, within};
 use super::moving::{LineFormat, Progress};
 use crate::config::units::about_bytes;
+use crate::storage::{self, ExportError};
 
 /// Longest last line that is looked at, in bytes.
 const LAST_BYTES_MAX: usize = 64 * 1024;
@@ -34,6 +35,9 @@ pub(super) struct Export {
     /// How lines are spelled [default: as FILE ends: csv, else ndjson].
     #[arg(id = "lines", long = "format", value_enum, value_name = "FORMAT")]
     format: Option<LineFormat>,
+    /// Read a backup's file in place of a cluster: what that node held, deletions too.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prefix", "host"])]
+    backup: Option<PathBuf>,
     #[command(flatten)]
     asked: Asked,
 }
@@ -46,7 +50,30 @@ enum Target {
 
 impl Export {
     pub(super) fn run(self) -> Result<(), Fault> {
-        block_on(self.export())
+        match &self.backup {
+            Some(backup) => self.read(backup),
+            None => block_on(self.export()),
+        }
+    }
+
+    /// A backup's records, as lines.
+    fn read(&self, backup: &Path) -> Result<(), Fault> {
+        if self.format.unwrap_or_else(|| LineFormat::of_name(self.file.as_deref())) == LineFormat::Csv {
+            return Err(Fault::Usage("a backup has deletions, which CSV has no words for: write ndjson".into()));
+        }
+        let mut target = Target::new(self.file.clone())?;
+        let read = storage::export(backup, &mut BufWriter::new(&mut target));
+        let about = match read {
+            Ok(about) => about,
+            // Whoever reads it has enough.
+            Err(ExportError::Out(e)) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(target.cut(&error.to_string())),
+        };
+        target.finish()?;
+        if self.file.is_some() {
+            eprintln!("{} records that {} held", about.rows.records, about.node);
+        }
+        Ok(())
     }
 
     async fn export(self) -> Result<(), Fault> {
@@ -68,7 +95,7 @@ impl Export {
             let Some(part) = part else { break };
             bytes += part.len() as u64;
             tail.push(&part);
-            if !target.write(&part)? {
+            if !target.put(&part)? {
                 return Ok(());
             }
             progress.show(bytes);
@@ -113,6 +140,22 @@ fn told(end: &Value, bytes: u64, to_file: bool) -> Result<(), Fault> {
     }
 }
 
+impl io::Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Target::Stdout => io::stdout().lock().write(bytes),
+            Target::File { file, .. } => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Target::Stdout => io::stdout().lock().flush(),
+            Target::File { file, .. } => file.flush(),
+        }
+    }
+}
+
 impl Target {
     fn new(path: Option<PathBuf>) -> Result<Self, Fault> {
         let Some(path) = path else { return Ok(Target::Stdout) };
@@ -124,17 +167,12 @@ impl Target {
     }
 
     /// False where nobody reads on.
-    fn write(&mut self, bytes: &[u8]) -> Result<bool, Fault> {
-        match self {
-            Target::Stdout => match io::stdout().lock().write_all(bytes) {
-                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-                Err(e) => Err(Fault::Failed(format!("cannot write to stdout: {e}"))),
-                Ok(()) => Ok(true),
-            },
-            Target::File { file, part, .. } => {
-                file.write_all(bytes).map_err(|e| Fault::Failed(format!("{}: {e}", part.display())))?;
-                Ok(true)
-            }
+    fn put(&mut self, bytes: &[u8]) -> Result<bool, Fault> {
+        match (self.write_all(bytes), self) {
+            (Ok(()), _) => Ok(true),
+            (Err(e), Target::Stdout) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            (Err(e), Target::Stdout) => Err(Fault::Failed(format!("cannot write to stdout: {e}"))),
+            (Err(e), Target::File { part, .. }) => Err(Fault::Failed(format!("{}: {e}", part.display()))),
         }
     }
 

@@ -5,6 +5,7 @@
 //! - What was asked for goes to stdout and nothing else does; complaints and progress go to stderr.
 //! - The exit code says what happened: see [`Fault`].
 
+mod backup;
 mod bench;
 mod client;
 mod completions;
@@ -25,6 +26,7 @@ mod openapi;
 mod output;
 mod put;
 mod repair;
+mod restore;
 mod ring;
 mod serve;
 mod settings;
@@ -71,6 +73,8 @@ enum Command {
     Convergence(convergence::Convergence),
     Repair(repair::Repair),
     Tombstones(tombstones::Tombstones),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
     Health(health::Health),
     Smoke(smoke::Smoke),
     Bench(bench::Bench),
@@ -102,6 +106,8 @@ impl Cli {
             Command::Convergence(command) => command.run(),
             Command::Repair(command) => command.run(),
             Command::Tombstones(command) => command.run(),
+            Command::Backup(command) => command.run(),
+            Command::Restore(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Smoke(command) => command.run(),
             Command::Bench(command) => command.run(),

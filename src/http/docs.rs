@@ -216,6 +216,7 @@ const CONFLICT: (u16, &str) = (409, CONFLICT_HELP);
 const CONFLICT_HELP: &str = "Definite: nothing was written. `conflict`: other conditional writes were always first, send it again; `condition-count-exhausted`: PUT it once without a condition.";
 const KEY_REUSED: (u16, &str) = (422, "The Idempotency-Key belongs to another request. Definite: nothing was written.");
 const DISK_FULL: (u16, &str) = (507, "Not enough replicas have room.");
+const NO_ROOM: (u16, &str) = (507, "The node's disk has no room for a copy of its database.");
 const TOO_LARGE: (u16, &str) = (413, "The value is longer than the node's VALUE_BYTES_MAX; the detail names it.");
 const BATCH_TOO_LARGE: (u16, &str) = (413, "The batch is longer than 16 MiB. Nothing was begun.");
 const BODY_TIMEOUT: (u16, &str) = (408, "The body did not arrive in time.");
@@ -235,6 +236,7 @@ fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
         "deleteValue" => &[CROSS_SITE, CONFLICT, WRITE_UNMET, KEY_REUSED, TIMED_OUT, DISK_FULL],
         "batch" => &[CROSS_SITE, BODY_TIMEOUT, BATCH_TOO_LARGE],
         "importRecords" => &[CROSS_SITE, STALLED, ENCODED, TIMED_OUT, DISK_FULL],
+        "createBackup" => &[CROSS_SITE, NO_ROOM],
         "repair" => &[CROSS_SITE, BODY_TIMEOUT, TOO_LARGE],
         "getOperation" | "getOperationEvents" => &[NO_OPERATION],
         "abortOperation" => &[CROSS_SITE, NO_OPERATION],

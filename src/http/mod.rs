@@ -14,6 +14,7 @@
 
 mod accept;
 mod answer;
+mod backup;
 mod batch;
 mod bodies;
 mod body;
@@ -174,7 +175,8 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
     router.layer(axum::middleware::from_fn_with_state(edge, edge::edge))
 }
 
-/// Every route with its description. Values are never compressed: they are returned as they were stored.
+/// Every route with its description. Values are never compressed: they are returned as they were stored. Nor are backups,
+/// whose length is told.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     let described = OpenApiRouter::new()
         .merge(listing::routes())
@@ -189,7 +191,11 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .merge(docs::routes())
         .layer(CompressionLayer::new());
     // Nor are watches: an event is told when it happens, not when there are enough of them to compress.
-    OpenApiRouter::with_openapi(docs::base()).merge(kv::routes()).merge(watch::routes()).merge(described)
+    OpenApiRouter::with_openapi(docs::base())
+        .merge(kv::routes())
+        .merge(watch::routes())
+        .merge(backup::routes())
+        .merge(described)
 }
 
 fn cors(origins: &[String]) -> Option<CorsLayer> {

@@ -100,6 +100,8 @@ codes! {
         "All header fields together are at most 16384 bytes long.";
     Internal = "internal", INTERNAL_SERVER_ERROR, true, "The node failed to answer",
         "A defect in the node. Its log has an entry under the same request id.";
+    StoreDamaged = "store-damaged", INTERNAL_SERVER_ERROR, true, "What is stored is damaged",
+        "A page or a row on this node's disk is not what was written, and a copy of it would be no backup. A scrub mends rows from the other copies (POST /repair, GET /cluster/convergence?deep=true); then ask again.";
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, true, "Too many requests are under way",
         "The node or its replicas have as much under way as they can hold. Send it again a little later.";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, true, "Not enough replicas can be reached",
@@ -108,6 +110,8 @@ codes! {
         "The node has no cluster yet, or is stopping. /readyz?verbose says what it waits for.";
     ClockSkew = "clock-skew", SERVICE_UNAVAILABLE, true, "This node's clock is off",
         "The node's clock differs too much from its peers', so it does not coordinate writes. Another node will; set the clock right.";
+    BackupRunning = "backup-running", SERVICE_UNAVAILABLE, true, "Another backup is under way",
+        "A node takes and sends one backup of itself at a time. Ask again when that one is through.";
     TimedOut = "timed-out", GATEWAY_TIMEOUT, true, "Not enough replicas answered in time",
         "For a write, outcome says what is known of it: unknown means that it may be found later.";
     DiskFull = "disk-full", INSUFFICIENT_STORAGE, true, "The replicas' disks are full",

@@ -20,7 +20,7 @@ use super::weight;
 use super::wire::proto::mesh_client::MeshClient;
 use super::wire::{self, Malformed, changes, propose, proto, purge, rare, scan, status, tree};
 use crate::ports::{PeerError, PeerReply, PeerRequest};
-use crate::types::{ChangesAsk, Epoch, InstanceId};
+use crate::types::{ChangesAsk, Epoch, InstanceId, Key};
 
 /// Makes the calls.
 pub(super) struct Asks {
@@ -97,22 +97,34 @@ impl Asks {
                 let mut reply = self.heard(answer(client.fetch_range(request).await)?);
                 (reply.header.take(), tree::read_range_reply(reply, &exchange))
             }
-            PeerRequest::FetchSlot { epoch, slot, after } => {
-                let request = self.told(tree::slot_request(header, epoch, slot, after.as_ref()));
-                let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
-                (reply.header.take(), tree::read_slot_reply(reply, after.as_ref()))
+            PeerRequest::CompareSlot { epoch, slot, digests } => {
+                self.of_slot(client, tree::compare_request(header, epoch, slot, &digests), None).await?
+            }
+            PeerRequest::FetchSlot { epoch, slot, leaves, after } => {
+                let request = tree::slot_request(header, epoch, slot, leaves, after.as_ref());
+                self.of_slot(client, request, after.as_ref()).await?
             }
             PeerRequest::Purge { epoch, step } => purged(client, purge::request(header, epoch, step)).await?,
             PeerRequest::Scan { epoch, scan } => scanned(client, scan::request(header, epoch, scan)).await?,
             PeerRequest::Changes { epoch, ask } => changed(client, header, epoch, ask).await?,
             PeerRequest::Converge { with, look } => {
-                let request = self.told(tree::converge_request(header, with, look));
-                let mut reply = self.heard(answer(client.converge(request).await)?);
-                (reply.header.take(), tree::read_converge_reply(reply))
+                self.converged(client, tree::converge_request(header, with, look)).await?
             }
         };
         self.shared.admit(header, instance)?;
         reply.map_err(|malformed: Malformed| malformed.into())
+    }
+
+    /// A page, or a comparison.
+    async fn of_slot(
+        &self,
+        mut client: MeshClient<Channel>,
+        request: proto::SlotRequest,
+        after: Option<&Key>,
+    ) -> Result<Split, PeerError> {
+        let request = self.told(request);
+        let mut reply = self.heard(answer(client.fetch_slot(request).await)?);
+        Ok((reply.header.take(), tree::read_slot_reply(reply, after)))
     }
 
     /// The connections that a request travels on, and what it weighs there.
@@ -123,6 +135,7 @@ impl Asks {
             }
             PeerRequest::GetChunkHash { .. }
             | PeerRequest::FetchRange(_)
+            | PeerRequest::CompareSlot { .. }
             | PeerRequest::FetchSlot { .. }
             | PeerRequest::Purge { .. }
             | PeerRequest::Converge { .. } => (&self.healing, weight::of_healing(request)),
@@ -130,6 +143,15 @@ impl Asks {
             PeerRequest::Changes { ask, .. } => (&self.watches, weight::of_changes(ask)),
             _ => (&self.talk, 0),
         }
+    }
+
+    async fn converged(
+        &self,
+        mut client: MeshClient<Channel>,
+        request: proto::ConvergeRequest,
+    ) -> Result<Split, PeerError> {
+        let mut reply = self.heard(answer(client.converge(self.told(request)).await)?);
+        Ok((reply.header.take(), tree::read_converge_reply(reply)))
     }
 
     /// Counts a message of healing that is sent.

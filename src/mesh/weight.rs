@@ -98,6 +98,7 @@ pub(super) fn of_healing(request: &PeerRequest) -> usize {
             let told = if exchange.names_only { NAMES_BYTES } else { MESH_MESSAGE_BYTES_MAX };
             exchange.leaves.len() * LEAF_BYTES + exchange.held.len() * (Entry::BYTES + WANTED_BYTES) + told
         }
+        PeerRequest::CompareSlot { digests, .. } => digests.len() * size_of::<u64>(),
         PeerRequest::FetchSlot { .. } | PeerRequest::Purge { .. } => MESH_MESSAGE_BYTES_MAX,
         PeerRequest::Converge { look: Look::Chunks, .. } => 0,
         PeerRequest::Converge { .. } => NAMES_BYTES,
@@ -141,7 +142,8 @@ mod tests {
     use crate::ports::PeerReply;
     use crate::types::limits::SMALL_VALUE_BYTES_MAX;
     use crate::types::{
-        Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Epoch, Key, NodeNum, Slot, SlotSet, Token,
+        Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Epoch, Floor, Key, Leaf, LeafSet, NodeNum,
+        Slot, SlotSet, Token,
     };
 
     /// In a message each stands behind its tag and its length.
@@ -193,10 +195,20 @@ mod tests {
     fn a_page_weighs_what_its_answer_may() {
         let (epoch, slot) = (Epoch(u64::MAX), Slot(255));
         let after = Some(Key::new(vec![1; KEY_BYTES_MAX]).unwrap());
-        let asked = tree::slot_request(None, epoch, slot, after.as_ref()).encoded_len();
-        let weight = of_healing(&PeerRequest::FetchSlot { epoch, slot, after });
+        let leaves = LeafSet::of([255]);
+        let asked = tree::slot_request(None, epoch, slot, leaves, after.as_ref()).encoded_len();
+        let weight = of_healing(&PeerRequest::FetchSlot { epoch, slot, leaves, after });
         assert!(asked + MESH_MESSAGE_BYTES_MAX <= weight);
         assert_eq!(of_healing(&PeerRequest::Topology), 0);
+    }
+
+    #[test]
+    fn comparing_a_slot_weighs_what_it_asks_and_is_told() {
+        let (epoch, slot, digests) = (Epoch(u64::MAX), Slot(255), vec![Digest(u64::MAX); Leaf::IN_SLOT]);
+        let asked = tree::compare_request(None, epoch, slot, &digests).encoded_len();
+        let told = PeerReply::SlotCompared { differing: LeafSet::ALL, floor: Floor::default() };
+        let told = tree::slot_reply(None, told).unwrap().encoded_len();
+        assert!(asked + told + 256 <= of_healing(&PeerRequest::CompareSlot { epoch, slot, digests }));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod damage;
 mod peers;
 mod purging;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -389,14 +390,17 @@ impl Store for FakeStore {
         self.rare(())
     }
 
-    fn slot_page(&self, _: Slot, _: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
-        self.rare(SlotPage::default())
+    fn slot_page(&self, slot: Slot, _: Option<Key>) -> BoxFuture<'static, Result<SlotPage, StoreError>> {
+        self.rare(self.page_of(slot))
     }
 
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
-        let records = entries.into_iter().filter_map(|(token, (key, record, _))| Some((key, (token, record?))));
-        self.records.lock().extend(records);
+        entries.into_iter().for_each(|(token, entry)| self.take_over(token, entry));
         self.rare(())
+    }
+
+    fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        self.rare(self.forget_covered(&floor, &keys))
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

@@ -8,6 +8,7 @@
 
 pub mod answers;
 pub mod anti_entropy;
+mod backup;
 pub mod batch;
 pub mod clock;
 pub mod conditional;
@@ -342,7 +343,12 @@ impl PeerHandler for Node {
                 }
                 PeerRequest::FetchRange(exchange) => self.anti_entropy.answer_fetch_range(exchange).await,
                 PeerRequest::Converge { with, look } => self.anti_entropy.answer_converge(with, look).await,
-                PeerRequest::FetchSlot { epoch, slot, after } => self.rebuild.answer(epoch, slot, after).await,
+                PeerRequest::CompareSlot { epoch, slot, digests } => {
+                    self.rebuild.answer_compare(epoch, slot, &digests).await
+                }
+                PeerRequest::FetchSlot { epoch, slot, leaves, after } => {
+                    self.rebuild.answer(epoch, slot, leaves, after).await
+                }
                 PeerRequest::Scan { epoch, scan } => self.lister.answer(from.node, epoch, scan).await,
                 PeerRequest::Changes { epoch, ask } => self.watches.answer(from.node, epoch, ask).await,
                 PeerRequest::Purge { epoch, step } => self.purge.answer(from.node, epoch, step).await,

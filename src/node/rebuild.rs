@@ -12,8 +12,13 @@
 //!   an older one, and so under the old instance; what it had let in before is on its disk before it tells.
 //! - A replica that is being rebuilt is no source.
 //! - A new epoch begins it anew: whoever was a source may have been replaced.
+//! - What is here already (a backup that was restored, a rebuild that was broken off) only ever saves bytes: see
+//!   [`head_start`].
 //!
-//! Caveat: with one copy there is nobody to fetch from. The slots are then empty, and the log says so.
+//! Caveat: with one copy there is nobody to fetch from. The slots then hold what a backup had of them, or nothing, and the log
+//! says so.
+
+mod head_start;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,7 +36,8 @@ use super::succession::Succession;
 use crate::metrics;
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, StoreError};
 use crate::protocol::ring::Ring;
-use crate::types::{Epoch, Floor, Key, NodeNum, Slot, majority};
+use crate::types::{Epoch, Floor, Key, LeafSet, NodeNum, Slot, majority};
+use head_start::Start;
 
 /// How long a page is waited for.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -55,13 +61,15 @@ struct Meters {
     slots: Gauge,
     sent: Counter,
     received: Counter,
+    dropped: Counter,
 }
 
 impl Meters {
     fn new() -> Self {
         let keys = |direction| metrics::counter(metrics::TRANSFER_KEYS, &[("direction", direction)]);
         let slots = metrics::gauge(metrics::TRANSFER_SLOTS, &[]);
-        Self { slots, sent: keys("sent"), received: keys("received") }
+        let dropped = metrics::counter(metrics::TRANSFER_DROPPED, &[]);
+        Self { slots, sent: keys("sent"), received: keys("received"), dropped }
     }
 }
 
@@ -143,13 +151,45 @@ impl Rebuild {
         }
         let others: Vec<NodeNum> = placement.home_replicas().iter().copied().filter(|n| *n != self.me).collect();
         if others.is_empty() {
-            tracing::error!(%slot, "this was the only copy of the slot; it is empty now");
+            let keys = self.ports.store.leaf_sums(slot).map_or(0, |sums| sums.iter().map(|sum| sum.records).sum());
+            tracing::error!(%slot, keys, "this was the only copy of the slot; it has what is here, and nothing else");
             return Ok(true);
         }
+        loop {
+            let mut start = self.begin(slot).await;
+            if start.is_ahead() {
+                if !self.of_majority(ring, slot, &others, &mut start, Part::Compare).await? {
+                    return Ok(false);
+                }
+                self.drop_covered(ring, slot, &mut start).await?;
+            }
+            if !self.of_majority(ring, slot, &others, &mut start, Part::Fetch).await? {
+                return Ok(false);
+            }
+            // A floor that rose meanwhile may cover more of what was here: once more, which finds the rest in place.
+            if start.is_settled() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Does that with a majority of the others, each of them once; `false` where the epoch changed meanwhile.
+    async fn of_majority(
+        &self,
+        ring: &Ring,
+        slot: Slot,
+        others: &[NodeNum],
+        start: &mut Start,
+        part: Part,
+    ) -> Result<bool, StoreError> {
         let mut done = BTreeSet::new();
         loop {
             for source in others.iter().filter(|n| !done.contains(*n)).copied().collect::<Vec<_>>() {
-                match self.fetch_from(ring, slot, source).await {
+                let asked = match part {
+                    Part::Compare => self.compare_with(ring, slot, source, start).await,
+                    Part::Fetch => self.fetch_from(ring, slot, source, start).await,
+                };
+                match asked {
                     Ok(()) => drop(done.insert(source)),
                     Err(Unfetched::Store(error)) => return Err(error),
                     Err(Unfetched::Epoch(theirs)) if theirs > ring.epoch() => self.succession.fetch_from(source).await,
@@ -169,12 +209,16 @@ impl Rebuild {
     }
 
     /// All pages of a slot from one source.
-    async fn fetch_from(&self, ring: &Ring, slot: Slot, source: NodeNum) -> Result<(), Unfetched> {
+    async fn fetch_from(&self, ring: &Ring, slot: Slot, source: NodeNum, start: &mut Start) -> Result<(), Unfetched> {
         let protocol = |what: &str| Unfetched::Peer(PeerError::Protocol(what.to_owned()));
+        if start.is_ahead() && !start.is_compared(source) {
+            self.compare_with(ring, slot, source, start).await?;
+        }
+        let leaves = start.wanted_of(source);
         let mut after: Option<Key> = None;
         let mut floors = Floor::default();
         loop {
-            let request = PeerRequest::FetchSlot { epoch: ring.epoch(), slot, after };
+            let request = PeerRequest::FetchSlot { epoch: ring.epoch(), slot, leaves, after };
             let reply = self.ports.peers.ask(Destination::Member(source), request, Instant::now() + WITHIN).await;
             let (entries, floor, next) = match reply.map_err(Unfetched::Peer)? {
                 PeerReply::SlotPage { entries, floor, next } => (entries, floor, next),
@@ -202,35 +246,72 @@ impl Rebuild {
             }
         }
         // After the rows: what the source holds is not below its own floor, and what it has purged is not in its rows.
+        start.told(&floors);
         if floors != Floor::default() {
             self.ports.store.raise(vec![(slot, floors)]).await.map_err(Unfetched::Store)?;
         }
         Ok(())
     }
 
-    /// A page of a slot, for a member that is being rebuilt.
+    /// A page of a slot, for a member that is being rebuilt: its registers, and the records of those leaves.
     ///
     /// # Errors
     /// `Refused` where this node cannot tell all that it ever acknowledged. Nothing was told.
-    pub async fn answer(&self, epoch: Epoch, slot: Slot, after: Option<Key>) -> Result<PeerReply, PeerError> {
-        let refused = |why: String| PeerError::Refused(why);
+    pub async fn answer(
+        &self,
+        epoch: Epoch,
+        slot: Slot,
+        leaves: LeafSet,
+        after: Option<Key>,
+    ) -> Result<PeerReply, PeerError> {
+        let ring = match self.as_source(epoch, slot)? {
+            Ok(ring) => ring,
+            Err(wrong_epoch) => return Ok(wrong_epoch),
+        };
+        if after.is_none() {
+            self.let_in_is_on_disk(&ring).await?;
+        }
+        let page = self.ports.store.slot_page(slot, after).await.map_err(|e| refused(e.to_string()))?;
+        let mut entries = page.entries;
+        if leaves != LeafSet::ALL {
+            for (key, record, _) in &mut entries {
+                record.take_if(|_| !leaves.contains(ring.token(key)));
+            }
+            entries.retain(|(_, record, register)| record.is_some() || register.is_some());
+        }
+        self.meters.sent.increment(entries.len() as u64);
+        Ok(PeerReply::SlotPage { entries, floor: page.floor, next: page.next })
+    }
+
+    /// The ring of that epoch, or what to answer where another one is in force.
+    fn as_source(&self, epoch: Epoch, slot: Slot) -> Result<Result<Arc<Ring>, PeerReply>, PeerError> {
         let ring = self.routing.ring().ok_or_else(|| refused("it has no topology".into()))?;
         if ring.epoch() != epoch {
-            return Ok(PeerReply::WrongEpoch { epoch: ring.epoch() });
+            return Ok(Err(PeerReply::WrongEpoch { epoch: ring.epoch() }));
         }
         if self.routing.is_rebuilding() || !ring.placement(slot).is_home(self.me) {
             return Err(refused("it cannot tell what is in that slot".into()));
         }
-        if after.is_none() {
-            // Whatever was let in under the epoch before is queued by now, and on disk after the next change.
-            self.replica.settle();
-            let topology = Arc::clone(ring.topology());
-            self.ports.store.save_topology(topology).await.map_err(|e| refused(e.to_string()))?;
-        }
-        let page = self.ports.store.slot_page(slot, after).await.map_err(|e| refused(e.to_string()))?;
-        self.meters.sent.increment(page.entries.len() as u64);
-        Ok(PeerReply::SlotPage { entries: page.entries, floor: page.floor, next: page.next })
+        Ok(Ok(ring))
     }
+
+    /// Whatever was let in under the epoch before is queued by now, and on disk after the next change.
+    async fn let_in_is_on_disk(&self, ring: &Ring) -> Result<(), PeerError> {
+        self.replica.settle();
+        let topology = Arc::clone(ring.topology());
+        self.ports.store.save_topology(topology).await.map_err(|e| refused(e.to_string()))
+    }
+}
+
+/// What is asked of a majority.
+#[derive(Clone, Copy)]
+enum Part {
+    Compare,
+    Fetch,
+}
+
+fn refused(why: String) -> PeerError {
+    PeerError::Refused(why)
 }
 
 impl fmt::Debug for Rebuild {

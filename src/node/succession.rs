@@ -32,6 +32,8 @@ use crate::types::{Ballot, Epoch, Hlc, InstanceId, Member, NodeNum, Topology};
 
 /// A member that cannot be proven dead must have been down for so long before another instance takes its place.
 pub const DOWN_FOR: Duration = Duration::from_secs(60);
+/// What a newcomer is told whose place is not free.
+pub(super) const LIVES: &str = "lives as instance";
 /// How long a member is waited for.
 const WITHIN: Duration = Duration::from_secs(1);
 /// How often the members are looked at.
@@ -219,7 +221,7 @@ impl Succession {
     async fn is_gone(&self, listed: &Member) -> Result<bool, PeerError> {
         let lives = || {
             let (node, instance, there) = (listed.node, listed.instance, &listed.mesh_address);
-            Err(PeerError::Refused(format!("{node} lives as instance {instance} at {there}")))
+            Err(PeerError::Refused(format!("{node} {LIVES} {instance} at {there}")))
         };
         if self.ask(listed.node, PeerRequest::Topology).await.is_ok() {
             return lives();

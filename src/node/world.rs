@@ -19,7 +19,8 @@ use crate::ports::{
     RecordPage, ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
 use crate::types::{
-    Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, Topology, Version, Vote,
+    Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, Topology, Version,
+    Vote,
 };
 
 pub(crate) struct Seeded(Mutex<StdRng>);
@@ -203,6 +204,10 @@ impl Store for DiskStore {
 
     fn absorb(&self, _: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn drop_covered(&self, _: Floor, _: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        Box::pin(async { Ok(0) })
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

@@ -46,6 +46,10 @@ pub enum Stop {
     )]
     Replaced { cluster: ClusterId, node: NodeNum, listed: InstanceId, there: String, mine: InstanceId },
     #[error(
+        "{node} comes from a backup as a new instance, and the old one goes on: {why}; only one of them may be started"
+    )]
+    Lives { node: NodeNum, why: String },
+    #[error(
         "cluster {cluster} has the members {members}, and {node} is not one of them; this version admits members only \
          when a cluster is founded, so start {node} with SEEDS of a cluster that is being founded"
     )]

@@ -4,6 +4,8 @@
 //! lock                 held locked while a process has the directory; holds that process's id, for people
 //! identity             who this node is, and how its last life ended (JSON); outlives the database
 //! a3.db                the database, with a3.db-wal and a3.db-shm while it is open
+//! backup.tmp           a backup that is being taken; one that a crash left is removed at the next start
+//! restoring            a backup is being restored: no node starts until that is done
 //! a3.db.damaged-<ms>   one that was moved aside, with its -wal; never read again, never deleted
 //! ```
 //!
@@ -24,14 +26,18 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::OpenError;
+use super::{OpenError, backup};
 use crate::metrics;
 use crate::ports::Entropy;
 use crate::types::{Identity, InstanceId, NodeNum};
 
-const DATABASE: &str = "a3.db";
+pub(super) const DATABASE: &str = "a3.db";
 const WAL: &str = "a3.db-wal";
 const SHM: &str = "a3.db-shm";
+/// There while a backup is being restored into the directory.
+pub(super) const RESTORING: &str = "restoring";
+/// A copy that is being made; swept at the next start.
+const BACKUP: &str = "backup.tmp";
 
 /// How the last life of the directory ended, and what it left.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +103,11 @@ impl DataDir {
         self.path.join(WAL)
     }
 
+    /// Where a backup is made before it is handed out.
+    pub(super) fn backup(&self) -> PathBuf {
+        self.path.join(BACKUP)
+    }
+
     pub(super) fn marks(&self) -> Marks {
         self.marks.lock().clone()
     }
@@ -107,6 +118,12 @@ impl DataDir {
     pub(super) fn start(&self, node: NodeNum, now_ms: u64, entropy: &dyn Entropy) -> Result<Identity, OpenError> {
         let path = self.identity_path();
         let failed = |source| OpenError::Io { path: path.clone(), source };
+        if self.path.join(RESTORING).try_exists().map_err(failed)? {
+            let reason =
+                "a backup was being restored into this directory; run a3 restore again, or empty the directory";
+            return Err(OpenError::Identity { path, reason: reason.to_owned() });
+        }
+        backup::sweep(&self.backup());
         let has_database = has_bytes(&self.database()).map_err(failed)?;
         let Kept { mut identity, marks } = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)

@@ -71,6 +71,15 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// The record goes, and nothing takes its place.
+    pub(super) fn forget_end(&self, token: Token, key: &Key, old: &Record) -> rusqlite::Result<()> {
+        if let Some(at) = old.expires_at_ms() {
+            let at = params![at as i64, token.0 as i64, key.as_bytes()];
+            self.engine.conn.prepare_cached(DELETE)?.execute(at)?;
+        }
+        Ok(())
+    }
+
     /// Writes the tombstones of at most so many values whose time is up.
     pub(super) fn end_due(&mut self, now: Hlc, limit: usize) -> rusqlite::Result<Outcome> {
         let due: Vec<(i64, i64, Vec<u8>)> = {

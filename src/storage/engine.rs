@@ -77,6 +77,11 @@ pub enum Change {
     },
     /// Merges what another replica holds of these keys.
     Absorb(Vec<(Token, SlotEntry)>),
+    /// Drops those of these keys' records that the floor covers.
+    DropCovered {
+        floor: Floor,
+        keys: Vec<(Token, Key)>,
+    },
     /// Merges floors and seals into those of these slots.
     Raise(Vec<(Slot, SlotFloor)>),
     /// Drops those of these keys that may be forgotten, as they read; beside each when the list of tombstones has it as
@@ -114,7 +119,7 @@ impl Change {
             Change::Prepare { .. } | Change::Accept { .. } => true,
             Change::Topology(_) | Change::Proposal(_) | Change::Vote(_) | Change::ReserveClock(_) => true,
             Change::ReleaseClock(_) | Change::Absorb(_) | Change::Raise(_) => true,
-            Change::Purge { .. } => false,
+            Change::Purge { .. } | Change::DropCovered { .. } => false,
             Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
             Change::EndDue { .. } | Change::Discard { .. } => false,
         }
@@ -378,6 +383,7 @@ impl<'e> Batch<'e> {
             Change::Proposal(topology) => facts::save_proposal(conn, topology).map(|()| Outcome::Done),
             Change::Vote(vote) => facts::save_vote(conn, vote).map(|()| Outcome::Done),
             Change::Absorb(entries) => self.absorb(entries),
+            Change::DropCovered { floor, keys } => self.drop_covered(floor, keys).map(Outcome::Dropped),
             Change::Raise(floors) => self.raise(floors).map(|()| Outcome::Done),
             Change::Purge { seed, drop, keys } => self.purge(*seed, drop, keys).map(Outcome::Purged),
             Change::Discard { seed, slot, rows } => self.discard(*seed, *slot, rows).map(Outcome::Dropped),

@@ -63,6 +63,12 @@ pub(super) fn release_clock(conn: &Connection, last: Hlc) -> rusqlite::Result<()
     save(conn, CLOCK, &last.0.to_be_bytes())
 }
 
+/// Everything but the clock's reservation: for a copy that becomes another instance's.
+pub(super) fn forget_all_but_clock(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM facts WHERE name <> ?1", [CLOCK])?;
+    Ok(())
+}
+
 /// Marks the saved sums as those of the rows; `checksum` names them.
 pub(super) fn mark_sums(conn: &Connection, checksum: u64) -> rusqlite::Result<()> {
     save(conn, SUMS, &checksum.to_be_bytes())

@@ -22,6 +22,7 @@
 //! a row that is none (`walk`); copies on other nodes are what heals it. Mapped pages are read without a system call, and a disk
 //! that fails under them kills the process instead of failing the read.
 
+mod backup;
 mod book;
 mod checkpoint;
 mod commit;
@@ -35,6 +36,7 @@ mod facts;
 mod floors;
 mod hints;
 mod holdings;
+mod identity;
 mod inline;
 mod meters;
 mod migrations;
@@ -55,6 +57,7 @@ mod transfer;
 mod tree;
 mod walk;
 
+pub use backup::{ExportError, RestoreError, RestoreOptions, Restored, export, restore};
 pub use connection::Durability;
 pub use engine::{BatchError, Change, Engine, Now, Outcome};
 pub use opening::OpenError;

@@ -66,6 +66,14 @@ pub(super) const OUTLINE_AFTER: &str = concat!(
     own_columns!(),
     ", NULL, r.key, r.slot FROM records r WHERE (r.slot, r.key) > (?1, ?2) ORDER BY r.slot, r.key LIMIT 1"
 );
+/// All records, and all hints, in the order they lie in, with their large values.
+pub(super) const ALL_RECORDS: &str = concat!(
+    "SELECT ",
+    record_columns!(),
+    ", r.key, r.slot FROM records r LEFT JOIN large_values l ON l.id = r.large ORDER BY r.slot, r.key"
+);
+pub(super) const ALL_HINTS: &str =
+    concat!("SELECT ", record_columns!(), ", r.key FROM hints r LEFT JOIN large_values l ON l.id = r.large");
 pub(super) const SELECT_HINT: &str = concat!(
     "SELECT ",
     record_columns!(),

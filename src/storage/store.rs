@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, InterruptHandle};
 use tokio::sync::oneshot;
 
+use super::backup::{Backups, Source};
 use super::book::Book;
 use super::checkpoint::Checkpointer;
 use super::commit::{AnswerTo, Job, WriteQueue, Writer, change_through};
@@ -24,13 +25,14 @@ use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::threads::{join, thread};
-use super::{count, ends, examine, facts, floors::Floors, opening, scan, transfer};
+use super::{count, ends, examine, facts, floors::Floors, identity, opening, scan, transfer};
 use crate::ports::{
-    ChangeLog, Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry, SlotPage, Store,
-    StoreError, StoreTotals, Submission, Submissions,
+    Backup, BackupError, ChangeLog, Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry,
+    SlotPage, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use crate::types::{
-    Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version, Vote,
+    Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version,
+    Vote,
 };
 
 /// Most reader threads.
@@ -50,8 +52,8 @@ pub struct Options {
     pub durability: Durability,
     /// Hints kept here together, in bytes of keys and contents; more are refused.
     pub hint_bytes_max: u64,
-    /// Cap of the write-ahead log, in bytes. The log passes it only while somebody holds a snapshot (a person with
-    /// `sqlite3`), and by the length of one batch.
+    /// Cap of the write-ahead log, in bytes. The log passes it only while somebody holds a snapshot (a
+    /// backup that copies pages, a person with `sqlite3`), and by the length of one batch.
     pub wal_bytes_max: u64,
 }
 
@@ -71,6 +73,7 @@ pub struct SqliteStore {
     changes: Arc<ChangeLog>,
     identity: Arc<Mutex<Identity>>,
     checkpointer: Arc<Checkpointer>,
+    backups: Arc<Backups>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -124,6 +127,7 @@ impl SqliteStore {
             changes,
             identity: Arc::new(Mutex::new(identity)),
             checkpointer: Arc::new(checkpointer),
+            backups: Arc::default(),
             threads: Mutex::new(None),
         };
         let threads = store.start(engine, conns, dir).map_err(|source| OpenError::Io { path: database, source })?;
@@ -170,6 +174,7 @@ impl SqliteStore {
     /// Requests that come later are refused as not ready. Blocks for as long as that takes; a second call does nothing.
     pub fn close(&self) {
         let Some(threads) = self.threads.lock().take() else { return };
+        self.backups.close();
         self.writes.close();
         join(threads.writer);
         self.reads.close();
@@ -372,10 +377,7 @@ impl Store for SqliteStore {
 
     fn discard(&self, slot: Slot, rows: Vec<(i64, Vec<u8>)>) -> BoxFuture<'static, Result<u64, StoreError>> {
         let Some(seed) = seed_of(&self.identity.lock()) else { return std::future::ready(Ok(0)).boxed() };
-        let outcome = self.change(Change::Discard { seed, slot, rows });
-        outcome
-            .map(|outcome| outcome.map(|outcome| if let Outcome::Dropped(rows) = outcome { rows } else { 0 }))
-            .boxed()
+        dropped(self.change(Change::Discard { seed, slot, rows }))
     }
 
     fn condemn(&self, what: &str) {
@@ -398,7 +400,7 @@ impl Store for SqliteStore {
         let (held, status) = (self.identity.clone(), self.status.clone());
         self.writes.push_task(Box::new(move || {
             // Whoever stopped waiting is not told.
-            let _ = caller.send(replace_identity(&dir, &held, &status, identity));
+            let _ = caller.send(identity::replace(&dir, &held, &status, identity));
         }));
         answer.map(|answer| answer.unwrap_or(Err(StoreError::Closing))).boxed()
     }
@@ -436,6 +438,10 @@ impl Store for SqliteStore {
         done(self.change(Change::Absorb(entries)))
     }
 
+    fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        dropped(self.change(Change::DropCovered { floor, keys }))
+    }
+
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {
         self.read(|conn, _| facts::clock_reservation(conn))
     }
@@ -450,6 +456,14 @@ impl Store for SqliteStore {
 
     fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
         ends::end_due(&self.reads, self.writes.clone(), now, limit)
+    }
+
+    fn backup(&self) -> BoxFuture<'static, Result<Backup, BackupError>> {
+        let Some(dir) = self.threads.lock().as_ref().map(|threads| threads.dir.clone()) else {
+            return std::future::ready(Err(BackupError::NotReady("the store is closing".into()))).boxed();
+        };
+        let (database, wal, copy) = (dir.database(), dir.wal(), dir.backup());
+        self.backups.take(Source { database, wal, copy, identity: Store::identity(self) }, &self.status)
     }
 
     fn failed(&self) -> BoxFuture<'static, StoreError> {
@@ -474,26 +488,7 @@ pub(super) fn done(
     outcome.map(|outcome| outcome.map(|_| ())).boxed()
 }
 
-/// Runs on the writer thread, so that replacements keep their order.
-fn replace_identity(
-    dir: &DataDir,
-    held: &Mutex<Identity>,
-    status: &Status,
-    identity: Identity,
-) -> Result<(), StoreError> {
-    if let Some(error) = status.failure() {
-        return Err(error);
-    }
-    let now = held.lock().clone();
-    let cluster = now.cluster.or(identity.cluster);
-    let identity = Identity { node: now.node, instance: now.instance, generation: now.generation, cluster, ..identity };
-    match dir.save(&identity) {
-        Ok(()) => {
-            status.set_replaceable(has_peers(&identity));
-            *held.lock() = identity;
-            Ok(())
-        }
-        Err(e) if e.kind() == io::ErrorKind::StorageFull => Err(StoreError::DiskFull),
-        Err(e) => Err(status.fail(format!("identity: {e}"))),
-    }
+/// How many.
+fn dropped(outcome: BoxFuture<'static, Result<Outcome, StoreError>>) -> BoxFuture<'static, Result<u64, StoreError>> {
+    outcome.map(|outcome| outcome.map(|outcome| if let Outcome::Dropped(rows) = outcome { rows } else { 0 })).boxed()
 }

@@ -1,5 +1,6 @@
 //! The store as its users meet it: through the port, on a real directory.
 
+mod backup;
 mod changes;
 mod damage;
 mod failures;

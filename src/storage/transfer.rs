@@ -12,7 +12,8 @@ use super::floors::Floors;
 use super::meters::Meters;
 use super::read::damaged;
 use super::register;
-use super::row::{self, Loaded};
+use super::row::{self, Loaded, Stored};
+use super::tree::Moved;
 use super::walk::{self, Place, Walk};
 use crate::ports::{SlotEntry, SlotPage, StoreError};
 use crate::types::{Floor, Key, Record, Slot, Token, TokenSeed};
@@ -125,5 +126,29 @@ impl Batch<'_> {
             }
         }
         Ok(outcome)
+    }
+
+    /// A damaged record stays: what it was cannot be said, and whatever a source sends takes its place.
+    pub(super) fn drop_covered(&mut self, floor: &Floor, keys: &[(Token, Key)]) -> rusqlite::Result<u64> {
+        let conn = &self.engine.conn;
+        let mut dropped = 0;
+        for (token, key) in keys {
+            let found = row::load(&mut self.select, token.slot(), key)?;
+            let Some(Loaded { weight, stored: Some(Stored { record, large }) }) = found else { continue };
+            if !floor.covers(&record.version, record.written) {
+                continue;
+            }
+            let slot = token.slot();
+            conn.prepare_cached("DELETE FROM records WHERE slot = ?1 AND key = ?2")?
+                .execute(params![slot.0, key.as_bytes()])?;
+            large.map_or(Ok(()), |id| row::forget_large(conn, id))?;
+            self.forget_end(*token, key, &record)?;
+            if record.is_tombstone() {
+                self.unlist(slot, record.written, key.as_bytes())?;
+            }
+            self.entries.rows.push(Moved::gone(*token, &record, weight));
+            dropped += 1;
+        }
+        Ok(dropped)
     }
 }

@@ -3,6 +3,7 @@
 //! Invariants are kept by construction: a [`Key`] is never empty or over its limit, a [`Version`] orders like the
 //! design says, a [`Record`] carries the checksum of all it is.
 
+mod backup;
 mod change;
 mod condition;
 mod edit;
@@ -23,6 +24,7 @@ pub mod trace;
 mod tree;
 mod version;
 
+pub use backup::{BackupAbout, BackupRows};
 pub use change::{ChangeKind, ChangesAsk, ChangesPage, KeyChange, Position, Watched};
 pub use condition::{Condition, Tags};
 pub use edit::{Edit, NewContent, Ttl};
@@ -42,5 +44,5 @@ pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Rem
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
 pub use topology::{Member, Topology, TopologyError, Vote};
 pub use trace::Trace;
-pub use tree::{Digest, Entry, Leaf, SlotSet, Span, Sum};
+pub use tree::{Digest, Entry, Leaf, LeafSet, SlotSet, Span, Sum};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

@@ -14,7 +14,7 @@ use super::record::{Floor, Record};
 use super::register::{Ballot, Register};
 use super::topology::{Topology, Vote};
 use super::trace::Trace;
-use super::tree::{Digest, Entry, Leaf, SlotSet, Span};
+use super::tree::{Digest, Entry, Leaf, LeafSet, SlotSet, Span};
 use super::version::Hlc;
 
 /// Rare requests between nodes, one call each.
@@ -49,8 +49,11 @@ pub enum PeerRequest {
     FetchRange(Exchange),
     /// How do you and that member agree, compared anew?
     Converge { with: NodeNum, look: Look },
-    /// A page of all that the asked node holds of a slot, in key order.
-    FetchSlot { epoch: Epoch, slot: Slot, after: Option<Key> },
+    /// Which leaves of a slot do you hold otherwise than by these digests, 256 in order? Asked before its pages by who has
+    /// some of it already.
+    CompareSlot { epoch: Epoch, slot: Slot, digests: Vec<Digest> },
+    /// A page of what the asked node holds of a slot, in key order: all registers, and the records of these leaves.
+    FetchSlot { epoch: Epoch, slot: Slot, leaves: LeafSet, after: Option<Key> },
     /// A step of purging tombstones.
     Purge { epoch: Epoch, step: PurgeStep },
     /// The keys of some slots, for a listing.
@@ -147,6 +150,11 @@ pub enum PeerReply {
     ChunkHashes(ChunkHashes),
     Convergence(Box<Convergence>),
     Differences(Difference),
+    /// To `CompareSlot`, and the slot's floor: what is missing from both sides' leaves alike is not below a higher one.
+    SlotCompared {
+        differing: LeafSet,
+        floor: Floor,
+    },
     /// To `FetchSlot`: each key with its record and its register, up to a page's bytes, and the slot's floor.
     SlotPage {
         entries: Vec<(Key, Option<Record>, Option<Register>)>,
@@ -154,7 +162,7 @@ pub enum PeerReply {
         /// Ask again after this key; `None` at the end of the slot.
         next: Option<Key>,
     },
-    /// To the three above, to `Scan` and to `Changes`: the asked node holds another topology. Nothing was compared.
+    /// To the four above, to `Scan` and to `Changes`: the asked node holds another topology. Nothing was compared.
     WrongEpoch {
         epoch: Epoch,
     },

@@ -236,6 +236,69 @@ impl FromIterator<Slot> for SlotSet {
     }
 }
 
+/// A set of the leaves of one slot.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeafSet(SlotSet);
+
+impl LeafSet {
+    pub const NONE: LeafSet = LeafSet(SlotSet::NONE);
+    pub const ALL: LeafSet = LeafSet(SlotSet([u64::MAX; 4]));
+
+    /// By their places within the slot.
+    pub fn of(places: impl IntoIterator<Item = u8>) -> Self {
+        Self(places.into_iter().map(Slot).collect())
+    }
+
+    /// Whether the leaf of that token is among them; whose slot it is, the caller knows.
+    pub fn contains(&self, token: Token) -> bool {
+        self.0.contains(Slot(Leaf::of(token).0 as u8))
+    }
+
+    /// Those that are in both.
+    #[must_use]
+    pub fn and(&self, other: &LeafSet) -> LeafSet {
+        let mut both = self.0;
+        both.0.iter_mut().zip(other.0.0).for_each(|(word, other)| *word &= other);
+        Self(both)
+    }
+
+    /// Those that are in either.
+    #[must_use]
+    pub fn or(&self, other: &LeafSet) -> LeafSet {
+        let mut either = self.0;
+        either.0.iter_mut().zip(other.0.0).for_each(|(word, other)| *word |= other);
+        Self(either)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.count()
+    }
+
+    /// As leaves of that slot, in order.
+    pub fn of_slot(&self, slot: Slot) -> impl Iterator<Item = Leaf> + '_ {
+        self.0.iter().map(move |place| Leaf(u16::from(slot.0) << 8 | u16::from(place.0)))
+    }
+
+    /// As [`SlotSet::to_bytes`].
+    pub fn to_bytes(self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
+
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(SlotSet::from_bytes(bytes))
+    }
+}
+
+impl fmt::Debug for LeafSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} leaves", self.count(), Leaf::IN_SLOT)
+    }
+}
+
 impl fmt::Debug for SlotSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.iter()).finish()
@@ -284,6 +347,17 @@ mod tests {
     fn a_leaf_begins_like_its_tokens() {
         let leaf = Leaf::of(Token(0x1234_5678_9abc_def0));
         assert_eq!((leaf, leaf.slot(), leaf.within_slot()), (Leaf(0x1234), Slot(0x12), 0x34));
+    }
+
+    #[test]
+    fn a_set_of_leaves_knows_them_by_their_place_in_the_slot() {
+        let set = LeafSet::of([0x34, 0xff]);
+        assert_eq!(set.of_slot(Slot(0x12)).collect::<Vec<_>>(), [Leaf(0x1234), Leaf(0x12ff)]);
+        let token = |bits: u64| Token(bits << 48);
+        assert!(set.contains(token(0x1234)) && set.contains(token(0x9934)) && !set.contains(token(0x1235)));
+        assert_eq!((LeafSet::ALL.count(), LeafSet::ALL.and(&set), LeafSet::NONE.and(&set)), (256, set, LeafSet::NONE));
+        assert_eq!((set.or(&LeafSet::of([7])), set.or(&LeafSet::ALL)), (LeafSet::of([7, 0x34, 0xff]), LeafSet::ALL));
+        assert_eq!(LeafSet::from_bytes(set.to_bytes()), set);
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //! does the same at length.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod backup;
 mod load;
 mod nodes;
 

@@ -124,7 +124,9 @@ async fn befall(world: Arc<World>, fault: Fault, at: usize, ends: Instant, chanc
         }
         Fault::Wipe if world.may_wipe() => {
             world.crash(place);
-            world.wipe(place, chance.is_multiple_of(2));
+            // Of those that know whose they were, two of three come back with a backup.
+            let backup = (!chance.is_multiple_of(3)).then_some(chance / 6);
+            world.wipe(place, chance.is_multiple_of(2), backup);
             sleep_until(ends).await;
             if place.node().is_none() {
                 world.start(place).await;

@@ -407,6 +407,7 @@ impl fmt::Display for Named<'_> {
             PeerRequest::FetchRange(_) => "fetch-range",
             PeerRequest::Purge { step, .. } => return write!(f, "a step of purging: {}", step_name(step)),
             PeerRequest::Converge { .. } => "converge",
+            PeerRequest::CompareSlot { .. } => "compare-slot",
             PeerRequest::FetchSlot { .. } => "fetch-slot",
             PeerRequest::Scan { .. } => "a scan",
             PeerRequest::Changes { .. } => "its changes",

@@ -284,9 +284,9 @@ impl World {
 
     /// The disk of a node that is down loses everything, and what the node promised is owed no more. At most one in a
     /// world, and only where a majority of each key's home replicas stays.
-    pub(crate) fn wipe(&self, place: &Place, identity_too: bool) {
+    pub(crate) fn wipe(&self, place: &Place, identity_too: bool, restored: Option<u64>) {
         self.trace.note(format_args!("the disk of {} is wiped, its identity too: {identity_too}", place.number));
-        place.disk.wipe(identity_too);
+        place.disk.wipe(identity_too, restored);
         *self.wiped.lock() = Some(place.number);
         self.promised.lock().retain(|(node, _), _| *node != place.number);
     }

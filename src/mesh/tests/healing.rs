@@ -5,8 +5,8 @@ use tokio::time::Instant;
 use super::*;
 use crate::ports::{Destination, Peers};
 use crate::types::{
-    Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Entry, Exchange, Leaf, Look, Register, Slot,
-    SlotSet, Span, Token,
+    Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Entry, Exchange, Leaf, LeafSet, Look,
+    Register, Slot, SlotSet, Span, Token,
 };
 
 const TWO: NodeNum = NodeNum(2);
@@ -31,7 +31,7 @@ fn list(entries: usize) -> PeerRequest {
 }
 
 fn page(after: Option<Key>) -> PeerRequest {
-    PeerRequest::FetchSlot { epoch: Epoch(3), slot: Slot(0x3f), after }
+    PeerRequest::FetchSlot { epoch: Epoch(3), slot: Slot(0x3f), leaves: LeafSet::ALL, after }
 }
 
 fn converge() -> PeerRequest {

@@ -13,8 +13,8 @@ use super::{Malformed, read_node};
 use crate::ports::{PeerReply, PeerRequest};
 use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_MAX};
 use crate::types::{
-    Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Entry, Epoch, Exchange, Hlc, Key, Leaf, Look,
-    NodeNum, Record, Register, Slot, SlotSet, Span, Token, Version, Writer,
+    Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Entry, Epoch, Exchange, Hlc, Key, Leaf,
+    LeafSet, Look, NodeNum, Record, Register, Slot, SlotSet, Span, Token, Version, Writer,
 };
 
 // -------------------------------------------------------------------------------------------------------- digests
@@ -246,14 +246,43 @@ pub(in crate::mesh) fn slot_request(
     header: Option<proto::Header>,
     epoch: Epoch,
     slot: Slot,
+    leaves: LeafSet,
     after: Option<&Key>,
 ) -> proto::SlotRequest {
-    proto::SlotRequest { header, epoch: epoch.0, slot: slot.0.into(), after: key_or_none(after) }
+    let leaves = if leaves == LeafSet::ALL { Bytes::new() } else { leaf_set(leaves) };
+    let (slot, after) = (slot.0.into(), key_or_none(after));
+    proto::SlotRequest { header, epoch: epoch.0, slot, after, leaves, digests: Vec::new() }
+}
+
+pub(in crate::mesh) fn compare_request(
+    header: Option<proto::Header>,
+    epoch: Epoch,
+    slot: Slot,
+    digests: &[Digest],
+) -> proto::SlotRequest {
+    let digests = digests.iter().map(|digest| digest.0).collect();
+    proto::SlotRequest { header, epoch: epoch.0, slot: slot.0.into(), digests, ..Default::default() }
 }
 
 pub(in crate::mesh) fn read_slot_request(request: proto::SlotRequest) -> Result<PeerRequest, Malformed> {
     let (epoch, slot) = (Epoch(request.epoch), read_slot(request.slot)?);
-    Ok(PeerRequest::FetchSlot { epoch, slot, after: read_key_or_none(request.after)? })
+    if request.digests.is_empty() {
+        let leaves = if request.leaves.is_empty() { LeafSet::ALL } else { read_leaf_set(&request.leaves)? };
+        return Ok(PeerRequest::FetchSlot { epoch, slot, leaves, after: read_key_or_none(request.after)? });
+    }
+    if request.digests.len() != Leaf::IN_SLOT {
+        return Err("not as many digests as a slot has leaves".into());
+    }
+    let digests = request.digests.into_iter().map(Digest).collect();
+    Ok(PeerRequest::CompareSlot { epoch, slot, digests })
+}
+
+fn leaf_set(leaves: LeafSet) -> Bytes {
+    Bytes::copy_from_slice(&leaves.to_bytes())
+}
+
+fn read_leaf_set(bytes: &[u8]) -> Result<LeafSet, Malformed> {
+    bytes.try_into().map(LeafSet::from_bytes).map_err(|_| "a set of leaves is not 32 bytes long".into())
 }
 
 /// # Errors
@@ -269,7 +298,12 @@ pub(in crate::mesh) fn slot_reply(
             entries: entries.into_iter().map(slot_entry).collect(),
             floor: floor_or_none(&floor),
             next: key_or_none(next.as_ref()),
+            differing: None,
         }),
+        PeerReply::SlotCompared { differing, floor } => {
+            let (floor, differing) = (floor_or_none(&floor), Some(leaf_set(differing)));
+            Ok(proto::SlotReply { header, floor, differing, ..Default::default() })
+        }
         PeerReply::WrongEpoch { epoch } => {
             Ok(proto::SlotReply { header, wrong_epoch: Some(epoch.0), ..Default::default() })
         }
@@ -281,6 +315,10 @@ pub(in crate::mesh) fn slot_reply(
 pub(in crate::mesh) fn read_slot_reply(reply: proto::SlotReply, after: Option<&Key>) -> Result<PeerReply, Malformed> {
     if let Some(epoch) = reply.wrong_epoch {
         return Ok(wrong_epoch(epoch));
+    }
+    if let Some(differing) = reply.differing {
+        let differing = read_leaf_set(&differing)?;
+        return Ok(PeerReply::SlotCompared { differing, floor: read_floor_or_none(reply.floor)? });
     }
     let entries = reply.entries.into_iter().map(read_slot_entry).collect::<Result<Vec<SlotEntry>, _>>()?;
     let next = read_key_or_none(reply.next)?;

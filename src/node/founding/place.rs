@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
 use super::{Founding, FoundingError, WITHIN};
+use crate::node::succession::LIVES;
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::protocol::founding::{Stop, may_serve};
 use crate::types::{ClusterId, Topology};
@@ -28,12 +29,17 @@ enum Said {
 }
 
 impl Founding {
-    /// The directory was a member's. It asks until it has its place: nobody else can have it.
+    /// The directory was a member's. It asks until it has its place: nobody else can have it. (One that comes from a backup
+    /// cannot show that, and gives up where the old instance lives.)
     pub(super) async fn come_back(&self, cluster: ClusterId) -> Result<(), FoundingError> {
         let mut told = String::new();
         loop {
             let why = match self.ask_for_place(cluster).await {
                 Said::Yes(topology) => return self.commit(topology).await,
+                // Restored from a backup: it would take the place as soon as the other one is stopped for a minute.
+                Said::No(why) if why.contains(LIVES) && self.store.identity().succeeds.is_empty() => {
+                    return Err(Stop::Lives { node: self.me.node, why }.into());
+                }
                 Said::No(why) | Said::NotYet(why) => why,
             };
             if why != told {

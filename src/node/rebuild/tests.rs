@@ -1,5 +1,7 @@
 //! Fetching slots from peers that answer as they are told to, and being asked for them.
 
+mod head_start;
+
 use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
@@ -140,13 +142,13 @@ async fn a_page_that_is_damaged_or_of_another_slot_is_no_page() {
 #[tokio::test(start_paused = true)]
 async fn who_is_rebuilt_is_no_source_and_neither_is_one_of_another_epoch() {
     let world = world();
-    let refused = world.rebuild.answer(Epoch(1), Slot(3), None).await;
+    let refused = world.rebuild.answer(Epoch(1), Slot(3), LeafSet::ALL, None).await;
     assert!(matches!(refused, Err(PeerError::Refused(_))), "{refused:?}");
     world.routing.set_rebuilding(false);
-    let told = world.rebuild.answer(Epoch(2), Slot(3), None).await;
+    let told = world.rebuild.answer(Epoch(2), Slot(3), LeafSet::ALL, None).await;
     assert_eq!(told, Ok(PeerReply::WrongEpoch { epoch: Epoch(1) }));
     assert!(world.disk.topology.lock().is_none());
-    assert_eq!(world.rebuild.answer(Epoch(1), Slot(3), None).await, page(Vec::new()));
+    assert_eq!(world.rebuild.answer(Epoch(1), Slot(3), LeafSet::ALL, None).await, page(Vec::new()));
     assert!(world.disk.topology.lock().is_some(), "what was let in before is on disk by then");
 }
 

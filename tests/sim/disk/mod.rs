@@ -3,6 +3,7 @@
 //! A batch is applied when its virtual sync ends and answered a moment later, so a crash falls before it, or after it
 //! and before the answers. A disk may be full for a while, and be wiped: then it is another instance's.
 
+mod backups;
 mod looks;
 mod purge;
 mod rows;
@@ -18,8 +19,8 @@ use a3::ports::{
     SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Hlc, Identity, InstanceId, Key, KeyChange, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed,
-    Topology, Version, Vote,
+    Floor, Hlc, Identity, InstanceId, Key, KeyChange, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token,
+    TokenSeed, Topology, Version, Vote,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -76,6 +77,9 @@ pub(crate) struct Disk {
     trace: Arc<Trace>,
     /// Slots whose floors are told of in the trace.
     pub(crate) watched: Mutex<BTreeSet<Slot>>,
+    batches: Mutex<u64>,
+    /// Backups of it, oldest first: their records.
+    backups: Mutex<Vec<Vec<(Token, SlotEntry)>>>,
 }
 
 impl Disk {
@@ -89,21 +93,8 @@ impl Disk {
     ) -> Arc<Self> {
         let content = Mutex::new(Content::blank(node, sql, &random));
         let (full, synced) = (AtomicBool::new(false), Notify::new());
-        let watched = Mutex::default();
-        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace, watched })
-    }
-
-    /// Everything on it is gone; who it was too, or only the database, and the identity tells whose directory it was.
-    pub(crate) fn wipe(&self, identity_too: bool) {
-        let mut content = self.content.lock();
-        let old = std::mem::replace(&mut *content, Content::blank(self.node, self.sql, &self.random)).identity;
-        if !identity_too && old.cluster.is_some() {
-            let identity = &mut content.identity;
-            (identity.cluster, identity.known_addresses) = (old.cluster, old.known_addresses);
-            identity.succeeds = old.succeeds;
-            identity.succeeds.push(old.instance);
-            identity.rebuilding = true;
-        }
+        let (watched, batches, backups) = Default::default();
+        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace, watched, batches, backups })
     }
 
     pub(crate) fn set_full(&self, full: bool) {
@@ -126,6 +117,7 @@ impl Disk {
             self.trace.note(format_args!("{} is full", self.node));
             return vec![ReplicaReply::Refused(Refusal::DiskFull); batch.len()];
         }
+        self.back_up();
         let replies = self.content.lock().rows.apply(wall_ms, batch);
         batch.iter().zip(&replies).for_each(|((_, request), reply)| self.note(request, reply));
         replies
@@ -454,6 +446,14 @@ impl Store for SimStore {
                     .note(format_args!("{me} absorbs {key:?}: {:?}, {register:?}", record.as_ref().map(|r| r.version)));
             }
             content.rows.absorb(&entries);
+        })
+    }
+
+    fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let (trace, me) = (self.disk.trace.clone(), self.disk.node);
+        self.change(move |content| {
+            trace.note(format_args!("{me} drops what {floor:?} covers of {keys:?}"));
+            content.rows.drop_covered(&floor, &keys)
         })
     }
 

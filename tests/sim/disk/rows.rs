@@ -48,6 +48,9 @@ pub(crate) trait Rows: Send {
     /// Merges what another replica holds.
     fn absorb(&mut self, entries: &[(Token, SlotEntry)]);
 
+    /// Drops those of these keys' records that the floor covers; how many.
+    fn drop_covered(&mut self, floor: &Floor, keys: &[(Token, Key)]) -> u64;
+
     /// A slot's floor and seal.
     fn kept(&self, slot: Slot) -> SlotFloor;
 
@@ -260,6 +263,12 @@ impl Rows for MapRows {
                 own.promised = own.promised.max(theirs.promised).max(ballot(own).unwrap_or_default());
             }
         }
+    }
+
+    fn drop_covered(&mut self, floor: &Floor, keys: &[(Token, Key)]) -> u64 {
+        let covered = |key: &&Key| self.records.get(*key).is_some_and(|r| floor.covers(&r.version, r.written));
+        let covered: Vec<Key> = keys.iter().map(|(_, key)| key).filter(covered).cloned().collect();
+        covered.iter().filter(|key| self.records.remove(*key).is_some()).count() as u64
     }
 
     fn any_due(&self, _: TokenSeed, now: Hlc) -> bool {

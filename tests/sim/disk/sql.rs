@@ -5,8 +5,8 @@ use std::path::Path;
 use a3::ports::{Hint, HintTotals, Holdings, ReadPart, ReplicaReply, ReplicaRequest, SlotEntry};
 use a3::storage::{Change, Durability, Engine, Now, Outcome};
 use a3::types::{
-    Dropped, Hlc, Key, Leaf, NodeNum, Record, Scan, ScanPage, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum, Survey,
-    Token, TokenSeed, Version,
+    Dropped, Floor, Hlc, Key, Leaf, NodeNum, Record, Scan, ScanPage, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Sum,
+    Survey, Token, TokenSeed, Version,
 };
 
 use super::rows::Rows;
@@ -98,6 +98,13 @@ impl Rows for SqlRows {
         self.change(0, &[Change::Absorb(entries.to_vec())]);
     }
 
+    fn drop_covered(&mut self, floor: &Floor, keys: &[(Token, Key)]) -> u64 {
+        match self.change(0, &[Change::DropCovered { floor: *floor, keys: keys.to_vec() }]).as_slice() {
+            [Outcome::Dropped(count)] => *count,
+            other => panic!("no count, but {other:?}"),
+        }
+    }
+
     fn any_due(&self, _: TokenSeed, now: Hlc) -> bool {
         self.0.any_due(now).expect("memory is not damaged")
     }
@@ -172,6 +179,7 @@ mod tests {
         DropBefore(u64),
         Raise(Slot, SlotFloor),
         Purge(SlotDrop),
+        DropCovered(Floor),
         EndDue(u64),
     }
 
@@ -280,6 +288,7 @@ mod tests {
             2 => (slot(), floor(), 0u64..4).prop_map(|(slot, floor, up_to)| {
                 Step::Purge(SlotDrop { slot, floor, up_to: Hlc(up_to) })
             }),
+            1 => floor().prop_map(Step::DropCovered),
             2 => (0u64..8).prop_map(Step::EndDue),
         ]
     }
@@ -347,6 +356,10 @@ mod tests {
                         sql.raise(&[(slot, floor)]);
                     }
                     Step::Purge(drop) => prop_assert_eq!(map.purge(seed(), &drop), sql.purge(seed(), &drop)),
+                    Step::DropCovered(floor) => {
+                        let keys = keys().map(|key| (key.token(seed()), key));
+                        prop_assert_eq!(map.drop_covered(&floor, &keys), sql.drop_covered(&floor, &keys));
+                    }
                     Step::EndDue(ms) => {
                         let (now, limit) = (Hlc::from_ms(ms), 2);
                         prop_assert_eq!(map.any_due(seed(), now), sql.any_due(seed(), now));

@@ -6,8 +6,8 @@ use crate::mesh::wire::{Malformed, tree};
 use crate::ports::{PeerReply, PeerRequest};
 use crate::types::limits::{CHUNK_HASH_SPANS_MAX, EXCHANGE_ENTRIES_MAX, NAMES_MAX};
 use crate::types::{
-    Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Entry, Exchange, Leaf, Look, Register,
-    SlotSet, Span, Token,
+    Agreement, ChunkHashes, ChunkState, Convergence, Difference, Digest, Entry, Exchange, Leaf, LeafSet, Look,
+    Register, SlotSet, Span, Token,
 };
 
 pub(in crate::mesh) fn spans() -> impl Strategy<Value = Vec<Span>> {
@@ -59,6 +59,11 @@ fn exchanged() -> impl Strategy<Value = (Exchange, PeerReply)> {
             (asked, PeerReply::Differences(Difference { wanted, records, names, more, serving }))
         },
     )
+}
+
+fn leaf_set() -> impl Strategy<Value = LeafSet> {
+    let some = prop::collection::vec(any::<u8>(), 0..9).prop_map(LeafSet::of);
+    prop_oneof![some, Just(LeafSet::ALL)]
 }
 
 fn kept_register() -> impl Strategy<Value = Register> {
@@ -129,13 +134,27 @@ proptest! {
 
     #[test]
     fn pages_come_out_as_they_went_in(
-        epoch in epoch(), slot: u8, after in prop::option::of(key()), page in page()
+        epoch in epoch(), slot: u8, leaves in leaf_set(), after in prop::option::of(key()), page in page()
     ) {
         let slot = Slot(slot);
-        let wire = wired(&tree::slot_request(None, epoch, slot, after.as_ref()));
-        prop_assert_eq!(tree::read_slot_request(wire), Ok(PeerRequest::FetchSlot { epoch, slot, after }));
+        let wire = wired(&tree::slot_request(None, epoch, slot, leaves, after.as_ref()));
+        prop_assert_eq!(tree::read_slot_request(wire), Ok(PeerRequest::FetchSlot { epoch, slot, leaves, after }));
         let wire = wired(&tree::slot_reply(None, page.clone()).unwrap());
         prop_assert_eq!(tree::read_slot_reply(wire, None), Ok(page));
+    }
+
+    #[test]
+    fn a_slot_is_compared_as_it_was_asked(
+        epoch in epoch(), slot: u8, digest: u64, differing in leaf_set(), floor in floor()
+    ) {
+        let (slot, digests) = (Slot(slot), vec![Digest(digest); Leaf::IN_SLOT]);
+        let wire = wired(&tree::compare_request(None, epoch, slot, &digests));
+        prop_assert_eq!(tree::read_slot_request(wire), Ok(PeerRequest::CompareSlot { epoch, slot, digests }));
+        let few = wired(&tree::compare_request(None, epoch, slot, &[Digest(digest)]));
+        prop_assert!(tree::read_slot_request(few).is_err());
+        let reply = PeerReply::SlotCompared { differing, floor };
+        let wire = wired(&tree::slot_reply(None, reply.clone()).unwrap());
+        prop_assert_eq!(tree::read_slot_reply(wire, None), Ok(reply));
     }
 
     #[test]

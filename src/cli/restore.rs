@@ -1,0 +1,81 @@
+//! `a3 restore`: a data directory out of a backup, for a node that is not running.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::Fault;
+use super::output::{self, Output};
+use super::settings::SettingFlags;
+use crate::storage::{self, RestoreError, RestoreOptions, Restored};
+use crate::system::SystemEntropy;
+
+/// Make a data directory out of a backup, for `a3 serve` to start from: a new instance of that node, which its cluster takes in
+/// for the old one. Takes the settings that `a3 serve` takes; the directory must be empty.
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// What `a3 backup` wrote
+    file: PathBuf,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    settings: SettingFlags,
+}
+
+impl Restore {
+    pub(super) fn run(self) -> Result<(), Fault> {
+        let (_, config) = self.settings.load()?;
+        let options = RestoreOptions {
+            file: self.file,
+            data_dir: config.data_dir.clone(),
+            node: config.node,
+            mesh_address: config.mesh_address(),
+            http_address: config.http_address(),
+        };
+        let restored = storage::restore(&options, &SystemEntropy::default())?;
+        if self.output.is_json() {
+            return output::json(&json!({
+                "data_dir": options.data_dir.display().to_string(),
+                "node": restored.about.node.to_string(),
+                "instance": restored.instance.to_string(),
+                "cluster_id": restored.about.cluster.to_string(),
+                "taken_ms": restored.about.taken_ms,
+                "records": restored.about.rows.records,
+                "rebuilding": restored.rebuilding,
+            }));
+        }
+        output::line(&told(&options, &restored))
+    }
+}
+
+fn told(options: &RestoreOptions, restored: &Restored) -> String {
+    let Restored { about, instance, members, rebuilding } = restored;
+    let (node, dir) = (about.node, options.data_dir.display());
+    let was = about.instance;
+    let next = if *rebuilding {
+        format!(
+            "It is one of {members} members: once instance {was} was down for 60 s the others take the new one in, it fetches\n\
+             what differs from them, and serves. Never start both."
+        )
+    } else {
+        format!("It is its cluster's only member and serves at once. Never start instance {was} again.")
+    };
+    format!(
+        "{dir}: {node} of cluster {}, {} records, as a new instance {instance}\n{next}\n\nNext, with the settings of before:\n  \
+         NODE_NUM={} DATA_DIR={dir} a3 serve",
+        about.cluster, about.rows.records, node.0
+    )
+}
+
+impl From<RestoreError> for Fault {
+    fn from(error: RestoreError) -> Self {
+        let text = error.to_string();
+        match error {
+            RestoreError::Open(_) | RestoreError::OtherNode { .. } | RestoreError::NotEmpty { .. } => {
+                Fault::Configuration(text)
+            }
+            _ => Fault::Failed(text),
+        }
+    }
+}
