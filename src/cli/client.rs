@@ -234,9 +234,9 @@ pub(super) async fn open(
 ///
 /// # Errors
 /// [`Fault::Unavailable`] when there is no answer, and where it is no success.
-pub(super) async fn download(host: &Host, path: &str) -> Result<Incoming, Fault> {
+pub(super) async fn download(host: &Host, path: &str, headers: HeaderMap) -> Result<Incoming, Fault> {
     let nothing = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
-    let answer = within(ANSWER, host, open(Method::GET, host, path, HeaderMap::new(), nothing)).await?;
+    let answer = within(ANSWER, host, open(Method::GET, host, path, headers, nothing)).await?;
     let (head, body) = answer.into_parts();
     if head.status.is_success() {
         return Ok(body);

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use clap::Args;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use hyper::header::HeaderMap;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde_json::Value;
 
@@ -81,7 +82,7 @@ impl Export {
         let format = self.format.unwrap_or_else(|| LineFormat::of_name(self.file.as_deref()));
         let prefix = percent_encode(self.prefix.as_bytes(), NON_ALPHANUMERIC);
         let path = format!("/export?format={}&prefix={prefix}", format.name());
-        let mut body = download(host, &path).await?;
+        let mut body = download(host, &path, HeaderMap::new()).await?;
         let mut target = Target::new(self.file)?;
         let (mut tail, mut bytes, mut progress) = (Tail::default(), 0, Progress::new("received"));
         loop {

@@ -33,10 +33,16 @@ impl Output {
 
 /// Bytes to stdout, exactly. A reader that went away has seen what it wanted and is no fault.
 pub(super) fn write(bytes: &[u8]) -> Result<(), Fault> {
+    put(bytes).map(drop)
+}
+
+/// The same; false where the reader went away.
+pub(super) fn put(bytes: &[u8]) -> Result<bool, Fault> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Fault::Failed(format!("cannot write to stdout: {e}"))),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Fault::Failed(format!("cannot write to stdout: {e}"))),
     }
 }
 

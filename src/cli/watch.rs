@@ -13,18 +13,21 @@ use bytes::Bytes;
 use clap::Args;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
 use super::Fault;
-use super::client::{Asked, Client, Host, block_on, download};
+use super::client::{Asked, Client, Host, block_on, download, within};
 use super::output::{self, Output};
 use super::views::{Cluster, fetch};
 use crate::types::Key;
 
 /// A stream that says nothing for so long is lost: a node tells its cursor every 10 s.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long a node may take to begin, before the next is tried.
+const BEGINS: Duration = Duration::from_secs(5);
 /// Before the next node is tried.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Tries in a row that told nothing before it is given up.
@@ -117,8 +120,8 @@ impl Watch {
         hosts: &mut Vec<Host>,
         place: &mut Place,
     ) -> Result<(), Fault> {
-        let mut body = download(host, &self.path(place.cursor.as_deref())).await?;
-        if let Ok(cluster) = fetch::<Cluster>(client, host, "/cluster").await {
+        let mut body = within(BEGINS, host, download(host, &self.path(), headers(place.cursor.as_deref())?)).await?;
+        if let Ok(Ok(cluster)) = timeout(BEGINS, fetch::<Cluster>(client, host, "/cluster")).await {
             let others = cluster.members.iter().filter_map(|member| member.http_address.parse().ok());
             others.for_each(|other| {
                 if !hosts.contains(&other) {
@@ -135,26 +138,23 @@ impl Watch {
                 if event.name == "gone" {
                     return Err(Fault::of_answer(410, event.data.as_bytes()));
                 }
-                if !event.data.is_empty() {
-                    self.print(&event)?;
-                    place.left -= 1;
+                if event.data.is_empty() {
+                    continue;
                 }
-                if place.left == 0 {
+                place.left -= 1;
+                if !self.print(&event)? || place.left == 0 {
                     return Ok(());
                 }
             }
         }
     }
 
-    fn path(&self, cursor: Option<&str>) -> String {
-        let prefix = format!("prefix={}", percent_encode(self.prefix.as_bytes(), NON_ALPHANUMERIC));
-        match cursor {
-            Some(cursor) => format!("/watch?{prefix}&cursor={}", percent_encode(cursor.as_bytes(), NON_ALPHANUMERIC)),
-            None => format!("/watch?{prefix}"),
-        }
+    fn path(&self) -> String {
+        format!("/watch?prefix={}", percent_encode(self.prefix.as_bytes(), NON_ALPHANUMERIC))
     }
 
-    fn print(&self, event: &Event) -> Result<(), Fault> {
+    /// False where nobody reads on.
+    fn print(&self, event: &Event) -> Result<bool, Fault> {
         let unknown = |_| Fault::Failed("the stream is not of changes: is this an a3 node?".into());
         let change: Change = serde_json::from_str(&event.data).map_err(unknown)?;
         let Change { key, key_base64, version, expires_at_ms } = &change;
@@ -162,7 +162,7 @@ impl Watch {
             let exact = key_base64.as_ref().and_then(|base64| BASE64_STANDARD.decode(base64).ok());
             let exact = exact.unwrap_or_else(|| key.as_bytes().to_vec());
             let name = Key::new(exact).map(|key| key.to_string()).unwrap_or_default();
-            return output::line(&format!("{:<6}  {version:<20}  {name}", event.name));
+            return output::put(format!("{:<6}  {version:<20}  {name}\n", event.name).as_bytes());
         }
         let line = Line {
             event: &event.name,
@@ -172,8 +172,16 @@ impl Watch {
             expires_at_ms: *expires_at_ms,
             cursor: event.id.as_deref(),
         };
-        output::line(&serde_json::to_string(&line).map_err(|e| Fault::Failed(format!("no JSON: {e}")))?)
+        let line = serde_json::to_string(&line).map_err(|e| Fault::Failed(format!("no JSON: {e}")))?;
+        output::put(format!("{line}\n").as_bytes())
     }
+}
+
+/// Where to go on. It is no part of the path, which would be too long beside a long prefix in a large cluster.
+fn headers(cursor: Option<&str>) -> Result<HeaderMap, Fault> {
+    let bad = |_| Fault::Usage("--cursor: not what a watch gave".into());
+    let cursor = cursor.map(|cursor| HeaderValue::from_str(cursor).map_err(bad)).transpose()?;
+    Ok(cursor.into_iter().map(|cursor| (HeaderName::from_static("last-event-id"), cursor)).collect())
 }
 
 /// What comes next of a stream.
@@ -265,10 +273,10 @@ mod tests {
 
     #[test]
     fn it_asks_for_what_is_wished() {
-        let path =
-            |arguments: &[&str], cursor| Command::parse_from(["watch"].iter().chain(arguments)).watch.path(cursor);
-        assert_eq!(path(&[], None), "/watch?prefix=");
-        assert_eq!(path(&["a/b"], Some("x_y-z")), "/watch?prefix=a%2Fb&cursor=x%5Fy%2Dz");
+        let path = |arguments: &[&str]| Command::parse_from(["watch"].iter().chain(arguments)).watch.path();
+        assert_eq!([path(&[]), path(&["a/b"])], ["/watch?prefix=", "/watch?prefix=a%2Fb"]);
+        assert_eq!(headers(Some("x_y-z")).unwrap()["last-event-id"], "x_y-z");
+        assert!(headers(None).unwrap().is_empty() && headers(Some("a\nb")).is_err());
         assert!(Command::try_parse_from(["watch", "--limit", "0"]).is_err());
     }
 }

@@ -35,6 +35,10 @@ static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TwoLengths;
 
+/// On an answer that was waited for because its client asked for that: how long it took says nothing of the node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waited;
+
 /// Where a handler that goes on telling after its answer has begun finds what the request is called: it leaves this with the
 /// answer.
 #[derive(Clone, Debug, Default)]
@@ -225,7 +229,8 @@ pub(super) async fn edge(State(edge): State<Arc<Edge>>, request: Request, next: 
     if let Some(trace) = trace {
         response.headers_mut().insert(TRACEPARENT.clone(), trace);
     }
-    edge.meters.answered(&method, response.status(), started.elapsed());
+    let took = response.extensions().get::<Waited>().is_none().then(|| started.elapsed());
+    edge.meters.answered(&method, response.status(), took);
     response
 }
 

@@ -23,6 +23,7 @@ use super::conditions::{ReadConditions, WriteConditions};
 use super::docs::{
     EtagsText, IdempotencyText, KeyText, LevelName, NewEndText, RegisterLevelName, TimeoutText, TtlText, ViewName,
 };
+use super::edge::Waited;
 use super::error::{Operation, problem_of};
 use super::key::key_of_path;
 use super::problem::{Code, Problem};
@@ -87,7 +88,11 @@ pub(super) async fn get(State(api): State<Arc<Api>>, request: Request) -> Result
         }
     };
     let found = found.map_err(|failure| problem_of(Operation::Read, failure))?;
-    Ok(answer::found(&key, &found, &conditions, record_view))
+    let mut response = answer::found(&key, &found, &conditions, record_view);
+    if wait.is_some() {
+        response.extensions_mut().insert(Waited);
+    }
+    Ok(response)
 }
 
 /// Read a value's headers

@@ -49,10 +49,13 @@ impl Meters {
         self.shed.increment(1);
     }
 
-    pub(super) fn answered(&self, method: &Method, status: StatusCode, took: Duration) {
+    /// `took`: how long, where that says something of the node.
+    pub(super) fn answered(&self, method: &Method, status: StatusCode, took: Option<Duration>) {
         // Both indices are within their tables by construction.
         self.requests[method_index(method)][class_index(status)].increment(1);
-        self.seconds.record(took.as_secs_f64());
+        if let Some(took) = took {
+            self.seconds.record(took.as_secs_f64());
+        }
     }
 }
 

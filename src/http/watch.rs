@@ -4,14 +4,14 @@
 //! - An event's `id` is a cursor behind it and all before it, for any node. Only the last event of those that came together
 //!   has one: a client that comes again with an older `id` is told some again, and misses none.
 //! - A stream that cannot go on says so in a last event, `gone`. One without it was cut, and its client comes again.
-//! - A client that reads slowly is cut by the connection's limits, and no change waits for it in memory.
+//! - A client that reads slowly is cut by the connection's limits; what waits for it in memory is a page of each member.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response, Sse};
 use bytes::Bytes;
@@ -49,6 +49,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const COME_AGAIN: Duration = Duration::from_secs(1);
 
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new().routes(routes!(watch))
@@ -63,9 +64,11 @@ struct WatchCursorText(String);
 /// Watch keys
 ///
 /// Server-Sent Events, from now on or from a cursor on: `put`, `delete` and `expire`, each with the key and its new version;
-/// read the key for the value. Once the answer has begun, of every write that begins from then on and succeeds that version
-/// or a later one of its key is told: at least once, in ascending order of one key's versions, those of different keys in
-/// any order. Versions that were replaced soon may be left out, and a write whose answer was no success may be told.
+/// read the key for the value. Once the answer has begun, of every write that begins from then on and succeeds with
+/// `strict: true` that version or a later one of its key is told: at least once, and in ascending order of one key's versions
+/// where they come close together (compare versions; of a member that was away an old one may come late). Other writes that
+/// succeed are told, too, unless nodes that had them restart meanwhile. Versions that were replaced soon may be left out, and a
+/// write whose answer was no success may be told.
 ///
 /// An event's `id` is a cursor for any node: send it as `Last-Event-ID` (as `EventSource` does by itself) or `cursor` to go
 /// on behind it. Nodes remember their last 100,000 changes, until they restart: where too few of them reach back to the
@@ -107,6 +110,8 @@ async fn watch(State(api): State<Arc<Api>>, headers: HeaderMap, uri: Uri) -> Res
         _open: Open::new("watch", permit),
     });
     let mut response = Sse::new(told).into_response();
+    // Else nginx holds events back until it has a few kilobytes.
+    response.headers_mut().insert(UNBUFFERED, HeaderValue::from_static("no"));
     response.extensions_mut().insert(name);
     Ok(response)
 }

@@ -70,7 +70,7 @@ impl Node {
         self.watches.begin(watched, cursor, deadline).await
     }
 
-    /// Reads a key until what is found is new, or that time has come; see [`Watches::wait`]. A read may take as long as `within`.
+    /// Reads a key until what is found is new, that time has come, or the node stops; see [`Watches::wait`]. A read may take as long as `within`.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -82,7 +82,7 @@ impl Node {
         until: Instant,
     ) -> Result<Found, Failure> {
         let read = || self.get(Get { deadline: Instant::now() + within, ..get.clone() });
-        self.watches.wait(&get, is_new, until, read).await
+        self.watches.wait(&get.key, (until, within), is_new, || self.is_stopping(), read).await
     }
 
     /// Writes a key in either way.

@@ -40,7 +40,7 @@ pub struct ChangeLog {
 }
 
 impl ChangeLog {
-    /// The log of a life: `boot` is its number.
+    /// The log of a life, which `boot` tells from all others.
     pub fn new(boot: u64) -> Self {
         Self { boot, ..Self::default() }
     }

@@ -113,7 +113,7 @@ impl SqliteStore {
         let status = Arc::new(Status::new(clock));
         status.set_replaceable(has_peers(&identity));
         let (book, floors) = (engine.book.clone(), engine.floors());
-        let changes = Arc::new(ChangeLog::new(identity.generation));
+        let changes = Arc::new(ChangeLog::new(entropy.u64()));
         engine.tell(&changes);
         let wal = dir.wal();
         let checkpointer =

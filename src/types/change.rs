@@ -44,7 +44,7 @@ impl KeyChange {
 /// A place in the log of a replica: behind its change of that number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// Which life of the replica: its generation.
+    /// Which life of the replica: drawn by chance at each start, as a directory that was copied back counts its starts anew.
     pub boot: u64,
     pub seq: u64,
 }

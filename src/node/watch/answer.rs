@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::Watches;
 use crate::ports::{PeerError, PeerReply};
-use crate::types::{ChangesAsk, Epoch, NodeNum};
+use crate::types::{ChangesAsk, Epoch, NodeNum, Position};
 
 impl Watches {
     /// What this node stored behind a place, for a member's watch. Where there is nothing it waits for a change, as long as
@@ -35,9 +35,8 @@ impl Watches {
             if tells || Instant::now() >= until {
                 return Ok(PeerReply::Changed(page));
             }
-            from = Some(page.at);
-            // Woken or not: where there is still nothing it says up to where that is so.
-            let _ = timeout_at(until, place.woken()).await;
+            let quiet = place.quiet_up_to(until).await;
+            from = Some(Position { seq: page.at.seq.max(quiet), ..page.at });
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Who on this node waits for a change of what: each is woken by its own changes alone.
 //!
 //! One task follows the store's log while anybody waits; it gathers for a moment first, so that many writes wake somebody once.
+//!
+//! Invariant: it looks at every change, so whoever was not woken knows that there was nothing for it up to where the task has
+//! looked, and whoever was that there was nothing before the changes that woke it. So nobody falls behind the log while it waits,
+//! however much of other keys is stored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::ports::ChangeLog;
 use crate::types::{Key, KeyChange, Watched};
@@ -16,11 +20,28 @@ use crate::types::{Key, KeyChange, Watched};
 /// How long changes are gathered before those who wait for them are woken.
 const GATHER: Duration = Duration::from_millis(5);
 
+/// How somebody is woken.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Notify,
+    /// Since it rang first, if it did: up to where there was nothing.
+    before: Mutex<Option<u64>>,
+}
+
+impl Bell {
+    fn ring(&self, before: u64) {
+        self.before.lock().get_or_insert(before);
+        self.rung.notify_one();
+    }
+}
+
 #[derive(Debug, Default)]
 struct Places {
     next: u64,
-    keys: BTreeMap<Key, BTreeMap<u64, Arc<Notify>>>,
-    prefixes: BTreeMap<u64, (Watched, Arc<Notify>)>,
+    keys: BTreeMap<Key, BTreeMap<u64, Arc<Bell>>>,
+    prefixes: BTreeMap<u64, (Watched, Arc<Bell>)>,
+    /// Every change up to here was looked at, and whoever it concerns was woken.
+    looked: u64,
 }
 
 impl Places {
@@ -28,20 +49,22 @@ impl Places {
         self.keys.is_empty() && self.prefixes.is_empty()
     }
 
-    fn wake(&self, change: &KeyChange) {
-        for notify in self.keys.get(&change.key).into_iter().flat_map(BTreeMap::values) {
-            notify.notify_one();
+    /// For a change that is behind that place.
+    fn wake(&self, change: &KeyChange, before: u64) {
+        for bell in self.keys.get(&change.key).into_iter().flat_map(BTreeMap::values) {
+            bell.ring(before);
         }
-        for (watched, notify) in self.prefixes.values() {
+        for (watched, bell) in self.prefixes.values() {
             if watched.holds(&change.key) {
-                notify.notify_one();
+                bell.ring(before);
             }
         }
     }
 
     fn wake_all(&self) {
-        self.keys.values().flat_map(BTreeMap::values).for_each(|notify| notify.notify_one());
-        self.prefixes.values().for_each(|(_, notify)| notify.notify_one());
+        // Nothing is known of what was before.
+        self.keys.values().flat_map(BTreeMap::values).for_each(|bell| bell.ring(0));
+        self.prefixes.values().for_each(|(_, bell)| bell.ring(0));
     }
 }
 
@@ -58,25 +81,25 @@ pub(super) struct Place {
     hub: Arc<Hub>,
     number: u64,
     watched: Watched,
-    woken: Arc<Notify>,
+    bell: Arc<Bell>,
 }
 
 impl Hub {
     /// From now on changes of what is watched wake the place.
     pub(super) fn enter(self: &Arc<Self>, watched: Watched) -> Place {
-        let woken = Arc::new(Notify::new());
+        let bell = Arc::<Bell>::default();
         let mut places = self.places.lock();
         places.next += 1;
         let number = places.next;
         match &watched {
             Watched::One(key) => {
-                places.keys.entry(key.detached()).or_default().insert(number, Arc::clone(&woken));
+                places.keys.entry(key.detached()).or_default().insert(number, Arc::clone(&bell));
             }
-            Watched::Prefix(_) => drop(places.prefixes.insert(number, (watched.clone(), Arc::clone(&woken)))),
+            Watched::Prefix(_) => drop(places.prefixes.insert(number, (watched.clone(), Arc::clone(&bell)))),
         }
         drop(places);
         self.entered.notify_one();
-        Place { hub: Arc::clone(self), number, watched, woken }
+        Place { hub: Arc::clone(self), number, watched, bell }
     }
 
     /// Runs for the node's life.
@@ -87,7 +110,11 @@ impl Hub {
             }
             // Whoever entered before looks at the log itself, behind what it knows.
             let mut seen = log.head();
-            self.places.lock().wake_all();
+            {
+                let mut places = self.places.lock();
+                places.looked = seen.seq;
+                places.wake_all();
+            }
             while !self.places.lock().is_empty() {
                 tokio::select! {
                     biased;
@@ -97,13 +124,14 @@ impl Hub {
                 sleep(GATHER).await;
                 loop {
                     let page = log.all(seen);
-                    let places = self.places.lock();
+                    let mut places = self.places.lock();
                     if !page.reaches {
                         // More was stored meanwhile than is kept.
                         places.wake_all();
                     }
-                    page.changes.iter().for_each(|change| places.wake(change));
+                    page.changes.iter().for_each(|change| places.wake(change, seen.seq));
                     seen = page.at;
+                    places.looked = seen.seq;
                     if !page.more {
                         break;
                     }
@@ -114,9 +142,11 @@ impl Hub {
 }
 
 impl Place {
-    /// Ends when there was a change since it last ended, or since the place was entered.
-    pub(super) async fn woken(&self) {
-        self.woken.notified().await;
+    /// Ends when there was a change, or the time is up; tells up to where there certainly was none.
+    pub(super) async fn quiet_up_to(&self, until: Instant) -> u64 {
+        let _ = timeout_at(until, self.bell.rung.notified()).await;
+        let places = self.hub.places.lock();
+        self.bell.before.lock().take().unwrap_or(places.looked)
     }
 }
 

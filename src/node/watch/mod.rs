@@ -4,8 +4,9 @@
 //! behind a place, again and again, and the members wait with their answers until there is something.
 //!
 //! Invariants:
-//! - A watch pulls: of each member one page is under way, and none is asked for while whoever watches takes nothing. So it
-//!   holds little, however slowly it is read; one that falls behind what the members remember has gone.
+//! - A watch pulls: of each member one page is under way, and none is asked for while whoever watches takes nothing, or before
+//!   the watch is in force. So it holds a page of each member and what it told lately, two mebibytes at most, however slowly it is
+//!   read; one that falls behind what the members remember has gone.
 //! - What is told was on a disk before.
 
 mod answer;
@@ -46,7 +47,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// only count later.
 const GRACE: Duration = Duration::from_millis(250);
 /// Questions of members that wait here at a time.
-const ANSWERING_MAX: usize = 4_096;
+const ANSWERING_MAX: usize = 16_384;
 
 /// Why there is no watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,8 +90,10 @@ pub struct Watching {
     asks: FuturesUnordered<BoxFuture<'static, Answered>>,
     /// Times are counted from here.
     since: Instant,
-    /// What was told before it began.
+    /// What was told before it was in force: a page of each member at most.
     first: Vec<KeyChange>,
+    /// Members that told something before it was in force, and are asked on when it is; `None` once it is.
+    resting: Option<Vec<NodeNum>>,
 }
 
 /// Who answered, when it was asked (in milliseconds), and what it said.
@@ -134,7 +137,15 @@ impl Watches {
         };
         let fold = Watch::new(ring, slots, cursor).map_err(|gone| self.has_gone(gone))?;
         let (asks, since) = (FuturesUnordered::new(), Instant::now());
-        let mut watching = Watching { watches: Arc::clone(self), watched, fold, asks, since, first: Vec::new() };
+        let mut watching = Watching {
+            watches: Arc::clone(self),
+            watched,
+            fold,
+            asks,
+            since,
+            first: Vec::new(),
+            resting: Some(Vec::new()),
+        };
         let members: Vec<NodeNum> = watching.fold.members().collect();
         members.into_iter().for_each(|node| watching.ask(node, Duration::ZERO, Duration::ZERO));
         watching.come_into_force(deadline).await?;
@@ -183,6 +194,9 @@ impl Watching {
             return Err(NoWatch::Failed { kind, slots, failed: failed.into_iter().collect() });
         }
         self.fold.begin();
+        for node in self.resting.take().unwrap_or_default() {
+            self.ask(node, Duration::ZERO, WAIT);
+        }
         Ok(())
     }
 
@@ -196,7 +210,10 @@ impl Watching {
         if from != to {
             return Err(Gone::Epoch { from, to });
         }
-        self.ask(node, pause, WAIT);
+        match &mut self.resting {
+            Some(resting) if !told.is_empty() => resting.push(node),
+            _ => self.ask(node, pause, WAIT),
+        }
         Ok(told)
     }
 

@@ -1,7 +1,7 @@
 //! Three nodes, each with a disk in memory, that reach each other without a network.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, poll};
@@ -11,10 +11,11 @@ use super::*;
 use crate::node::clock::NodeClock;
 use crate::node::directory::Directory;
 use crate::node::fakes::{FakeClock, FakeEntropy, FakeStore, journal, topology};
-use crate::node::request::{Found, Get};
+use crate::node::request::Found;
 use crate::node::world::Tasks;
-use crate::ports::{ReplicaCall, ReplicaRequest, ReplyTo};
-use crate::types::{Content, Epoch, Hlc, InstanceId, Key, Level, Position, Record, Version, Writer};
+use crate::ports::{CHANGES_MAX, ReplicaCall, ReplicaRequest, ReplyTo, Store as _};
+use crate::types::limits::CHANGES_PAGE_MAX;
+use crate::types::{ChangeKind, Content, Epoch, Hlc, InstanceId, Key, Position, Record, Version, Writer};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 const ONE: NodeNum = NodeNum(1);
@@ -242,31 +243,75 @@ async fn who_is_not_ready_or_knows_another_epoch_says_so() {
 #[tokio::test(start_paused = true)]
 async fn who_waits_is_woken_by_its_own_key_alone() {
     let wire = three(1);
-    let reads = AtomicUsize::new(0);
+    let (reads, stops) = (AtomicUsize::new(0), AtomicBool::new(false));
     let found = |live| Found { record: None, live, strict: true, replicas: Vec::new(), copies: Vec::new() };
-    let get = || Get { key: key("mine"), level: Level::Quorum, deadline: soon(), every_copy: false };
     let read = || {
         reads.fetch_add(1, Ordering::SeqCst);
         let store = &wire.stores[&wire.home_of("mine")];
         let live = store.record(&key("mine")).is_some();
         async move { Ok(found(live)) }
     };
-    let (get, until) = (get(), Instant::now() + 20 * SECOND);
-    let wait = wire.at(TWO).wait(&get, |found| found.live, until, read);
-    let mut wait = Box::pin(wait);
-    for n in 0..100 {
+    let (mine, stopping) = (key("mine"), || stops.load(Ordering::SeqCst));
+    let within = |seconds| (Instant::now() + seconds * SECOND, SECOND);
+    let mut wait = Box::pin(wire.at(TWO).wait(&mine, within(20), |found| found.live, stopping, read));
+    for n in 0..300 {
         wire.put(&format!("other{n}"), 2);
         assert!(wait.as_mut().now_or_never().is_none());
         sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(reads.load(Ordering::SeqCst), 1);
+    assert_eq!(reads.load(Ordering::SeqCst), 2, "at first, and once it was in force");
     wire.put("mine", 3);
     let began = Instant::now();
     assert!(wait.await.unwrap().live);
-    assert!(began.elapsed() < SECOND && reads.load(Ordering::SeqCst) == 2);
-    // Where there is no news the last read is told when the time is up.
+    assert!(began.elapsed() < SECOND && reads.load(Ordering::SeqCst) == 3);
+    // Where there is no news the last read is told when the time is up, or the node stops.
     let began = Instant::now();
-    let found = wire.at(TWO).wait(&get, |_| false, began + 7 * SECOND, read).await.unwrap();
-    assert!(found.live && began.elapsed() == 7 * SECOND);
+    let none = wire.at(TWO).wait(&mine, within(7), |_| false, stopping, read).await.unwrap();
+    assert!(none.live && began.elapsed() == 7 * SECOND);
+    stops.store(true, Ordering::SeqCst);
+    let none = wire.at(TWO).wait(&mine, within(7), |_| false, stopping, read).await.unwrap();
+    assert!(none.live && began.elapsed() == 7 * SECOND, "at once");
+    // News are told at once, whoever else cannot be reached.
+    wire.gone.lock().extend([ONE, TWO, THREE]);
+    assert!(wire.at(TWO).wait(&mine, within(7), |_| true, || false, read).await.unwrap().live);
+    assert_eq!(began.elapsed(), 7 * SECOND);
+    wire.tasks.crash();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_seldom_change_does_not_fall_behind_the_log() {
+    let wire = three(3);
+    let rare = Watched::Prefix(Bytes::from_static(b"rare"));
+    let mut watching = wire.at(ONE).begin(rare, None, soon()).await.unwrap();
+    // More than is remembered, within the time of one question.
+    let log = wire.stores[&ONE].changes();
+    let other = KeyChange { key: key("other"), version: Version::default(), kind: ChangeKind::Delete };
+    for _ in 0..6 {
+        assert!(told(&watching.next(Instant::now() + WAIT / 10).await.unwrap()).is_empty());
+        log.add(std::iter::repeat_n(other.clone(), CHANGES_MAX / 4));
+    }
+    wire.put("rare", 2);
+    assert_eq!(told(&watching.next(soon()).await.unwrap()), [("rare".to_owned(), 2)]);
+    assert_eq!(watching.fold.cursor().places.len(), 3, "nobody's log was lost");
+    wire.tasks.crash();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_cannot_begin_holds_a_page_of_each_member() {
+    let wire = three(2);
+    let watching = wire.at(ONE).begin(everything(), None, soon()).await.unwrap();
+    let cursor = watching.fold.cursor();
+    for n in 0..5 * CHANGES_PAGE_MAX {
+        wire.put(&format!("k{n}"), 2);
+    }
+    wire.gone.lock().extend([TWO, THREE]);
+    wire.asked.store(0, Ordering::SeqCst);
+    let begun = wire.at(ONE).begin(everything(), Some(&cursor), soon());
+    assert!(matches!(begun.await, Err(NoWatch::Failed { .. })));
+    assert_eq!(wire.asked.load(Ordering::SeqCst), 1);
+    wire.gone.lock().clear();
+    let mut watching = wire.at(ONE).begin(everything(), Some(&cursor), soon()).await.unwrap();
+    assert!(watching.first.len() <= 3 * CHANGES_PAGE_MAX);
+    assert_eq!(all(&mut watching).await.len(), 5 * CHANGES_PAGE_MAX, "and goes on");
     wire.tasks.crash();
 }

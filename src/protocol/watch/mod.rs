@@ -3,12 +3,15 @@
 //! Each replica keeps a log of what it stored lately, and loses it when it restarts. The fold follows the logs of the members
 //! that hold what is watched, and tells a version of a key where it is above the last one that it told.
 //!
-//! **What it promises**: of every write that began after it did and was acknowledged, that version or a later one is told (from
-//! a cursor on: of every acknowledged write that was not told before it), unless the watch ends as [`Gone`]. The argument: such
-//! a write is in the logs of a majority of the key's home
-//! replicas (one that a stand-in was counted for stores it when its hint comes, and so does whoever it is repaired at: it is
-//! told then). A slot is *covered* while so many of its home replicas' logs are followed without a gap that every majority has
-//! one of them: `RF - majority + 1`. A watch of which a slot is not covered any more has gone.
+//! **What it promises**: of every write that began after it did and that a majority of home replicas acknowledged, that version or
+//! a later one is told (from a cursor on: of every such write that was not told before it), unless the watch ends as [`Gone`].
+//! The argument: such a write is in the logs of a majority of the key's home replicas. While a slot is *covered*, so many of its
+//! home replicas' logs are followed without a gap that every majority has one of them: `RF - majority + 1`. A watch of which a slot
+//! is not covered any more has gone.
+//!
+//! A write that fewer home replicas acknowledged (at `one`, or with a stand-in counted) is told by those who stored it, and when
+//! its hint or a repair brings it to others. It can be missed without a word where its only holder restarts, counts again, and whoever
+//! gets it next restarts before it told.
 //!
 //! A member that lost its log is followed from its new log's end. It covers a slot again only once whatever its old log may
 //! have lost was seen in the logs of the slot's other home replicas: each of them was heard to its end, asked
@@ -16,11 +19,13 @@
 //! reached keeps its place, and goes on covering: its log is there when it comes back, or is found lost then.
 //!
 //! Invariants:
-//! - Versions of one key are told in ascending order, as far as [`Told`] remembers: at least the last
-//!   [`told::KEYS_MAX`] keys. A change that is behind them all (of a member that was away) may be told again.
+//! - Versions of one key are told in ascending order, as far as [`Told`] remembers: the keys that were told last, at most
+//!   [`told::KEYS_MAX`] of them. A change that is behind them all (of a member that was away) may be told again.
 //! - A cursor names only places up to which everything was told, of members that cover.
 //!
-//! Caveat: an epoch that begins ends every watch, and no cursor outlives it: another instance may stand in a place.
+//! Caveats: an epoch that begins ends every watch, and no cursor outlives it: another instance may stand in a place. A write
+//! that is on its way for longer than [`IN_FLIGHT_MS`], from a replica that restarted meanwhile to one that does then, is of
+//! those that can be missed.
 
 mod cursor;
 #[cfg(test)]

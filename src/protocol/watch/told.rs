@@ -1,38 +1,47 @@
 //! What a watch told lately: the last version of each of the last keys.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::types::{Key, KeyChange, Version};
 
 /// Keys that are remembered.
-pub(super) const KEYS_MAX: usize = 16_384;
-/// Bytes that they have together, at most.
-const KEY_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const KEYS_MAX: usize = 8_192;
+/// What they take together, in bytes, at most.
+const BYTES_MAX: usize = 1024 * 1024;
+/// What one takes beside its own bytes.
+const KEY_OVERHEAD: usize = 160;
 
 #[derive(Debug, Default)]
 pub(super) struct Told {
-    last: BTreeMap<Key, Version>,
-    /// In the order in which they were first told.
-    order: VecDeque<Key>,
-    key_bytes: usize,
+    /// The last version of each, and which change that was.
+    last: BTreeMap<Key, (Version, u64)>,
+    /// By the number of the change that was told last.
+    order: BTreeMap<u64, Key>,
+    changes: u64,
+    bytes: usize,
 }
 
 impl Told {
     /// Whether that was not told yet, nor a later version of the key. It is now.
     pub(super) fn is_news(&mut self, change: &KeyChange) -> bool {
-        if let Some(last) = self.last.get_mut(&change.key) {
-            let is_news = change.version > *last;
-            *last = change.version.max(*last);
-            return is_news;
+        let known = self.last.get(&change.key);
+        if known.is_some_and(|(version, _)| change.version <= *version) {
+            return false;
         }
-        // Not the message's memory that it came in.
-        let key = change.key.detached();
-        self.key_bytes += key.as_bytes().len();
-        self.last.insert(key.clone(), change.version);
-        self.order.push_back(key);
-        while self.order.len() > KEYS_MAX || self.key_bytes > KEY_BYTES_MAX {
-            let Some(oldest) = self.order.pop_front() else { break };
-            self.key_bytes -= oldest.as_bytes().len();
+        let key = match known.and_then(|(_, at)| self.order.remove(at)) {
+            Some(key) => key,
+            None => {
+                self.bytes += change.key.as_bytes().len() + KEY_OVERHEAD;
+                // Not the message's memory that it came in.
+                change.key.detached()
+            }
+        };
+        self.changes += 1;
+        self.last.insert(key.clone(), (change.version, self.changes));
+        self.order.insert(self.changes, key);
+        while self.order.len() > KEYS_MAX || self.bytes > BYTES_MAX {
+            let Some((_, oldest)) = self.order.pop_first() else { break };
+            self.bytes -= oldest.as_bytes().len() + KEY_OVERHEAD;
             self.last.remove(&oldest);
         }
         true
@@ -58,15 +67,24 @@ mod tests {
     }
 
     #[test]
-    fn it_remembers_the_last_keys_and_no_more() {
+    fn it_remembers_the_keys_that_were_told_last_and_no_more() {
         let mut told = Told::default();
-        for n in 0..=KEYS_MAX {
-            assert!(told.is_news(&change(format!("k{n}"), 1)));
+        let name = |n: usize| format!("k{n}");
+        let room = (0..).find(|n| n * (KEY_OVERHEAD + 5) > BYTES_MAX).unwrap_or(0).min(KEYS_MAX);
+        for n in 0..room {
+            assert!(told.is_news(&change(name(n), 1)));
         }
-        assert!(!told.is_news(&change("k1".into(), 1)) && told.is_news(&change("k0".into(), 1)));
+        // Told again, it is the last one to be forgotten.
+        assert!(told.is_news(&change(name(0), 2)));
+        for n in room..2 * room {
+            assert!(told.is_news(&change(name(n), 1)));
+            assert!(!told.is_news(&change(name(n), 1)));
+        }
+        assert!(told.is_news(&change(name(1), 1)), "that was long ago");
         for n in 0..2_000 {
             told.is_news(&change(format!("{n:01000}"), 1));
+            assert!(told.bytes <= BYTES_MAX && told.last.len() == told.order.len());
         }
-        assert!(told.key_bytes <= KEY_BYTES_MAX && told.last.len() == told.order.len() && told.order.len() > 1_000);
+        assert!(told.order.len() > 800);
     }
 }

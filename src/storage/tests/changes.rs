@@ -41,5 +41,5 @@ fn what_is_stored_is_a_change_and_what_is_not_is_none() {
     store.close();
     drop(store);
     let log = open(dir.path()).changes();
-    assert_eq!((log.head().boot, log.head().seq), (before.boot + 1, 0), "another life, another log");
+    assert!(log.head().boot != before.boot && log.head().seq == 0, "another life, another log");
 }
