@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::ports::{Store, StoreError};
+use crate::ports::{PeerError, PeerReply, Store, StoreError};
 use crate::protocol::ring::Ring;
-use crate::types::{Epoch, Topology};
+use crate::types::{Epoch, NodeNum, Topology};
 
 /// Holds the ring. It only ever moves to a higher epoch.
 #[derive(Debug)]
@@ -47,6 +47,23 @@ impl Routing {
     /// Epoch 0 before there is a topology.
     pub fn epoch(&self) -> Epoch {
         *self.epoch.borrow()
+    }
+
+    /// Whether this member may tell that one what it holds, asked under that epoch. One that is being rebuilt may lack what it
+    /// is asked about.
+    ///
+    /// # Errors
+    /// What is answered instead.
+    pub fn opens(&self, me: NodeNum, from: NodeNum, epoch: Epoch) -> Result<(), Result<PeerReply, PeerError>> {
+        let refused = |why: &str| Err(Err(PeerError::Refused(why.to_owned())));
+        let Some(ring) = self.ring().filter(|_| !self.is_rebuilding()) else {
+            return refused("the node is not ready");
+        };
+        let is_member = |node| ring.topology().member(node).is_some();
+        if !is_member(from) || !is_member(me) {
+            return refused("the node is not a member of the topology");
+        }
+        if epoch < ring.epoch() { Err(Ok(PeerReply::WrongEpoch { epoch: ring.epoch() })) } else { Ok(()) }
     }
 
     /// Puts a topology in force, which the caller has on disk. An epoch that is not higher changes nothing.

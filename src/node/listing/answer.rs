@@ -11,16 +11,10 @@ impl Lister {
     /// # Errors
     /// `Refused` where this node cannot answer for these slots.
     pub async fn answer(&self, from: NodeNum, epoch: Epoch, scan: Scan) -> Result<PeerReply, PeerError> {
+        if let Err(instead) = self.routing.opens(self.me, from, epoch) {
+            return instead;
+        }
         let refused = |why: &str| Err(PeerError::Refused(why.to_owned()));
-        let Some(ring) = self.routing.ring().filter(|_| !self.routing.is_rebuilding()) else {
-            return refused("the node is not ready");
-        };
-        if ring.topology().member(from).is_none() || ring.topology().member(self.me).is_none() {
-            return refused("the node is not a member of the topology");
-        }
-        if epoch < ring.epoch() {
-            return Ok(PeerReply::WrongEpoch { epoch: ring.epoch() });
-        }
         // Every member is a home replica or a stand-in of every slot.
         match self.store.scan(scan).await {
             Ok(page) => Ok(PeerReply::Scanned(page)),

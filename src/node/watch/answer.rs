@@ -15,15 +15,8 @@ impl Watches {
     /// # Errors
     /// `Refused` where this node cannot answer, `Overloaded` where too many wait.
     pub async fn answer(&self, from: NodeNum, epoch: Epoch, ask: ChangesAsk) -> Result<PeerReply, PeerError> {
-        let refused = |why: &str| Err(PeerError::Refused(why.to_owned()));
-        let Some(ring) = self.routing.ring().filter(|_| !self.routing.is_rebuilding()) else {
-            return refused("the node is not ready");
-        };
-        if ring.topology().member(from).is_none() || ring.topology().member(self.me).is_none() {
-            return refused("the node is not a member of the topology");
-        }
-        if epoch < ring.epoch() {
-            return Ok(PeerReply::WrongEpoch { epoch: ring.epoch() });
+        if let Err(instead) = self.routing.opens(self.me, from, epoch) {
+            return instead;
         }
         let _permit = self.answering.try_acquire().map_err(|_| PeerError::Overloaded)?;
         let until = Instant::now() + Duration::from_millis(ask.wait_ms.into());
