@@ -203,6 +203,10 @@ impl<S> Guarded<S> {
     fn poll_progress<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.stalled = None;
+            if self.waiting == Waiting::Idle {
+                // An answer is on its way, though its request may be done with: it is not idle yet.
+                self.read_by = Instant::now() + self.patience.idle;
+            }
             return result;
         }
         let write = self.patience.write;

@@ -110,6 +110,25 @@ async fn a_connection_is_not_idle_while_events_come() {
 }
 
 #[tokio::test]
+async fn a_connection_is_not_idle_while_an_answer_is_sent() {
+    let served = served(Options { idle_timeout: Duration::from_millis(200), ..short() }).await;
+    let mut stream = open(&served, b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let (began, mut bytes, mut piece) = (Instant::now(), 0, vec![0; 4 * 1024 * 1024]);
+    // Slower than it is idle for, and never silent for as long as a client may be.
+    loop {
+        let came = stream.read(&mut piece).await.unwrap();
+        bytes += came;
+        if came == 0 {
+            break;
+        }
+        if began.elapsed() < Duration::from_millis(600) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    assert!(bytes > 64 * 1024 * 1024, "{bytes}");
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_cut_also_after_a_slow_answer() {
     let served = served(Options { idle_timeout: Duration::from_millis(200), ..short() }).await;
     let mut stream = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
