@@ -81,11 +81,7 @@ fn of(nodes: u16) -> Three {
     Three { others, stores, rebuild, routing }
 }
 
-fn node(
-    (me, nodes): (NodeNum, u16),
-    store: Arc<dyn Store>,
-    peers: Arc<dyn Peers>,
-) -> (Arc<Rebuild>, Arc<Routing>) {
+fn node((me, nodes): (NodeNum, u16), store: Arc<dyn Store>, peers: Arc<dyn Peers>) -> (Arc<Rebuild>, Arc<Routing>) {
     let routing = Arc::new(Routing::default());
     routing.install(topology(1, nodes, nodes as u8));
     let ports = Ports {
