@@ -58,7 +58,7 @@ fn told(options: &RestoreOptions, restored: &Restored) -> String {
         // A majority of two is both.
         format!(
             "It is one of 2 members, and the other cannot take a new instance in alone: it will not serve. See docs/operations.md,\n\
-             \"More disks lost than that\", for what to do. Never start both this and instance {was}."
+             \"More disks lost than the others make up for\". Never start both this and instance {was}."
         )
     } else if *rebuilding {
         format!(
@@ -89,5 +89,41 @@ impl From<RestoreError> for Fault {
             | RestoreError::NotAFile { .. } => Fault::Configuration(text),
             _ => Fault::Failed(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{BackupAbout, BackupRows, ClusterId, Epoch, InstanceId, NodeNum};
+    use uuid::Uuid;
+
+    #[test]
+    fn nothing_is_promised_that_the_other_members_cannot_keep() {
+        let said = |members, rebuilding| {
+            let options = RestoreOptions {
+                file: "n1.db".into(),
+                data_dir: "data".into(),
+                node: NodeNum(1),
+                mesh_address: String::new(),
+                http_address: String::new(),
+            };
+            let about = BackupAbout {
+                node: NodeNum(1),
+                instance: InstanceId(Uuid::from_u128(1)),
+                cluster: ClusterId(Uuid::from_u128(2)),
+                epoch: Epoch(1),
+                taken_ms: 0,
+                program: String::new(),
+                schema: 6,
+                rows: BackupRows { records: 1, registers: 0, hints: 0 },
+            };
+            let instance = InstanceId(Uuid::from_u128(3));
+            told(&options, &Restored { about, instance, members, rebuilding })
+        };
+        assert!(said(3, true).contains("the others take the new one in"));
+        let two = said(2, true);
+        assert!(two.contains("will not serve") && two.contains("docs/operations.md"), "{two}");
+        assert!(said(1, false).contains("nor what was restored of\nthis file before"));
     }
 }
