@@ -1,10 +1,14 @@
 //! `a3 backup`: one node's database in a file.
 //!
-//! Invariant: under the file's name there is a whole backup or none. It grows as `FILE.part`, is held against the length and the
-//! checksum that the node told, synced, and renamed.
+//! Invariants:
+//! - Under the file's name there is a whole backup or none. It grows as `FILE.part`, is held against the length and the
+//!   checksum that the node told, synced, and renamed; a file that had the name before goes then.
+//! - One process writes a `FILE.part`, and holds it locked meanwhile. One that was killed lets go of it, and the next begins it anew.
+//! - Nobody but its owner may read it: it holds every value.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +38,8 @@ const PIECE_WITHIN: Duration = Duration::from_secs(60);
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 
 /// Copy one node's database into a file, verified, while the node serves. Back up every node for all keys: each holds its share.
+/// It is FILE.part until it is whole; a FILE that exists is replaced then, and stays where there is no new one. Only its owner may
+/// read it.
 #[derive(Debug, Args)]
 pub(super) struct Backup {
     /// The file to write [default: named by the node, after itself, its cluster and the time]
@@ -62,6 +68,8 @@ impl Backup {
 
     async fn fetch(&self) -> Result<Written, Fault> {
         let host = &self.asked.host;
+        // Before the node is asked, which copies and verifies for minutes.
+        let named = self.file.as_deref().map(Part::begin).transpose()?;
         let unavailable = |why: String| Fault::Unavailable(format!("{host}: {why}"));
         let request = Request::post(format!("http://{host}/backup")).body(Full::<Bytes>::default());
         let request = request.map_err(|e| Fault::Usage(format!("{host}: {e}")))?;
@@ -75,15 +83,9 @@ impl Backup {
             return Err(Fault::of_answer(status.as_u16(), &body.map(|b| b.to_bytes()).unwrap_or_default()));
         }
         let told = Told::of(&answer)?;
-        let file = self.file.clone().unwrap_or_else(|| PathBuf::from(&told.name));
-        let part = PathBuf::from(format!("{}.part", file.display()));
-        let written = receive(answer.into_body(), &told, &part, &unavailable).await;
-        let finished = written.and_then(|()| finish(&part, &file).map_err(|e| cannot(&file, &e)));
-        if finished.is_err() {
-            // Half a file helps nobody.
-            let _ = fs::remove_file(&part);
-        }
-        finished?;
+        let mut part = named.map_or_else(|| Part::begin(Path::new(&told.name)), Ok)?;
+        receive(answer.into_body(), &told, &mut part, &unavailable).await?;
+        let file = part.finish()?;
         let sha256 = told.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Written { file, bytes: told.bytes, sha256 })
     }
@@ -118,10 +120,10 @@ fn plain(name: &str) -> Option<String> {
 async fn receive(
     mut body: Incoming,
     told: &Told,
-    part: &Path,
+    part: &mut Part,
     unavailable: &impl Fn(String) -> Fault,
 ) -> Result<(), Fault> {
-    let mut file = File::create(part).map_err(|e| cannot(part, &e))?;
+    let Part { file, part, .. } = part;
     let (mut sha256, mut bytes, mut progress) = (Sha256::new(), 0, Progress::new("received"));
     loop {
         let piece = timeout(PIECE_WITHIN, body.frame()).await;
@@ -143,11 +145,58 @@ async fn receive(
     file.sync_all().map_err(|e| cannot(part, &e))
 }
 
-/// Gives the file its name, for good.
-fn finish(part: &Path, file: &Path) -> io::Result<()> {
-    fs::rename(part, file)?;
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+/// A file that grows. Dropped before it has its name it is removed: half of one helps nobody.
+struct Part {
+    file: File,
+    part: PathBuf,
+    path: PathBuf,
+    named: bool,
+}
+
+impl Part {
+    fn begin(path: &Path) -> Result<Self, Fault> {
+        if path.is_dir() {
+            return Err(Fault::Usage(format!("{} is a directory; name a file in it", path.display())));
+        }
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let failed = |e: io::Error| cannot(&part, &e);
+        let taken = || Fault::Failed(format!("{}: another a3 backup writes it", part.display()));
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&part);
+        let file = file.map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(taken()),
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        // Whoever held it before may have given it its name since: then it is no part any more.
+        let is_part = file.metadata().and_then(|ours| Ok(ours.ino() == fs::metadata(&part)?.ino()));
+        if !is_part.unwrap_or(false) {
+            return Err(taken());
+        }
+        // Of one that was killed.
+        file.set_len(0).and_then(|()| file.set_permissions(Permissions::from_mode(0o600))).map_err(failed)?;
+        Ok(Self { file, part, path: path.to_owned(), named: false })
+    }
+
+    /// Gives it its name, for good.
+    fn finish(mut self) -> Result<PathBuf, Fault> {
+        let failed = |e: io::Error| cannot(&self.path, &e);
+        fs::rename(&self.part, &self.path).map_err(failed)?;
+        self.named = true;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| cannot(&self.path, &e))?;
+        Ok(std::mem::take(&mut self.path))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.named {
+            let _ = fs::remove_file(&self.part);
+        }
+    }
 }
 
 fn cannot(path: &Path, error: &io::Error) -> Fault {
@@ -164,6 +213,30 @@ mod tests {
         for bad in ["", "../a", "a/b", ".hidden", "a b", "a\0"] {
             assert_eq!(plain(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn one_writes_a_part_and_it_is_gone_or_has_its_name_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, part) = (dir.path().join("n.db"), dir.path().join("n.db.part"));
+        let begin = || Part::begin(&path);
+        let why = |begun: Result<Part, Fault>| begun.err().unwrap().to_string();
+        // One that was killed left it.
+        fs::write(&part, "half of one").unwrap();
+        fs::write(&path, "the one before").unwrap();
+        let mut first = begin().unwrap();
+        let refused = why(begin());
+        assert!(refused.contains("n.db.part: another a3 backup writes it"), "{refused}");
+        assert!(part.exists());
+        drop(first);
+        assert!(!part.exists() && fs::read(&path).unwrap() == b"the one before");
+        first = begin().unwrap();
+        first.file.write_all(b"new").unwrap();
+        assert_eq!(first.finish().unwrap(), path);
+        assert!(!part.exists() && fs::read(&path).unwrap() == b"new");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let refused = why(Part::begin(dir.path()));
+        assert!(refused.contains("is a directory"), "{refused}");
     }
 
     #[test]

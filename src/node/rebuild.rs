@@ -10,13 +10,15 @@
 //!   and answers no read. Stand-ins keep hints for it meanwhile. (`identity.rebuilding` outlives restarts.)
 //! - It is fetched from a replica that has the same epoch in force. From then on that replica refuses what was computed under
 //!   an older one, and so under the old instance; what it had let in before is on its disk before it tells.
-//! - A replica that is being rebuilt is no source.
+//! - A replica that is being rebuilt is no source. A slot whose sources do not all tell is left for later, and the others go on: what
+//!   can be fetched is, whoever else is missing.
 //! - A new epoch begins it anew: whoever was a source may have been replaced.
 //! - What is here already (a backup that was restored, a rebuild that was broken off) only ever saves bytes: see
 //!   [`head_start`].
 //!
-//! Caveat: with one copy there is nobody to fetch from. The slots then hold what a backup had of them, or nothing, and the log
-//! says so.
+//! Caveats: with one copy there is nobody to fetch from. The slots then hold what a backup had of them, or nothing, and the log
+//! says so. And where so many are rebuilt at once that a slot has no majority of other sources, they wait for each other
+//! until a person decides otherwise (docs/operations.md): `waiting` and the log name such a slot.
 
 mod head_start;
 
@@ -27,6 +29,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::Ports;
@@ -41,7 +44,10 @@ use head_start::Start;
 
 /// How long a page is waited for.
 const WITHIN: Duration = Duration::from_secs(5);
-/// Between two tries of a slot whose sources do not all answer, in milliseconds: at least, and with how much jitter.
+/// After so long without a slot more the log says what is waited for, and how often it does.
+const WARN_AFTER: Duration = Duration::from_secs(60);
+const WARN_EVERY: Duration = Duration::from_secs(600);
+/// Between two rounds over the slots whose sources do not all answer, in milliseconds: at least, and with how much jitter.
 const PAUSE_MS: u64 = 200;
 const PAUSE_JITTER_MS: u64 = 300;
 
@@ -54,6 +60,8 @@ pub struct Rebuild {
     succession: Arc<Succession>,
     /// Slots that are fetched.
     fetched: AtomicUsize,
+    /// A slot that is not among them, and what it waits for.
+    stuck: Mutex<Option<String>>,
     meters: Meters,
 }
 
@@ -96,6 +104,7 @@ impl Rebuild {
             replica: Arc::clone(replica),
             succession: Arc::clone(succession),
             fetched: AtomicUsize::new(0),
+            stuck: Mutex::default(),
             meters: Meters::new(),
         })
     }
@@ -104,7 +113,8 @@ impl Rebuild {
     pub fn waiting(&self) -> Option<String> {
         self.routing.is_rebuilding().then(|| {
             let (fetched, all) = (self.fetched.load(Ordering::Relaxed), Slot::COUNT);
-            format!("is a new instance and fetches its slots from the others: {fetched} of {all} are here")
+            let stuck = self.stuck.lock().as_ref().map_or_else(String::new, |stuck| format!("; {stuck}"));
+            format!("is a new instance and fetches its slots from the others: {fetched} of {all} are here{stuck}")
         })
     }
 
@@ -133,18 +143,62 @@ impl Rebuild {
     async fn fetch_all(&self) -> Result<bool, StoreError> {
         let Some(ring) = self.routing.ring() else { return Ok(false) };
         self.fetched.store(0, Ordering::Relaxed);
-        for slot in Slot::all() {
-            self.meters.slots.set((Slot::COUNT - self.fetched.load(Ordering::Relaxed)) as f64);
-            if !self.fetch_slot(&ring, slot).await? {
-                return Ok(false);
+        let mut left: Vec<Pending> = Slot::all().map(Pending::new).collect();
+        let mut warn_at = Instant::now() + WARN_AFTER;
+        loop {
+            let before = left.len();
+            left = match self.round(&ring, left).await? {
+                Some(left) => left,
+                None => return Ok(false),
+            };
+            let stuck = left.iter().find_map(Pending::stuck);
+            self.stuck.lock().clone_from(&stuck);
+            if left.is_empty() {
+                return Ok(self.routing.epoch() == ring.epoch());
             }
-            self.fetched.fetch_add(1, Ordering::Relaxed);
+            let now = Instant::now();
+            if left.len() < before {
+                warn_at = warn_at.max(now + WARN_AFTER);
+            }
+            if now >= warn_at {
+                warn_at = now + WARN_EVERY;
+                let stuck = stuck.unwrap_or_default();
+                tracing::warn!(slots = left.len(), %stuck, "the rebuild waits for sources (docs/operations.md, Backups)");
+            }
+            let pause = PAUSE_MS + self.ports.entropy.below(PAUSE_JITTER_MS);
+            sleep(Duration::from_millis(pause)).await;
         }
-        Ok(self.routing.epoch() == ring.epoch())
     }
 
-    /// One slot from a majority of its other home replicas.
-    async fn fetch_slot(&self, ring: &Ring, slot: Slot) -> Result<bool, StoreError> {
+    /// Tries each of these slots once: those that are left; `None` where the epoch changed meanwhile.
+    async fn round(&self, ring: &Ring, mut slots: Vec<Pending>) -> Result<Option<Vec<Pending>>, StoreError> {
+        // Who failed is not asked again in this round, so that one who is gone costs a deadline a round and not one a slot. So that
+        // a slot that alone fails keeps nobody else from being asked, those that failed less often come first.
+        let mut failed = BTreeSet::new();
+        slots.sort_by_key(|pending| pending.failures);
+        let mut left = Vec::new();
+        for mut pending in slots {
+            self.meters.slots.set((Slot::COUNT - self.fetched.load(Ordering::Relaxed)) as f64);
+            if self.fetch_slot(ring, &mut pending, &mut failed).await? {
+                self.fetched.fetch_add(1, Ordering::Relaxed);
+            } else {
+                left.push(pending);
+            }
+            if self.routing.epoch() != ring.epoch() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(left))
+    }
+
+    /// One slot from a majority of its other home replicas; `false` where it is not here yet.
+    async fn fetch_slot(
+        &self,
+        ring: &Ring,
+        pending: &mut Pending,
+        failed: &mut BTreeSet<NodeNum>,
+    ) -> Result<bool, StoreError> {
+        let slot = pending.slot;
         let placement = ring.placement(slot);
         if !placement.is_home(self.me) {
             return Ok(true);
@@ -155,57 +209,82 @@ impl Rebuild {
             tracing::error!(%slot, keys, "this was the only copy of the slot; it has what is here, and nothing else");
             return Ok(true);
         }
-        loop {
-            let mut start = self.begin(slot).await;
-            if start.is_ahead() {
-                if !self.of_majority(ring, slot, &others, &mut start, Part::Compare).await? {
-                    return Ok(false);
-                }
-                self.drop_covered(ring, slot, &mut start).await?;
+        let mut start = match pending.start.take() {
+            Some(start) => start,
+            None => {
+                let start = self.begin(slot, pending.floor).await;
+                pending.part = if start.is_ahead() { Part::Compare } else { Part::Fetch };
+                start
             }
-            if !self.of_majority(ring, slot, &others, &mut start, Part::Fetch).await? {
+        };
+        loop {
+            if !self.of_majority(ring, pending, &others, &mut start, failed).await? {
+                pending.start = Some(start);
                 return Ok(false);
             }
-            // A floor that rose meanwhile may cover more of what was here: once more, which finds the rest in place.
-            if start.is_settled() {
-                return Ok(true);
+            pending.done.clear();
+            match pending.part {
+                Part::Compare => {
+                    self.drop_covered(ring, slot, &mut start).await?;
+                    pending.part = Part::Fetch;
+                }
+                Part::Fetch if start.is_settled() => return Ok(true),
+                // A floor that rose meanwhile may cover more of what was here: once more under that floor, whoever is asked then.
+                // It finds the rest in place.
+                Part::Fetch => {
+                    pending.floor = start.floor();
+                    return Ok(false);
+                }
             }
         }
     }
 
-    /// Does that with a majority of the others, each of them once; `false` where the epoch changed meanwhile.
+    /// Does the slot's next part with those of the others that have not done it; whether a majority has by now.
     async fn of_majority(
         &self,
         ring: &Ring,
-        slot: Slot,
+        pending: &mut Pending,
         others: &[NodeNum],
         start: &mut Start,
-        part: Part,
+        failed: &mut BTreeSet<NodeNum>,
     ) -> Result<bool, StoreError> {
-        let mut done = BTreeSet::new();
-        loop {
-            for source in others.iter().filter(|n| !done.contains(*n)).copied().collect::<Vec<_>>() {
-                let asked = match part {
-                    Part::Compare => self.compare_with(ring, slot, source, start).await,
-                    Part::Fetch => self.fetch_from(ring, slot, source, start).await,
-                };
-                match asked {
-                    Ok(()) => drop(done.insert(source)),
-                    Err(Unfetched::Store(error)) => return Err(error),
-                    Err(Unfetched::Epoch(theirs)) if theirs > ring.epoch() => self.succession.fetch_from(source).await,
-                    Err(Unfetched::Epoch(_)) => self.succession.tell(std::iter::once(source)).await,
-                    Err(Unfetched::Peer(error)) => tracing::debug!(%slot, %source, %error, "a slot was not fetched"),
-                }
-                if done.len() >= majority(others.len()) {
-                    return Ok(true);
-                }
-                if self.routing.epoch() != ring.epoch() {
-                    return Ok(false);
-                }
+        let slot = pending.slot;
+        for source in others.iter().copied() {
+            if pending.done.contains(&source) || failed.contains(&source) {
+                continue;
             }
-            let pause = PAUSE_MS + self.ports.entropy.below(PAUSE_JITTER_MS);
-            sleep(Duration::from_millis(pause)).await;
+            let asked = match pending.part {
+                Part::Compare => self.compare_with(ring, slot, source, start).await,
+                Part::Fetch => self.fetch_from(ring, slot, source, start).await,
+            };
+            let why = match asked {
+                Ok(()) => {
+                    pending.done.insert(source);
+                    if pending.done.len() >= majority(others.len()) {
+                        return Ok(true);
+                    }
+                    continue;
+                }
+                Err(Unfetched::Store(error)) => return Err(error),
+                Err(Unfetched::Epoch(theirs)) if theirs > ring.epoch() => {
+                    self.succession.fetch_from(source).await;
+                    format!("it is at epoch {theirs}")
+                }
+                Err(Unfetched::Epoch(theirs)) => {
+                    self.succession.tell(std::iter::once(source)).await;
+                    format!("it is at epoch {theirs}")
+                }
+                Err(Unfetched::Peer(error)) => error.to_string(),
+            };
+            tracing::debug!(%slot, %source, %why, "a slot was not fetched");
+            failed.insert(source);
+            pending.failures = pending.failures.saturating_add(1);
+            pending.waits_for = Some((source, why));
+            if self.routing.epoch() != ring.epoch() {
+                return Ok(false);
+            }
         }
+        Ok(false)
     }
 
     /// All pages of a slot from one source.
@@ -289,8 +368,11 @@ impl Rebuild {
         if ring.epoch() != epoch {
             return Ok(Err(PeerReply::WrongEpoch { epoch: ring.epoch() }));
         }
-        if self.routing.is_rebuilding() || !ring.placement(slot).is_home(self.me) {
-            return Err(refused("it cannot tell what is in that slot".into()));
+        if self.routing.is_rebuilding() {
+            return Err(refused("it is being rebuilt itself".into()));
+        }
+        if !ring.placement(slot).is_home(self.me) {
+            return Err(refused("it has no copy of that slot".into()));
         }
         Ok(Ok(ring))
     }
@@ -308,6 +390,32 @@ impl Rebuild {
 enum Part {
     Compare,
     Fetch,
+}
+
+/// A slot that is not here yet, and how far it came.
+struct Pending {
+    slot: Slot,
+    start: Option<Start>,
+    /// What is asked next, and who has done it.
+    part: Part,
+    done: BTreeSet<NodeNum>,
+    /// The greatest floor that was told before it was begun anew.
+    floor: Floor,
+    failures: u32,
+    /// Who failed last, and why.
+    waits_for: Option<(NodeNum, String)>,
+}
+
+impl Pending {
+    fn new(slot: Slot) -> Self {
+        let (done, floor) = (BTreeSet::new(), Floor::default());
+        Self { slot, start: None, part: Part::Fetch, done, floor, failures: 0, waits_for: None }
+    }
+
+    /// What it waits for, for a person.
+    fn stuck(&self) -> Option<String> {
+        self.waits_for.as_ref().map(|(source, why)| format!("slot {} waits for {source} ({why})", self.slot))
+    }
 }
 
 fn refused(why: String) -> PeerError {

@@ -23,7 +23,7 @@ use super::store::read_through;
 use crate::ports::StoreError;
 use crate::types::{Hlc, Key, Record, Token};
 
-const PUT: &str = "REPLACE INTO ends VALUES (?1, ?2, ?3)";
+pub(super) const PUT: &str = "REPLACE INTO ends VALUES (?1, ?2, ?3)";
 const DELETE: &str = "DELETE FROM ends WHERE expires_at_ms = ?1 AND token = ?2 AND key = ?3";
 const DUE: &str =
     "SELECT expires_at_ms, token, key FROM ends WHERE expires_at_ms <= ?1 ORDER BY expires_at_ms, token, key LIMIT ?2";

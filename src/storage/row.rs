@@ -73,7 +73,7 @@ pub(super) const ALL_RECORDS: &str = concat!(
     ", r.key, r.slot FROM records r LEFT JOIN large_values l ON l.id = r.large ORDER BY r.slot, r.key"
 );
 pub(super) const ALL_HINTS: &str =
-    concat!("SELECT ", record_columns!(), ", r.key FROM hints r LEFT JOIN large_values l ON l.id = r.large");
+    concat!("SELECT ", record_columns!(), ", r.key, r.slot FROM hints r LEFT JOIN large_values l ON l.id = r.large");
 pub(super) const SELECT_HINT: &str = concat!(
     "SELECT ",
     record_columns!(),

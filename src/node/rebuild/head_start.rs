@@ -70,6 +70,10 @@ impl Start {
         self.differing.get(&source).map_or(LeafSet::ALL, |differing| differing.or(&dropped))
     }
 
+    pub(super) fn floor(&self) -> Floor {
+        self.floor
+    }
+
     pub(super) fn told(&mut self, floor: &Floor) {
         self.floor = self.floor.merge(floor);
     }
@@ -81,8 +85,9 @@ impl Start {
 }
 
 impl Rebuild {
-    /// Looks what is here of the slot.
-    pub(super) async fn begin(&self, slot: Slot) -> Start {
+    /// Looks what is here of the slot; `floor`: what was told of it before, by whomever. Who is asked this time need not know it: begun
+    /// without it, it could find the same one out for ever.
+    pub(super) async fn begin(&self, slot: Slot, floor: Floor) -> Start {
         let until = Instant::now() + SUMMED_WITHIN;
         let sums = loop {
             match self.ports.store.leaf_sums(slot) {
@@ -96,7 +101,7 @@ impl Rebuild {
             // What is here is not known, so it is taken for other than anything.
             None => Some(vec![Digest(0); Leaf::IN_SLOT]),
         };
-        Start { digests, differing: BTreeMap::new(), floor: Floor::default(), dropped: None }
+        Start { digests, differing: BTreeMap::new(), floor, dropped: None }
     }
 
     /// Hears from a source where it is other.

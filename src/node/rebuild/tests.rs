@@ -111,11 +111,38 @@ async fn it_answers_only_once_a_majority_of_the_others_told_every_slot() {
     tokio::pin!(running);
     assert!(tokio::time::timeout(Duration::from_secs(60), &mut running).await.is_err(), "one of two is no majority");
     assert!(world.routing.is_rebuilding() && world.disk.identity.lock().rebuilding);
-    assert!(world.rebuild.waiting().unwrap().contains("200 of 256"));
-    assert_eq!(world.sources.asked(2), 201, "who told a slot is not asked for it again");
+    let waiting = world.rebuild.waiting().unwrap();
+    assert!(waiting.contains("255 of 256 are here; slot c8 waits for n3 (unreachable)"), "{waiting}");
+    assert_eq!(world.sources.asked(2), 256, "who told a slot is not asked for it again");
     world.sources.set(3, |_, _| page(Vec::new()));
     running.await.unwrap();
     assert!(!world.routing.is_rebuilding() && !world.disk.identity.lock().rebuilding);
+    assert_eq!(world.rebuild.waiting(), None);
+}
+
+/// Two of three that lost their disks at once, with two copies: what they share they cannot have from each other.
+#[tokio::test(start_paused = true)]
+async fn what_has_a_source_is_fetched_though_another_slot_has_none() {
+    let world = world();
+    world.routing.install(topology(2, 3, 2));
+    let ring = world.routing.ring().unwrap();
+    let shared = Slot::all().filter(|slot| {
+        let placement = ring.placement(*slot);
+        placement.is_home(NodeNum(1)) && placement.is_home(NodeNum(2))
+    });
+    let shared = shared.count();
+    assert!(shared > 20);
+    world.sources.set(2, |_, _| Err(PeerError::Refused("it is being rebuilt itself".into())));
+    world.sources.set(3, |_, _| page(Vec::new()));
+    let running = world.rebuild.run();
+    tokio::pin!(running);
+    assert!(tokio::time::timeout(Duration::from_secs(60), &mut running).await.is_err());
+    let waiting = world.rebuild.waiting().unwrap();
+    assert!(waiting.contains(&format!("{} of 256 are here", 256 - shared)), "{waiting}");
+    assert!(waiting.contains("waits for n2 (refused: it is being rebuilt itself)"), "{waiting}");
+    assert!(world.sources.asked(2) < 60 * 5 + shared, "one who refuses is asked once a round");
+    world.sources.set(2, |_, _| page(Vec::new()));
+    running.await.unwrap();
     assert_eq!(world.rebuild.waiting(), None);
 }
 

@@ -8,8 +8,10 @@
 //! Invariants:
 //! - The file is not changed, nor is anything made beside it.
 //! - Each record is verified before it is printed. One that is damaged ends the lines without an `end`.
+//! - Hints are lines, too, after the records: a write that this node took for another is acknowledged, and may be in no other file. So
+//!   a key may have several lines, of which the greatest version counts.
 //!
-//! Caveat: what registers accepted and had not written yet is not printed, nor are hints.
+//! Caveat: what registers accepted and had not written yet is not printed.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -31,6 +33,9 @@ pub enum ExportError {
     Unsound { path: PathBuf, reason: String },
     #[error("{} cannot be read: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
+    /// It may be sound.
+    #[error("{} cannot be read: {reason}", path.display())]
+    Sqlite { path: PathBuf, reason: String },
     /// They could not be written.
     #[error("{0}")]
     Out(io::Error),
@@ -65,6 +70,8 @@ struct End<'a> {
 struct Totals<'a> {
     records: u64,
     tombstones: u64,
+    /// Lines that are hints; not among the records.
+    hints: u64,
     backup: &'a BackupAbout,
 }
 
@@ -79,13 +86,21 @@ impl From<Wrong> for Stop {
     }
 }
 
-/// Prints every record of a backup, in the order of slots and keys; what the file says of itself.
+/// Prints every record and hint of a backup, each in the order of slots and keys; what the file says of itself.
 ///
 /// # Errors
 /// See [`ExportError`]. What was printed by then is right, and not all.
 pub fn export(file: &Path, out: &mut dyn Write) -> Result<BackupAbout, ExportError> {
     let unsound = |reason: String| ExportError::Unsound { path: file.to_owned(), reason };
-    let sqlite = |error: rusqlite::Error| unsound(error.to_string());
+    let sqlite = |error: rusqlite::Error| match error.to_string() {
+        reason if examine::is_unsound(&error) => unsound(reason),
+        reason => ExportError::Sqlite { path: file.to_owned(), reason },
+    };
+    let stopped = |stop| match stop {
+        Stop::Wrong(Wrong::Damaged(what)) => unsound(what),
+        Stop::Wrong(Wrong::Sqlite(error)) => sqlite(error),
+        Stop::Out(error) => ExportError::Out(error),
+    };
     let failed = |source| ExportError::Io { path: file.to_owned(), source };
     if let Some(what) = examine::header(file).map_err(failed)? {
         return Err(unsound(what.to_owned()));
@@ -93,27 +108,28 @@ pub fn export(file: &Path, out: &mut dyn Write) -> Result<BackupAbout, ExportErr
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(file, flags).map_err(sqlite)?;
     conn.pragma_update(None, "trusted_schema", false).map_err(sqlite)?;
-    let about = described(&conn).map_err(unsound)?;
+    let about = described(&conn).map_err(|wrong| stopped(Stop::Wrong(wrong)))?;
     if about.schema > KNOWN {
         return Err(unsound(format!("it has schema {}, and this program knows {KNOWN}", about.schema)));
     }
     if let Some(what) = examine::walk_pages(&conn).map_err(sqlite)? {
         return Err(unsound(what));
     }
+    let seed = TokenSeed::of(about.cluster);
     let mut tombstones = 0;
-    let mut see = |key: &Key, record: Record| {
+    let see = |key: &Key, record: Record| {
         tombstones += u64::from(record.is_tombstone());
         print(out, &line(key, &record)).map_err(Stop::Out)
     };
-    let records = verify::each_record(&conn, TokenSeed::of(about.cluster), &mut see).map_err(|stop| match stop {
-        Stop::Wrong(Wrong::Damaged(what)) => unsound(what),
-        Stop::Wrong(Wrong::Sqlite(error)) => sqlite(error),
-        Stop::Out(error) => ExportError::Out(error),
-    })?;
-    if records != about.rows.records {
-        return Err(unsound(format!("it should have {} records, and has {records}", about.rows.records)));
+    let records = verify::each_record(&conn, seed, see).map_err(stopped)?;
+    let see = |key: &Key, record: Record| print(out, &line(key, &record)).map_err(Stop::Out);
+    let hints = verify::each_hint(&conn, seed, see).map_err(stopped)?;
+    let should = (about.rows.records, about.rows.hints);
+    if (records, hints) != should {
+        let (of, and) = should;
+        return Err(unsound(format!("it should have {of} records and {and} hints, and has {records} and {hints}")));
     }
-    let end = End { end: Totals { records, tombstones, backup: &about } };
+    let end = End { end: Totals { records, tombstones, hints, backup: &about } };
     print(out, &end).and_then(|()| out.flush()).map_err(ExportError::Out)?;
     Ok(about)
 }

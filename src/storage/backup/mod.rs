@@ -24,6 +24,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::types::BackupAbout;
+use verify::Wrong;
 
 const CREATE: &str = "CREATE TABLE backup (about TEXT NOT NULL, checksum INTEGER NOT NULL) STRICT";
 
@@ -36,20 +37,19 @@ fn describe(conn: &Connection, about: &BackupAbout) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// What the file says of itself; as text what is wrong with that.
-fn described(conn: &Connection) -> Result<BackupAbout, String> {
+/// What the file says of itself.
+fn described(conn: &Connection) -> Result<BackupAbout, Wrong> {
     let none = "it does not say that it is a backup of a3 (a copied a3.db is none)";
-    let table: Option<String> = conn
-        .query_row("SELECT sql FROM sqlite_schema WHERE name = 'backup'", [], |row| row.get(0))
-        .optional()
-        .map_err(|e| e.to_string())?;
+    let table: Option<String> =
+        conn.query_row("SELECT sql FROM sqlite_schema WHERE name = 'backup'", [], |row| row.get(0)).optional()?;
     if table.as_deref() != Some(CREATE) {
-        return Err(none.to_owned());
+        return Err(Wrong::Damaged(none.to_owned()));
     }
     let row = conn.query_row("SELECT about, checksum FROM backup", [], |row| {
         Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)? as u64))
     });
-    let (text, checksum) = row.map_err(|e| format!("what it says of itself cannot be read: {e}"))?;
+    let row = row.optional()?;
+    let (text, checksum) = row.ok_or_else(|| Wrong::Damaged("it says nothing of itself".to_owned()))?;
     let about = serde_json::from_str(&text).ok().filter(|_| xxh3_64(text.as_bytes()) == checksum);
-    about.ok_or_else(|| "what it says of itself is damaged".to_owned())
+    about.ok_or_else(|| Wrong::Damaged("what it says of itself is damaged".to_owned()))
 }

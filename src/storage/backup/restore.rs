@@ -12,19 +12,22 @@
 //!
 //! With one copy of each key the file is all there is of this node's slots, so registers and floors stay, too. And where the node
 //! is its cluster's only member nobody else can let it in: the restored database holds the next epoch, which lists it. Either
-//! way its stamps carry a writer number that no instance had, so that none is issued twice; the clock's reservation stays, so
-//! that they lie above those in the file.
+//! way its stamps carry a writer number that no instance had, so that none is issued twice: others give the next one; an only member
+//! draws it, as the file may have been restored before. The clock's reservation stays, so that they lie above those in the file.
 //!
 //! Invariants:
 //! - Nothing is made of a file that was not verified from end to end, and what was verified is the very copy that is served.
-//! - A directory that has data is refused untouched.
+//! - A directory that has data is refused untouched, and so is everything where the file is none, or lies in the directory.
+//! - The lists beside the records (ends, tombstones) have no checksums: they are made anew of the records.
+//! - What is made in a directory of somebody else's is given to them, where this process may: restored as root, served as a user.
 //! - Until all is on disk there is a file `restoring` in the directory: with it no node starts, and a restore begins again.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, params};
 
 use super::described;
 use super::verify::{self, Wrong};
@@ -32,8 +35,14 @@ use crate::ports::Entropy;
 use crate::protocol::succession;
 use crate::storage::data_dir::{DATABASE, DataDir, RESTORING};
 use crate::storage::migrations::{self, KNOWN, MigrationError};
-use crate::storage::{OpenError, examine, facts};
-use crate::types::{Announcement, BackupAbout, BackupRows, Identity, InstanceId, NodeNum, TokenSeed, Topology};
+use crate::storage::{OpenError, ends, examine, facts};
+use crate::types::{
+    Announcement, BackupAbout, BackupRows, Identity, InstanceId, Key, NodeNum, TokenSeed, Topology, Writer,
+};
+
+/// Out of so many numbers above all that were given an only member draws its writer number. Few enough for it to be drawn some
+/// hundred times in a row before there are none, and for versions to stay short.
+const WRITERS: u32 = 1 << 24;
 
 /// What is made of which file.
 #[derive(Clone, Debug)]
@@ -70,8 +79,15 @@ pub enum RestoreError {
     NewerSchema { path: PathBuf, found: u32 },
     #[error("{}: this is no sound backup: {reason}", path.display())]
     Unsound { path: PathBuf, reason: String },
+    #[error("{}: this is no file", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("{}: the backup lies in the directory that it would be restored into; move it elsewhere", path.display())]
+    Inside { path: PathBuf },
     #[error("{} cannot be used: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
+    /// The backup may be sound.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Sqlite { path: PathBuf, reason: String },
 }
 
 /// Makes a data directory. On disk when it returns.
@@ -84,16 +100,16 @@ pub fn restore(options: &RestoreOptions, entropy: &dyn Entropy) -> Result<Restor
         let path = path.to_owned();
         move |source| RestoreError::Io { path, source }
     };
-    // Before anything is made: a name that was mistyped.
-    File::open(file).map_err(at(file))?;
+    let mut source = opened(file, data_dir)?;
     let dir = DataDir::open(data_dir)?;
     empty(data_dir)?;
     let (database, marker) = (dir.database(), data_dir.join(RESTORING));
     File::create(&marker).and_then(|marker| marker.sync_all()).map_err(at(&marker))?;
     sync(data_dir).map_err(at(data_dir))?;
-    fs::copy(file, &database).map_err(at(&database))?;
-    let checked = check(options, &database);
-    let made = checked.and_then(|checked| make(options, &database, checked, InstanceId(entropy.uuid())));
+    let made = copy(&mut source, &database)
+        .map_err(at(&database))
+        .and_then(|()| check(options, &database))
+        .and_then(|checked| make(options, &database, checked, entropy));
     let (restored, identity) = match made {
         Ok(made) => made,
         Err(error) => {
@@ -104,11 +120,60 @@ pub fn restore(options: &RestoreOptions, entropy: &dyn Entropy) -> Result<Restor
             return Err(error);
         }
     };
-    File::open(&database).and_then(|file| file.sync_all()).map_err(at(&database))?;
     dir.save(&identity).map_err(at(data_dir))?;
+    give(data_dir)?;
+    File::open(&database).and_then(|file| file.sync_all()).map_err(at(&database))?;
     fs::remove_file(&marker).map_err(at(&marker))?;
     sync(data_dir).map_err(at(data_dir))?;
     Ok(restored)
+}
+
+/// The backup, before anything is made.
+fn opened(file: &Path, data_dir: &Path) -> Result<File, RestoreError> {
+    let failed = |source| RestoreError::Io { path: file.to_owned(), source };
+    if !fs::metadata(file).map_err(failed)?.is_file() {
+        return Err(RestoreError::NotAFile { path: file.to_owned() });
+    }
+    // A directory that is not there yet has nothing in it.
+    let real = fs::canonicalize(file).map_err(failed)?;
+    if fs::canonicalize(data_dir).is_ok_and(|dir| real.starts_with(dir)) {
+        return Err(RestoreError::Inside { path: file.to_owned() });
+    }
+    File::open(file).map_err(failed)
+}
+
+/// The bytes and not the mode: a backup may be kept read-only.
+fn copy(source: &mut File, database: &Path) -> io::Result<()> {
+    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(database)?;
+    io::copy(source, &mut target).map(drop)
+}
+
+/// Gives what was made to the owner of the directory. On disk when it returns.
+fn give(dir: &Path) -> Result<(), RestoreError> {
+    let of = |path: &Path| -> Result<(u32, u32), RestoreError> {
+        let meta = fs::metadata(path).map_err(|source| RestoreError::Io { path: path.to_owned(), source })?;
+        Ok((meta.uid(), meta.gid()))
+    };
+    let owner = of(dir)?;
+    let entries = fs::read_dir(dir).map_err(|source| RestoreError::Io { path: dir.to_owned(), source })?;
+    for entry in entries {
+        let entry = entry.map_err(|source| RestoreError::Io { path: dir.to_owned(), source })?;
+        let name = entry.file_name();
+        let (path, name) = (entry.path(), name.to_string_lossy());
+        if !is_ours(&name) && name != "lock" {
+            continue;
+        }
+        if let Some((user, group)) = new_owner(owner, of(&path)?) {
+            let given = chown(&path, Some(user), Some(group)).and_then(|()| File::open(&path)?.sync_all());
+            given.map_err(|source| RestoreError::Io { path, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// Whose a file becomes in a directory of that owner's. Who is not root can give nothing away, and serves what is its own.
+fn new_owner(dir: (u32, u32), file: (u32, u32)) -> Option<(u32, u32)> {
+    (file.0 == 0 && dir.0 != 0).then_some(dir)
 }
 
 fn sync(dir: &Path) -> io::Result<()> {
@@ -157,8 +222,15 @@ struct Checked {
 fn check(options: &RestoreOptions, database: &Path) -> Result<Checked, RestoreError> {
     let path = || options.file.clone();
     let unsound = |reason: String| RestoreError::Unsound { path: path(), reason };
-    let sqlite = |error: rusqlite::Error| unsound(error.to_string());
-    let failed = |source| RestoreError::Io { path: path(), source };
+    let sqlite = |error: rusqlite::Error| match error.to_string() {
+        reason if examine::is_unsound(&error) => unsound(reason),
+        reason => RestoreError::Sqlite { path: database.to_owned(), reason },
+    };
+    let wrong = |wrong| match wrong {
+        Wrong::Damaged(what) => unsound(what),
+        Wrong::Sqlite(error) => sqlite(error),
+    };
+    let failed = |source| RestoreError::Io { path: database.to_owned(), source };
     if fs::metadata(database).map_err(failed)?.len() == 0 {
         return Err(unsound("it is empty".into()));
     }
@@ -169,7 +241,7 @@ fn check(options: &RestoreOptions, database: &Path) -> Result<Checked, RestoreEr
     let mut conn = Connection::open_with_flags(database, flags).map_err(sqlite)?;
     conn.pragma_update(None, "trusted_schema", false).map_err(sqlite)?;
     let found: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sqlite)?;
-    let about = described(&conn).map_err(unsound)?;
+    let about = described(&conn).map_err(wrong)?;
     if found > KNOWN {
         return Err(RestoreError::NewerSchema { path: path(), found });
     }
@@ -190,10 +262,7 @@ fn check(options: &RestoreOptions, database: &Path) -> Result<Checked, RestoreEr
     if let Some(what) = examine::contents(&conn, false).map_err(sqlite)? {
         return Err(unsound(what));
     }
-    let rows = verify::rows(&conn, TokenSeed::of(about.cluster)).map_err(|wrong| match wrong {
-        Wrong::Damaged(what) => unsound(what),
-        Wrong::Sqlite(error) => sqlite(error),
-    })?;
+    let rows = verify::rows(&conn, TokenSeed::of(about.cluster)).map_err(wrong)?;
     if rows != about.rows {
         let BackupRows { records, registers, hints } = about.rows;
         return Err(unsound(format!(
@@ -211,20 +280,23 @@ fn make(
     options: &RestoreOptions,
     database: &Path,
     checked: Checked,
-    instance: InstanceId,
+    entropy: &dyn Entropy,
 ) -> Result<(Restored, Identity), RestoreError> {
-    let Checked { conn, about, topology } = checked;
+    let Checked { conn, about, mut topology } = checked;
+    let instance = InstanceId(entropy.uuid());
     let unsound = |reason: String| RestoreError::Unsound { path: options.file.clone(), reason };
-    let sqlite = |source: rusqlite::Error| OpenError::Sqlite { path: database.to_owned(), reason: source.to_string() };
+    let sqlite = |error: rusqlite::Error| RestoreError::Sqlite { path: database.to_owned(), reason: error.to_string() };
     let others: Vec<String> =
         topology.members.iter().filter(|m| m.node != about.node).map(|m| m.mesh_address.clone()).collect();
     let next = if others.is_empty() {
+        topology.next_writer = drawn(topology.next_writer, entropy);
         let next = succession::replaced(&topology, &newcomer(options, &topology, instance));
         Some(next.ok_or_else(|| unsound("its topology does not list the node".into()))?)
     } else {
         None
     };
     strip(&conn, topology.rf > 1, next.as_ref()).map_err(sqlite)?;
+    list(&conn, TokenSeed::of(about.cluster)).map_err(sqlite)?;
     conn.close().map_err(|(_, error)| sqlite(error))?;
     let rebuilding = next.is_none();
     let identity = Identity {
@@ -250,6 +322,13 @@ fn newcomer(options: &RestoreOptions, topology: &Topology, instance: InstanceId)
     }
 }
 
+/// The writer number of an only member: other than that of whatever else may be restored of this file.
+fn drawn(next: Writer, entropy: &dyn Entropy) -> Writer {
+    // The greatest one is nobody's, and one above it is the next.
+    let room = (u32::MAX - 1).saturating_sub(next.0).min(WRITERS);
+    Writer(next.0 + entropy.below(room.into()) as u32)
+}
+
 /// Takes away what the old instance alone could stand for; `copied`: others hold what it decided and purged.
 fn strip(conn: &Connection, copied: bool, next: Option<&Topology>) -> rusqlite::Result<()> {
     conn.pragma_update(None, "synchronous", "FULL")?;
@@ -271,4 +350,54 @@ fn strip(conn: &Connection, copied: bool, next: Option<&Topology>) -> rusqlite::
         facts::save_topology(&transaction, next)?;
     }
     transaction.commit()
+}
+
+/// Makes the lists beside the records of the records, in one transaction: nothing else tells whether they are whole.
+fn list(conn: &Connection, seed: TokenSeed) -> rusqlite::Result<()> {
+    let transaction = conn.unchecked_transaction()?;
+    transaction.execute_batch(
+        "DELETE FROM ends; DELETE FROM tombstones; INSERT INTO tombstones \
+         SELECT slot, ifnull(written, hlc), key FROM records WHERE value IS NULL AND large IS NULL;",
+    )?;
+    {
+        let mut select = transaction.prepare(
+            "SELECT expires_at_ms, key FROM records \
+             WHERE expires_at_ms IS NOT NULL AND (value IS NOT NULL OR large IS NOT NULL)",
+        )?;
+        let mut put = transaction.prepare(ends::PUT)?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let (at, name): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
+            // Each row was verified, and so is of a key.
+            if let Ok(key) = Key::new(name) {
+                put.execute(params![at, key.token(seed).0 as i64, key.as_bytes()])?;
+            }
+        }
+    }
+    transaction.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::SystemEntropy;
+
+    #[test]
+    fn only_root_gives_away_and_only_what_is_its_own() {
+        assert_eq!(new_owner((998, 997), (0, 0)), Some((998, 997)));
+        assert_eq!(new_owner((998, 997), (998, 998)), None, "served by who made it");
+        assert_eq!(new_owner((998, 997), (1000, 1000)), None, "it could not");
+        assert_eq!(new_owner((0, 0), (0, 7)), None);
+    }
+
+    #[test]
+    fn a_writer_number_is_drawn_above_all_that_were_given() {
+        let entropy = SystemEntropy::default();
+        for (next, last) in [(2, 1 + WRITERS), (u32::MAX - 9, u32::MAX - 2), (u32::MAX - 1, u32::MAX - 1)] {
+            for _ in 0..100 {
+                let drawn = drawn(Writer(next), &entropy).0;
+                assert!((next..=last).contains(&drawn), "{drawn}");
+            }
+        }
+    }
 }

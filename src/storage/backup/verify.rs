@@ -52,7 +52,8 @@ pub(super) fn each_record<E: From<Wrong>>(
 /// Every row of a copy of the known schema.
 pub(super) fn rows(conn: &Connection, seed: TokenSeed) -> Result<BackupRows, Wrong> {
     let records = each_record::<Wrong>(conn, seed, |_, _| Ok(()))?;
-    Ok(BackupRows { records, registers: registers(conn, seed)?, hints: hints(conn)? })
+    let hints = each_hint::<Wrong>(conn, seed, |_, _| Ok(()))?;
+    Ok(BackupRows { records, registers: registers(conn, seed)?, hints })
 }
 
 fn registers(conn: &Connection, seed: TokenSeed) -> Result<u64, Wrong> {
@@ -73,17 +74,25 @@ fn registers(conn: &Connection, seed: TokenSeed) -> Result<u64, Wrong> {
     Ok(seen)
 }
 
-fn hints(conn: &Connection) -> Result<u64, Wrong> {
+/// Every hint, each verified: what a stand-in keeps for another replica, of any number of them for a key.
+pub(super) fn each_hint<E: From<Wrong>>(
+    conn: &Connection,
+    seed: TokenSeed,
+    mut see: impl FnMut(&Key, Record) -> Result<(), E>,
+) -> Result<u64, E> {
     let mut seen = 0;
-    let mut select = conn.prepare(row::ALL_HINTS)?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
+    let mut select = conn.prepare(row::ALL_HINTS).map_err(Wrong::from)?;
+    let mut rows = select.query([]).map_err(Wrong::from)?;
+    while let Some(row) = rows.next().map_err(Wrong::from)? {
         let name = row.get_ref(AFTER_RECORD).ok().and_then(row::bytes_of).unwrap_or_default();
-        let key = Key::new(name.to_vec()).ok();
-        let intact = key.map(|key| Loaded::of(row, &key)).transpose()?.is_some_and(|loaded| loaded.stored.is_some());
-        if !intact {
-            return Err(Wrong::Damaged(format!("a hint for {}: checksum", name.escape_ascii())));
+        let damaged = |what: &str| Wrong::Damaged(format!("a hint for {}: {what}", name.escape_ascii()));
+        let slot: i64 = row.get(AFTER_RECORD + 1).map_err(Wrong::from)?;
+        let key = Key::new(name.to_vec()).map_err(|_| damaged("it is no key"))?;
+        let stored = Loaded::of(row, &key).map_err(Wrong::from)?.stored.ok_or_else(|| damaged("checksum"))?;
+        if i64::from(key.token(seed).slot().0) != slot {
+            return Err(damaged("it lies in another slot than its key").into());
         }
+        see(&key, stored.record)?;
         seen += 1;
     }
     Ok(seen)

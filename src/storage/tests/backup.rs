@@ -151,7 +151,8 @@ fn an_only_member_goes_on_as_the_next_epoch_with_all_it_held() {
     let member = topology.member(NodeNum(1)).unwrap();
     assert_eq!((identity.instance, identity.rebuilding, identity.generation), (member.instance, false, 1));
     assert_ne!(identity.instance, store.identity().instance);
-    assert_eq!((topology.epoch, member.writer, topology.next_writer), (Epoch(2), Writer(2), Writer(3)));
+    assert_eq!((topology.epoch, topology.next_writer), (Epoch(2), Writer(member.writer.0 + 1)));
+    assert!(member.writer > Writer(1));
     assert_eq!(member.mesh_address, "127.0.0.1:50059");
     assert_eq!(wait(copy.clock_reservation()), Hlc::from_ms(77), "stamps lie above those in the file");
     assert!(matches!(ask(&*copy, prepare("large", 6)), ReplicaReply::Outbid { .. }), "a register is kept");
@@ -159,6 +160,89 @@ fn an_only_member_goes_on_as_the_next_epoch_with_all_it_held() {
     let survey = wait(copy.survey(SlotSet::from_iter([slot("k0")])));
     assert_eq!(survey[0].floor, floor(3));
     assert!(wait(copy.hints(NodeNum(2), None, 10)).is_empty());
+}
+
+/// Each of them serves: what one stamps the other never does.
+#[test]
+fn two_restores_of_one_file_are_two_writers() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = backup_of(&store(dir.path(), 1, 1));
+    let writer = || {
+        let kept = Kept::new(&bytes);
+        kept.restore().unwrap();
+        let topology = wait(open(&kept.options.data_dir).topology()).unwrap();
+        topology.member(NodeNum(1)).unwrap().writer
+    };
+    assert_ne!(writer(), writer());
+}
+
+/// All rows of the two lists.
+fn lists(database: &Path) -> Vec<(i64, i64, Vec<u8>)> {
+    let conn = rusqlite::Connection::open(database).unwrap();
+    let mut select = conn.prepare("SELECT * FROM ends UNION ALL SELECT * FROM tombstones").unwrap();
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[test]
+fn the_lists_beside_the_records_are_made_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1, 1);
+    for (name, bytes) in [("ends", vec![1; 9]), ("ends large", vec![1; 3000])] {
+        let content = Content::Value { bytes: bytes.into(), content_type: None, expires_at_ms: Some(99) };
+        let record = record(&key(name), 5, content);
+        ask(&*store, ReplicaRequest::Write { key: key(name), record });
+    }
+    let kept = Kept::new(&backup_of(&store));
+    let whole = lists(&kept.options.file);
+    assert_eq!(whole.len(), 3);
+    // Neither has a checksum.
+    let conn = rusqlite::Connection::open(&kept.options.file).unwrap();
+    conn.execute_batch("DELETE FROM ends; UPDATE tombstones SET written = 1; INSERT INTO ends VALUES (7, 7, x'77')")
+        .unwrap();
+    conn.close().unwrap();
+    kept.restore().unwrap();
+    assert_eq!(lists(&kept.options.data_dir.join("a3.db")), whole);
+}
+
+#[test]
+fn a_backup_may_be_read_only_and_what_is_made_is_the_owners() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown};
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1, 1);
+    let kept = Kept::new(&backup_of(&store));
+    std::fs::set_permissions(&kept.options.file, PermissionsExt::from_mode(0o444)).unwrap();
+    let data = &kept.options.data_dir;
+    std::fs::create_dir(data).unwrap();
+    // Root alone can see the other half of it.
+    let of = |path: &Path| path.metadata().unwrap().uid();
+    let root = of(data) == 0;
+    if root {
+        chown(data, Some(4321), Some(4321)).unwrap();
+    }
+    kept.restore().unwrap();
+    assert_eq!(data.join("a3.db").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(files(data).iter().all(|name| of(&data.join(name)) == of(data)));
+    assert_eq!(of(data) == 4321, root);
+}
+
+#[test]
+fn what_is_no_file_or_lies_in_the_directory_is_refused_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = Kept::new(&backup_of(&store(dir.path(), 1, 1)));
+    for file in [kept.dir.path().to_owned(), "/dev/null".into()] {
+        kept.options.file = file;
+        let refused = kept.restore().unwrap_err().to_string();
+        assert!(refused.starts_with(&*kept.options.file.to_string_lossy()) && refused.contains("no file"), "{refused}");
+        assert!(!kept.options.data_dir.exists());
+    }
+    // What a restore that died has made is cleared by the next one: not with the backup in it.
+    std::fs::create_dir(&kept.options.data_dir).unwrap();
+    std::fs::write(kept.options.data_dir.join("restoring"), "").unwrap();
+    kept.options.file = kept.options.data_dir.join("a3.db.kept");
+    std::fs::rename(kept.dir.path().join("n1.db"), &kept.options.file).unwrap();
+    assert!(matches!(kept.restore(), Err(RestoreError::Inside { .. })));
+    assert_eq!(files(&kept.options.data_dir), ["a3.db.kept", "restoring"]);
 }
 
 fn prepare(text: &str, hlc: u64) -> ReplicaRequest {
@@ -322,19 +406,26 @@ fn a_backup_is_read_without_a_cluster() {
     assert_eq!(files(kept.dir.path()), ["n1.db"], "nothing is made beside it");
     let lines: Vec<serde_json::Value> =
         out.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
-    assert_eq!(lines.len(), 204);
-    assert_eq!(lines[203]["end"]["records"], 203);
-    assert_eq!(lines[203]["end"]["tombstones"], 1);
+    assert_eq!(lines.len(), 205);
+    let end = &lines[204]["end"];
+    assert_eq!([&end["records"], &end["tombstones"], &end["hints"]], [203, 1, 1]);
+    // A write that this node took for another: acknowledged, and perhaps in no other file.
+    let hinted = String::from_utf8(vec![1; 3000]).unwrap();
+    assert_eq!((&lines[203]["key"], &lines[203]["value"]), (&"hinted".into(), &hinted.into()));
     let of = |key: &str| lines.iter().find(|line| line["key"] == key).unwrap();
     assert_eq!((&of("k7")["value"], &of("k7")["version"]), (&"value 7".into(), &version(5).to_string().into()));
     assert_eq!((&of("gone")["deleted"], &of("gone")["value"]), (&true.into(), &serde_json::Value::Null));
     let odd = lines.iter().find(|line| line["key_base64"] == "//4=").unwrap();
     assert_eq!((&odd["value_base64"], &odd["content_type"]), (&"gA==".into(), &"image/png".into()));
     assert_eq!((&odd["expires_at_ms"], &odd["written"]), (&99.into(), &"0000000000000005".into()));
-    let mut bytes = std::fs::read(&kept.options.file).unwrap();
-    flip(&mut bytes, b"value 77", 0);
-    std::fs::write(&kept.options.file, bytes).unwrap();
-    let mut out = Vec::new();
-    assert!(export(&kept.options.file, &mut out).unwrap_err().to_string().contains("k77"));
-    assert!(!String::from_utf8(out).unwrap().contains("\"end\""));
+    let bytes = std::fs::read(&kept.options.file).unwrap();
+    for (text, found) in [(&b"value 77"[..], "k77"), (&[1; 3000], "a hint for hinted: checksum")] {
+        let mut bytes = bytes.clone();
+        flip(&mut bytes, text, 0);
+        std::fs::write(&kept.options.file, bytes).unwrap();
+        let mut out = Vec::new();
+        let error = export(&kept.options.file, &mut out).unwrap_err().to_string();
+        assert!(error.contains(found), "{error}");
+        assert!(!String::from_utf8(out).unwrap().contains("\"end\""));
+    }
 }

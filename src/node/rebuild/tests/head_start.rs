@@ -11,6 +11,8 @@ struct Others {
     sent: Arc<Mutex<Vec<Key>>>,
     compared: Mutex<usize>,
     silent: Mutex<BTreeSet<NodeNum>>,
+    /// Those that compare, and send nothing.
+    stingy: Mutex<BTreeSet<NodeNum>>,
 }
 
 impl Peers for Others {
@@ -30,7 +32,7 @@ impl Peers for Others {
                 *self.compared.lock() += 1;
                 async move { node.answer_compare(epoch, slot, &digests).await }.boxed()
             }
-            PeerRequest::FetchSlot { epoch, slot, leaves, after } => {
+            PeerRequest::FetchSlot { epoch, slot, leaves, after } if !self.stingy.lock().contains(&to) => {
                 async move { node.answer(epoch, slot, leaves, after).await }.boxed()
             }
             _ => return async { Err(PeerError::Unreachable) }.boxed(),
@@ -57,26 +59,31 @@ impl Peers for Others {
 /// Node 1 with the rows of a backup, and two that went on.
 struct Three {
     others: Arc<Others>,
-    stores: [Arc<FakeStore>; 3],
+    stores: Vec<Arc<FakeStore>>,
     rebuild: Arc<Rebuild>,
     routing: Arc<Routing>,
 }
 
 fn three() -> Three {
-    let others = Arc::new(Others::default());
-    let stores = [(); 3].map(|()| FakeStore::new());
-    let [rebuilt, second, third] = [1, 2, 3].map(|n: u16| {
-        let store = Arc::clone(&stores[usize::from(n) - 1]) as Arc<dyn Store>;
-        node(NodeNum(n), store, Arc::clone(&others) as Arc<dyn Peers>)
-    });
-    rebuilt.1.set_rebuilding(true);
-    *others.nodes.lock() = [(NodeNum(2), second.0), (NodeNum(3), third.0)].into();
-    Three { others, stores, rebuild: rebuilt.0, routing: rebuilt.1 }
+    of(3)
 }
 
-fn node(me: NodeNum, store: Arc<dyn Store>, peers: Arc<dyn Peers>) -> (Arc<Rebuild>, Arc<Routing>) {
+fn of(nodes: u16) -> Three {
+    let others = Arc::new(Others::default());
+    let stores: Vec<_> = (1..=nodes).map(|_| FakeStore::new()).collect();
+    let node = |n: u16| {
+        let store = Arc::clone(&stores[usize::from(n) - 1]) as Arc<dyn Store>;
+        node((NodeNum(n), nodes), store, Arc::clone(&others) as Arc<dyn Peers>)
+    };
+    let (rebuild, routing) = node(1);
+    routing.set_rebuilding(true);
+    *others.nodes.lock() = (2..=nodes).map(|n| (NodeNum(n), node(n).0)).collect();
+    Three { others, stores, rebuild, routing }
+}
+
+fn node((me, nodes): (NodeNum, u16), store: Arc<dyn Store>, peers: Arc<dyn Peers>) -> (Arc<Rebuild>, Arc<Routing>) {
     let routing = Arc::new(Routing::default());
-    routing.install(topology(1, 3, 3));
+    routing.install(topology(1, nodes, nodes as u8));
     let ports = Ports {
         peers,
         store,
@@ -240,4 +247,19 @@ async fn one_source_is_no_majority_to_compare_with() {
     three.others.silent.lock().clear();
     running.await.unwrap();
     assert_eq!(three.held(&purged), Some(6), "that one still holds the tombstone");
+}
+
+/// Of four copies two are compared with, and another two fetched from: who knows the greatest floor is not always asked.
+#[tokio::test(start_paused = true)]
+async fn a_floor_that_was_told_once_is_not_forgotten() {
+    let four = of(4);
+    // The first slot, which is tried first.
+    let purged = (0..).map(|n| key(&n.to_string())).find(|key| four.token(key).slot() == Slot(0)).unwrap();
+    four.put(1, &purged, &record(&purged, 7, Some("old")));
+    for (node, g) in [(2, 5), (3, 5), (4, 9)] {
+        four.stores[node - 1].raise_floor(floor(g));
+    }
+    four.others.stingy.lock().insert(NodeNum(3));
+    four.rebuilt().await;
+    assert_eq!(four.held(&purged), None);
 }
