@@ -104,7 +104,8 @@ impl Tally {
                 let code = match why {
                     Why::Ahead { .. } | Why::NotEnded => Code::ClockSkew,
                     Why::TooLarge => Code::ValueTooLarge,
-                    Why::EndTooFar | Why::Differs | Why::Damaged => Code::BadLine,
+                    Why::Differs => Code::VersionConflict,
+                    Why::EndTooFar | Why::Damaged => Code::BadLine,
                 };
                 let key = Some(String::from_utf8_lossy(key.as_bytes()).into_owned());
                 let ended = self.ended;

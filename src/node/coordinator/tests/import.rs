@@ -158,11 +158,15 @@ async fn a_home_replica_that_is_away_is_stood_in_for() {
     let homes = world.net.ring.placement(world.net.ring.token(&key).slot()).home_replicas();
     let fallback = (1..=3).find(|n| !homes.contains(&NodeNum(*n))).unwrap();
     world.net.set(homes[1].0, Mode::Down);
-    assert_eq!(world.import(&key, value(&key, at(5))).await.unwrap(), STORED);
+    // One that was not written just now needs its home replicas.
+    let failure = world.import(&key, value(&key, at(5))).await.unwrap_err();
+    assert_eq!((failure.kind, failure.required, failure.acked.len()), (FailureKind::Unavailable, 2, 1));
+    assert_eq!(world.net.disks[&NodeNum(fallback)].hint_count(), 0);
+    assert_eq!(world.import(&key, value(&key, at(NOW_MS - 9_000))).await.unwrap(), STORED);
     assert_eq!(world.net.disks[&NodeNum(fallback)].hint_count(), 1);
     world.net.set(fallback, Mode::Down);
-    let failure = world.import(&key, value(&key, at(6))).await.unwrap_err();
-    assert_eq!((failure.kind, failure.required, failure.acked.len()), (FailureKind::Unavailable, 2, 1));
+    let failure = world.import(&key, value(&key, at(NOW_MS - 8_000))).await.unwrap_err();
+    assert_eq!((failure.kind, failure.required), (FailureKind::Unavailable, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,8 +175,68 @@ async fn an_attempt_that_is_made_again_says_what_the_first_one_did() {
     let key = world.key(1);
     let mut of = Importing::new(key.clone(), value(&key, at(5)));
     let soon = || Instant::now() + Duration::from_secs(1);
-    world.net.set(2, Mode::Silent);
+    world.net.lose_writes(2, true);
     assert!(world.coordinator.import(&mut of, soon()).await.is_err());
-    world.net.set(2, Mode::Up);
-    assert_eq!(world.coordinator.import(&mut of, soon()).await.unwrap(), STORED, "both have it by now");
+    assert!(world.on(1, &key).is_some());
+    world.net.lose_writes(2, false);
+    assert_eq!(world.coordinator.import(&mut of, soon()).await.unwrap(), STORED, "the read has brought it there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_content_under_its_version_stays_whichever_checksum_is_greater() {
+    let conditional = at(5).conditional().unwrap();
+    for (mine, theirs) in [("a", "b"), ("b", "a"), ("c", "d"), ("d", "c")] {
+        let world = world(3, 3);
+        let key = world.key(1);
+        let record = |text: &'static str| Record::seal(&key, conditional, Hlc::from_ms(8), Content::value(text));
+        // A client's acknowledged write, on a majority.
+        for node in [2, 3] {
+            world.plant_record(node, &key, record(mine));
+        }
+        assert_eq!(world.import(&key, record(theirs)).await.unwrap(), Import::Differs);
+        // A deletion under it would take it away, too.
+        let deletion = Record::seal(&key, conditional, Hlc::from_ms(8), Content::Tombstone);
+        assert_eq!(world.import(&key, deletion).await.unwrap(), Import::Differs);
+        for node in [2, 3] {
+            assert_eq!(world.on(node, &key), Some(record(mine)));
+        }
+        // The same content is the same, though it was written at another time.
+        let again = Record::seal(&key, conditional, Hlc::from_ms(9), Content::value(mine));
+        assert_eq!(world.import(&key, again).await.unwrap(), UNCHANGED);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_attempt_left_is_taken_back_when_a_floor_is_met() {
+    let world = world(3, 3);
+    let key = world.key(1);
+    let mut of = Importing::new(key.clone(), value(&key, at(5)));
+    let soon = || Instant::now() + Duration::from_secs(1);
+    world.net.lose_writes(2, true);
+    world.net.lose_writes(3, true);
+    assert!(world.coordinator.import(&mut of, soon()).await.is_err());
+    assert!(world.on(1, &key).is_some_and(|left| !left.is_tombstone()));
+    // Meanwhile the floor was raised where it is not, and the next read takes it to one of them.
+    world.raise(3, &key, 10).await;
+    world.net.lose_writes(2, false);
+    world.net.lose_writes(3, false);
+    let taken_back = Import::Done(Imported::Older { take_back: true });
+    assert_eq!(world.coordinator.import(&mut of, soon()).await.unwrap(), taken_back);
+    for node in 1..=3 {
+        assert!(world.on(node, &key).unwrap().is_tombstone(), "{node}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_a_tombstone_that_others_have_purged_it_is_taken_back() {
+    let world = world(3, 3);
+    let key = world.key(1);
+    for node in [1, 2] {
+        world.plant_record(node, &key, tombstone(&key, at(3)));
+    }
+    world.raise(3, &key, 10).await;
+    let taken_back = Import::Done(Imported::Older { take_back: true });
+    // The read brings the tombstone to nobody who purged it.
+    assert_eq!(world.import(&key, value(&key, at(5))).await.unwrap(), taken_back);
+    assert_eq!(world.get(&key, Level::Quorum).await.unwrap(), None);
 }
