@@ -6,7 +6,7 @@
 //!   another content under the same version, the record is refused. A tombstone that is not there yet is stored as one that was
 //!   written now: see there.
 //! - What some replicas took and others never will is taken back before anything is answered, also what an earlier attempt left, whose
-//!   answers were lost.
+//!   answers were lost. So an attempt is a task of its own, which goes on until its deadline where its client goes away.
 //!
 //! Caveats: a node that stops between the two leaves it there, and so does an import of which no attempt came to an answer. A
 //! conditional write on the key between the read and the write may take the same version (`protocol::quorum::import`).
@@ -14,11 +14,13 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
 
 use crate::node::answers::Answers;
 use crate::node::request::{Failure, FailureKind, Get};
-use crate::ports::{Refusal, ReplicaReply, ReplicaRequest};
+use crate::node::trace;
+use crate::ports::{Refusal, ReplicaReply, ReplicaRequest, Spawn};
 use crate::protocol::quorum::{ImportFold, ImportState, ImportTerms, Imported, WriteAsk, WriteFold};
 use crate::protocol::ring::Ring;
 use crate::types::{Content, Epoch, Hlc, Key, Level, Record};
@@ -58,12 +60,33 @@ impl Importing {
 }
 
 impl Coordinator {
-    /// One attempt to write the record where nothing as new is. It may be made again.
+    /// One attempt to write the record where nothing as new is. It may be made again. It comes to its end, or its deadline, also
+    /// where whoever asked goes away: what some replicas took is taken back then, too.
     ///
+    /// # Errors
+    /// As [`Self::import_attended`].
+    pub(in crate::node) async fn import(
+        self: &Arc<Self>,
+        spawn: &dyn Spawn,
+        of: &Arc<Mutex<Importing>>,
+        deadline: Instant,
+    ) -> Result<Import, Failure> {
+        let (tell, told) = oneshot::channel();
+        let (coordinator, of) = (Arc::clone(self), Arc::clone(of));
+        let attempt = async move {
+            let result = coordinator.import_attended(&mut *of.lock().await, deadline).await;
+            // Who does not listen any more needs no answer.
+            let _ = tell.send(result);
+        };
+        spawn.spawn(Box::pin(trace::carried(trace::current(), attempt)));
+        // A task that ends without a word was ended with the node.
+        told.await.unwrap_or_else(|_| Err(Failure::before(FailureKind::NotReady, Level::Quorum)))
+    }
+
     /// # Errors
     /// Where a majority of the home replicas does not answer in time, this node's clock is off, or it is not ready. The record
     /// may be on some replicas.
-    pub(in crate::node) async fn import(&self, of: &mut Importing, deadline: Instant) -> Result<Import, Failure> {
+    pub(super) async fn import_attended(&self, of: &mut Importing, deadline: Instant) -> Result<Import, Failure> {
         let ring = self.ring(Level::Quorum)?;
         if let Some(by_ms) = self.clock.skewed_by_ms() {
             return Err(Failure::before(FailureKind::ClockSkew { by_ms }, Level::Quorum));

@@ -33,6 +33,8 @@ struct Net {
     ring: Ring,
     disks: BTreeMap<NodeNum, Arc<FakeStore>>,
     modes: Mutex<BTreeMap<NodeNum, Mode>>,
+    /// Those whose writes wait.
+    slow: Mutex<std::collections::BTreeSet<NodeNum>>,
     /// Those that answer, and never get a write.
     lossy: Mutex<std::collections::BTreeSet<NodeNum>>,
     held: Mutex<Vec<(NodeNum, ReplicaCall, ReplyTo)>>,
@@ -59,6 +61,15 @@ impl Net {
         };
     }
 
+    fn hold_writes(&self, node: u16, held: bool) {
+        if held {
+            self.slow.lock().insert(NodeNum(node));
+        } else {
+            self.slow.lock().remove(&NodeNum(node));
+            self.set(node, Mode::Up);
+        }
+    }
+
     fn carry_out(&self, node: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
         let token = self.ring.token(call.request.key());
         reply_to.send(Ok(self.disks[&node].apply(token, call.request)));
@@ -70,6 +81,9 @@ impl Peers for Net {
         let mode = self.modes.lock().get(&to).cloned().unwrap_or(Mode::Up);
         if matches!(call.request, ReplicaRequest::Write { .. }) && self.lossy.lock().contains(&to) {
             return reply_to.send(Err(PeerError::Lost));
+        }
+        if matches!(call.request, ReplicaRequest::Write { .. }) && self.slow.lock().contains(&to) {
+            return self.held.lock().push((to, call, reply_to));
         }
         match mode {
             Mode::Up => self.carry_out(to, call, reply_to),
@@ -102,7 +116,14 @@ fn world(nodes: u16, rf: u8) -> World {
     let disks = (1..=nodes).map(|n| (NodeNum(n), FakeStore::new())).collect::<BTreeMap<_, _>>();
     let store = Arc::clone(&disks[&NodeNum(1)]);
     let ring = Ring::new(Arc::clone(&topology));
-    let net = Arc::new(Net { ring, disks, modes: Mutex::default(), lossy: Mutex::default(), held: Mutex::default() });
+    let net = Arc::new(Net {
+        ring,
+        disks,
+        modes: Mutex::default(),
+        slow: Mutex::default(),
+        lossy: Mutex::default(),
+        held: Mutex::default(),
+    });
     let routing = Arc::new(Routing::default());
     routing.install(topology);
     let clock = FakeClock::at(NOW_MS);

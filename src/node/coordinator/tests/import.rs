@@ -26,7 +26,7 @@ fn tombstone(key: &Key, version: Version) -> Record {
 impl World {
     async fn import(&self, key: &Key, record: Record) -> Result<Import, Failure> {
         let deadline = Instant::now() + Duration::from_secs(1);
-        self.coordinator.import(&mut Importing::new(key.clone(), record), deadline).await
+        self.coordinator.import_attended(&mut Importing::new(key.clone(), record), deadline).await
     }
 
     /// The floor of the key's slot at that node covers what was written up to then.
@@ -112,10 +112,10 @@ async fn taking_back_is_done_before_the_answer_however_many_attempts_it_needs() 
     world.plant(1, &key, at(5), "v");
     world.net.set(2, Mode::Broken(PeerError::Lost));
     world.net.set(3, Mode::Broken(PeerError::Lost));
-    assert!(world.coordinator.import(&mut of, soon()).await.is_err());
+    assert!(world.coordinator.import_attended(&mut of, soon()).await.is_err());
     world.net.set(2, Mode::Up);
     let taken_back = Import::Done(Imported::Older { take_back: true });
-    assert_eq!(world.coordinator.import(&mut of, soon()).await.unwrap(), taken_back);
+    assert_eq!(world.coordinator.import_attended(&mut of, soon()).await.unwrap(), taken_back);
     assert!(world.on(2, &key).unwrap().is_tombstone());
 }
 
@@ -144,10 +144,10 @@ async fn a_tombstone_that_is_tried_again_is_the_same_one() {
     let key = world.key(1);
     let mut of = Importing::new(key.clone(), tombstone(&key, at(5)));
     let soon = || Instant::now() + Duration::from_secs(1);
-    world.coordinator.import(&mut of, soon()).await.unwrap();
+    world.coordinator.import_attended(&mut of, soon()).await.unwrap();
     // As if those that have it had not answered: others get it later.
     later.clock.set(NOW_MS + 5_000);
-    later.coordinator.import(&mut of, soon()).await.unwrap();
+    later.coordinator.import_attended(&mut of, soon()).await.unwrap();
     assert_eq!(later.on(1, &key).unwrap(), world.on(1, &key).unwrap());
 }
 
@@ -176,10 +176,14 @@ async fn an_attempt_that_is_made_again_says_what_the_first_one_did() {
     let mut of = Importing::new(key.clone(), value(&key, at(5)));
     let soon = || Instant::now() + Duration::from_secs(1);
     world.net.lose_writes(2, true);
-    assert!(world.coordinator.import(&mut of, soon()).await.is_err());
+    assert!(world.coordinator.import_attended(&mut of, soon()).await.is_err());
     assert!(world.on(1, &key).is_some());
     world.net.lose_writes(2, false);
-    assert_eq!(world.coordinator.import(&mut of, soon()).await.unwrap(), STORED, "the read has brought it there");
+    assert_eq!(
+        world.coordinator.import_attended(&mut of, soon()).await.unwrap(),
+        STORED,
+        "the read has brought it there"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -214,14 +218,14 @@ async fn what_an_earlier_attempt_left_is_taken_back_when_a_floor_is_met() {
     let soon = || Instant::now() + Duration::from_secs(1);
     world.net.lose_writes(2, true);
     world.net.lose_writes(3, true);
-    assert!(world.coordinator.import(&mut of, soon()).await.is_err());
+    assert!(world.coordinator.import_attended(&mut of, soon()).await.is_err());
     assert!(world.on(1, &key).is_some_and(|left| !left.is_tombstone()));
     // Meanwhile the floor was raised where it is not, and the next read takes it to one of them.
     world.raise(3, &key, 10).await;
     world.net.lose_writes(2, false);
     world.net.lose_writes(3, false);
     let taken_back = Import::Done(Imported::Older { take_back: true });
-    assert_eq!(world.coordinator.import(&mut of, soon()).await.unwrap(), taken_back);
+    assert_eq!(world.coordinator.import_attended(&mut of, soon()).await.unwrap(), taken_back);
     for node in 1..=3 {
         assert!(world.on(node, &key).unwrap().is_tombstone(), "{node}");
     }
@@ -239,4 +243,29 @@ async fn over_a_tombstone_that_others_have_purged_it_is_taken_back() {
     // The read brings the tombstone to nobody who purged it.
     assert_eq!(world.import(&key, value(&key, at(5))).await.unwrap(), taken_back);
     assert_eq!(world.get(&key, Level::Quorum).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_away_leaves_nothing_behind_that_must_not_be_there() {
+    let world = world(3, 3);
+    let key = world.key(1);
+    world.raise(3, &key, 10).await;
+    // The third has the write, and has not answered yet when the client goes.
+    world.net.hold_writes(3, true);
+    let of = Arc::new(tokio::sync::Mutex::new(Importing::new(key.clone(), value(&key, at(5)))));
+    let tasks = crate::node::world::Tasks::default();
+    {
+        let asked = world.coordinator.import(&tasks, &of, Instant::now() + Duration::from_secs(1));
+        tokio::pin!(asked);
+        while world.on(1, &key).is_none() {
+            assert!(futures_util::poll!(&mut asked).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+    world.net.hold_writes(3, false);
+    let until = Instant::now() + Duration::from_secs(5);
+    while !(1..=3).all(|node| world.on(node, &key).is_some_and(|left| left.is_tombstone())) {
+        assert!(Instant::now() < until, "what was stored is taken back");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
