@@ -37,7 +37,7 @@ pub(super) struct Export {
     #[arg(id = "lines", long = "format", value_enum, value_name = "FORMAT")]
     format: Option<LineFormat>,
     /// Read a backup's file in place of a cluster: what that node held, deletions too.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prefix", "host"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "prefix")]
     backup: Option<PathBuf>,
     #[command(flatten)]
     asked: Asked,
