@@ -44,8 +44,8 @@ const STOPPING_EVERY: Duration = Duration::from_secs(1);
 ///
 /// Takes what `GET /export` gives, as lines of JSON or as CSV, and lines that people write. Each line is written by itself: an
 /// import is not atomic. A line with a `version` is written under just that version, with its time of writing and its end, on
-/// a majority of the key's home replicas, and only where nothing as new is there: importing it twice changes nothing. One without
-/// is an ordinary new write, each time anew. A deleted key stays deleted; `restamp=true` brings it back, as a new version.
+/// a majority of the key's home replicas, and only where nothing as new is there: importing it twice changes nothing. One whose version
+/// stands there with another content is refused (`version-conflict`). One without is an ordinary new write, each time anew. A deleted key stays deleted; `restamp=true` brings it back, as a new version.
 ///
 /// There is no limit to the body; a line may be as long as one with the largest value in base64, and 16 KiB. Lines on one key are
 /// done in their order, others at once. A line that is wrong is counted as `refused` and named, and harms no other. A line that
