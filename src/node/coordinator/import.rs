@@ -8,7 +8,8 @@
 //! - What some replicas took and others never will is taken back before anything is answered, also what an earlier attempt left, whose
 //!   answers were lost. So an attempt is a task of its own, which goes on until its deadline where its client goes away.
 //!
-//! Caveats: a node that stops between the two leaves it there, and so does an import of which no attempt came to an answer. A
+//! Caveats: a node that stops between the two leaves it there, and so does an import of which no attempt came to an answer; a take-back
+//! that cannot be written by its attempt's deadline is tried again only while the client is there. A
 //! conditional write on the key between the read and the write may take the same version (`protocol::quorum::import`).
 
 use std::cmp::Ordering;
