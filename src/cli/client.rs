@@ -27,6 +27,10 @@ use crate::types::Level;
 
 /// How long a connection may take to come up.
 const CONNECT: Duration = Duration::from_secs(3);
+/// How long a silent connection is not asked whether the other side is there still, and how often it is asked in vain: long answers
+/// are waited for only as long as there is somebody who could give them.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 4;
 /// How long an answer may take: more than the longest `?timeout=`, so that the node's own word is heard first.
 pub(super) const ANSWER: Duration = Duration::from_secs(70);
 /// Every byte but RFC 3986's unreserved ones is escaped: `/` too, so that nobody on the way folds a path.
@@ -250,6 +254,9 @@ pub(super) async fn download(host: &Host, path: &str, headers: HeaderMap) -> Res
 fn connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(CONNECT));
+    connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_keepalive_interval(Some(KEEPALIVE));
+    connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     connector.set_nodelay(true);
     connector
 }

@@ -1,9 +1,10 @@
 //! `a3 export`: everything, as lines.
 //!
-//! A file gets its name only when everything is in it: until then it is `FILE.part`.
+//! A file gets its name only when everything is in it: until then it is `FILE.part`, beside what a link leads to. What is there and no
+//! ordinary file (a pipe, `/dev/null`) is written into as it comes.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ const LAST_BYTES_MAX: usize = 64 * 1024;
 /// Write every key with its value, version and end to a file or stdout, as lines that `a3 import` takes.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// Where to; stdout unless said. It is FILE.part until it is whole.
+    /// Where to; - or nothing: stdout. It is FILE.part until it is whole.
     file: Option<PathBuf>,
     /// Only keys that begin so.
     #[arg(long, default_value = "")]
@@ -37,15 +38,24 @@ pub(super) struct Export {
     #[arg(id = "lines", long = "format", value_enum, value_name = "FORMAT")]
     format: Option<LineFormat>,
     /// Read a backup's file in place of a cluster: what that node held, deletions too.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prefix", "host"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "prefix")]
     backup: Option<PathBuf>,
     #[command(flatten)]
     asked: Asked,
 }
 
+/// Where lines are to go, before there are any: nothing is made yet.
+enum Place {
+    Stdout,
+    /// It is no ordinary file.
+    Straight(File, PathBuf),
+    File(PathBuf),
+}
+
 /// Where lines go.
 enum Target {
     Stdout,
+    Straight { file: File, path: PathBuf },
     File { file: File, part: PathBuf, path: PathBuf },
 }
 
@@ -62,7 +72,7 @@ impl Export {
         if self.format.unwrap_or_else(|| LineFormat::of_name(self.file.as_deref())) == LineFormat::Csv {
             return Err(Fault::Usage("a backup has deletions, which CSV has no words for: write ndjson".into()));
         }
-        let mut target = Target::new(self.file.clone())?;
+        let mut target = Place::of(self.file.as_deref())?.target()?;
         let read = storage::export(backup, &mut BufWriter::new(&mut target));
         let about = match read {
             Ok(about) => about,
@@ -79,11 +89,12 @@ impl Export {
 
     async fn export(self) -> Result<(), Fault> {
         let host = &self.asked.host;
+        let place = Place::of(self.file.as_deref())?;
         let format = self.format.unwrap_or_else(|| LineFormat::of_name(self.file.as_deref()));
         let prefix = percent_encode(self.prefix.as_bytes(), NON_ALPHANUMERIC);
         let path = format!("/export?format={}&prefix={prefix}", format.name());
         let mut body = download(host, &path, HeaderMap::new()).await?;
-        let mut target = Target::new(self.file)?;
+        let mut target = place.target()?;
         let (mut tail, mut bytes, mut progress) = (Tail::default(), 0, Progress::new("received"));
         loop {
             let part = match next(&mut body, &self.asked).await {
@@ -103,8 +114,10 @@ impl Export {
         }
         progress.clear();
         let end = if format == LineFormat::Csv { Value::Null } else { tail.end().map_err(|why| target.cut(&why))? };
-        target.finish()?;
-        told(&end, bytes, matches!(target, Target::File { .. }))
+        if end["damaged"].as_u64().unwrap_or(0) == 0 {
+            target.finish()?;
+        }
+        told(&end, bytes, &target)
     }
 }
 
@@ -125,9 +138,9 @@ async fn next(body: &mut Incoming, asked: &Asked) -> Result<Option<Bytes>, Fault
 }
 
 /// What an export's last line says of it.
-fn told(end: &Value, bytes: u64, to_file: bool) -> Result<(), Fault> {
+fn told(end: &Value, bytes: u64, target: &Target) -> Result<(), Fault> {
     let number = |name: &str| end[name].as_u64();
-    if let Some(keys) = number("keys").filter(|_| to_file) {
+    if let Some(keys) = number("keys").filter(|_| !matches!(target, Target::Stdout)) {
         eprintln!("{keys} keys, {}", about_bytes(bytes));
     }
     if end["strict"] == false {
@@ -136,7 +149,10 @@ fn told(end: &Value, bytes: u64, to_file: bool) -> Result<(), Fault> {
     match number("damaged").unwrap_or(0) {
         0 => Ok(()),
         damaged => {
-            Err(Fault::Failed(format!("the values of {damaged} keys could not be read: only their keys are told")))
+            let left = target.left();
+            Err(Fault::Failed(format!(
+                "the values of {damaged} keys could not be read: only their keys are told{left}"
+            )))
         }
     }
 }
@@ -145,34 +161,62 @@ impl io::Write for Target {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Target::Stdout => io::stdout().lock().write(bytes),
-            Target::File { file, .. } => file.write(bytes),
+            Target::Straight { file, .. } | Target::File { file, .. } => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Target::Stdout => io::stdout().lock().flush(),
-            Target::File { file, .. } => file.flush(),
+            Target::Straight { file, .. } | Target::File { file, .. } => file.flush(),
         }
     }
 }
 
-impl Target {
-    fn new(path: Option<PathBuf>) -> Result<Self, Fault> {
-        let Some(path) = path else { return Ok(Target::Stdout) };
+impl Place {
+    /// # Errors
+    /// Where nothing can be written there.
+    fn of(path: Option<&Path>) -> Result<Self, Fault> {
+        let Some(path) = path.filter(|path| *path != Path::new("-")) else { return Ok(Place::Stdout) };
+        let failed = |e| Fault::Failed(format!("{}: {e}", path.display()));
+        match fs::metadata(path) {
+            Ok(there) if there.is_dir() => Err(Fault::Failed(format!("{}: is a directory", path.display()))),
+            Ok(there) if !there.is_file() => {
+                let file = File::options().write(true).open(path).map_err(failed)?;
+                Ok(Place::Straight(file, path.to_owned()))
+            }
+            // A link stays one.
+            Ok(_) => Ok(Place::File(fs::canonicalize(path).map_err(failed)?)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match fs::read_link(path) {
+                Ok(to) => Ok(Place::File(path.parent().unwrap_or(Path::new("")).join(to))),
+                Err(_) => Ok(Place::File(path.to_owned())),
+            },
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    fn target(self) -> Result<Target, Fault> {
+        let path = match self {
+            Place::Stdout => return Ok(Target::Stdout),
+            Place::Straight(file, path) => return Ok(Target::Straight { file, path }),
+            Place::File(path) => path,
+        };
         let mut part = path.clone().into_os_string();
         part.push(".part");
         let part = PathBuf::from(part);
         let file = File::create(&part).map_err(|e| Fault::Failed(format!("{}: {e}", part.display())))?;
         Ok(Target::File { file, part, path })
     }
+}
 
+impl Target {
     /// False where nobody reads on.
     fn put(&mut self, bytes: &[u8]) -> Result<bool, Fault> {
         match (self.write_all(bytes), self) {
             (Ok(()), _) => Ok(true),
-            (Err(e), Target::Stdout) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            (Err(e), Target::Stdout | Target::Straight { .. }) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
             (Err(e), Target::Stdout) => Err(Fault::Failed(format!("cannot write to stdout: {e}"))),
+            (Err(e), Target::Straight { path, .. }) => Err(Fault::Failed(format!("{}: {e}", path.display()))),
             (Err(e), Target::File { part, .. }) => Err(Fault::Failed(format!("{}: {e}", part.display()))),
         }
     }
@@ -186,19 +230,24 @@ impl Target {
                 }
                 _ => Ok(()),
             },
+            Target::Straight { .. } => Ok(()),
             Target::File { file, part, path } => {
-                let named = file.sync_all().and_then(|()| std::fs::rename(&*part, &*path));
+                let named = file.sync_all().and_then(|()| fs::rename(&*part, &*path));
                 named.map_err(|e| Fault::Failed(format!("{}: {e}", path.display())))
             }
         }
     }
 
     fn cut(&self, why: &str) -> Fault {
-        let left = match self {
-            Target::Stdout => String::new(),
+        Fault::Failed(format!("the export was cut: {why}{}", self.left()))
+    }
+
+    /// Where to find what did not get its name.
+    fn left(&self) -> String {
+        match self {
+            Target::Stdout | Target::Straight { .. } => String::new(),
             Target::File { part, .. } => format!("; what came is in {}", part.display()),
-        };
-        Fault::Failed(format!("the export was cut: {why}{left}"))
+        }
     }
 }
 

@@ -1,4 +1,8 @@
 //! `a3 import`: lines of a file, of any length, which is sent as it is read.
+//!
+//! That nothing of the file moves says little: some megabytes of it lie in buffers between here and the node, and the node takes them as fast
+//! as it writes lines. It limits itself how long it tries a line and how long it waits for the next. So the answer is waited for as
+//! long as the connection lives, within reason.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -20,12 +24,15 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, interval};
 
 use super::Fault;
-use super::client::{ANSWER, Asked, Sent, block_on, open, within};
+use super::client::{ANSWER, Asked, Host, Sent, block_on, open, within};
 use super::moving::{LineFormat, Progress};
 use super::output::{self, Output};
+use crate::config::units::show_duration;
 
 /// Bytes of the file read at a time.
 const PIECE_BYTES: usize = 64 * 1024;
+/// How long nothing may move before the node is given up, in a connection that lives.
+const STILL: Duration = Duration::from_secs(15 * 60);
 /// How often is looked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -74,6 +81,7 @@ impl Import {
     pub(super) fn run(self) -> Result<(), Fault> {
         let file = self.file.clone().filter(|file| file != Path::new("-"));
         let opened = match &file {
+            Some(path) if path.is_dir() => return Err(Fault::Failed(format!("{}: is a directory", path.display()))),
             Some(path) => File::open(path).map_err(|e| Fault::Usage(format!("{}: {e}", path.display())))?,
             None => {
                 let stdin = std::io::stdin().as_fd().try_clone_to_owned();
@@ -111,31 +119,39 @@ impl Import {
     /// The whole answer; how far the file is gone is told meanwhile.
     async fn send(&self, path: &str, headers: HeaderMap, body: Sent, sent: &AtomicU64) -> Result<(u16, Bytes), Fault> {
         let host = &self.asked.host;
-        let answer = open(Method::POST, host, path, headers, body);
-        tokio::pin!(answer);
-        let (mut look, mut progress) = (interval(LOOK_EVERY), Progress::new("sent"));
-        let (mut last, mut moved) = (0, Instant::now());
-        let answer = loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => break answer,
-                _ = look.tick() => {
-                    let bytes = sent.load(Ordering::Relaxed);
-                    progress.show(bytes);
-                    if bytes > last {
-                        (last, moved) = (bytes, Instant::now());
-                    } else if moved.elapsed() > ANSWER {
-                        progress.clear();
-                        let why = format!("{host}: it takes nothing and does not answer");
-                        return Err(Fault::Unavailable(why));
-                    }
-                }
-            }
-        };
-        progress.clear();
-        let (head, body) = answer?.into_parts();
+        let (head, body) =
+            while_it_moves(open(Method::POST, host, path, headers, body), sent, host).await?.into_parts();
         Ok((head.status.as_u16(), whole(body, &self.asked).await?))
     }
+}
+
+/// The answer, unless nothing is sent and nothing comes for too long.
+async fn while_it_moves<T>(
+    answer: impl Future<Output = Result<T, Fault>>,
+    sent: &AtomicU64,
+    host: &Host,
+) -> Result<T, Fault> {
+    tokio::pin!(answer);
+    let (mut look, mut progress) = (interval(LOOK_EVERY), Progress::new("sent"));
+    let (mut last, mut moved) = (0, Instant::now());
+    let answer = loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => break answer,
+            _ = look.tick() => {
+                let bytes = sent.load(Ordering::Relaxed);
+                progress.show(bytes);
+                if bytes > last {
+                    (last, moved) = (bytes, Instant::now());
+                } else if moved.elapsed() > STILL {
+                    let still = show_duration(STILL);
+                    break Err(Fault::Unavailable(format!("{host}: it took nothing for {still} and does not answer")));
+                }
+            }
+        }
+    };
+    progress.clear();
+    answer
 }
 
 async fn whole(body: Incoming, asked: &Asked) -> Result<Bytes, Fault> {
@@ -190,7 +206,7 @@ impl Told {
             return Err(Fault::Failed(format!("{} of {} lines were refused", self.refused, self.lines)));
         }
         if !self.complete {
-            return Err(Fault::Failed("these lines are an export that lacks its end: there were more of them".into()));
+            return Err(Fault::Failed("lines of an export, and no end follows: the file may be cut".into()));
         }
         Ok(())
     }
@@ -200,6 +216,27 @@ impl Told {
 mod tests {
     use super::*;
     use serde_json::json;
+    use tokio::time::sleep;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_waited_for_while_the_node_works() {
+        let (host, sent) = (Host("n1:1".into()), AtomicU64::new(0));
+        let after = async |time: Duration| {
+            sleep(time).await;
+            Ok(7)
+        };
+        assert_eq!(while_it_moves(after(Duration::from_secs(14 * 60)), &sent, &host).await, Ok(7));
+        let never = while_it_moves(after(Duration::from_secs(3600)), &sent, &host).await;
+        assert!(matches!(never, Err(Fault::Unavailable(why)) if why.contains("15m")), "it has an end");
+        let slowly = async {
+            for _ in 0..10 {
+                sleep(Duration::from_secs(10 * 60)).await;
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(8)
+        };
+        assert_eq!(while_it_moves(slowly, &sent, &host).await, Ok(8));
+    }
 
     #[test]
     fn the_counts_are_shown_and_decide() {
@@ -209,7 +246,7 @@ mod tests {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words(&good.shown())[6..], ["5", "3", "2", "0", "0", "0"]);
         let cut = told(json!({"lines": 5, "stored": 5, "complete": false}));
-        assert!(matches!(cut.verdict(), Err(Fault::Failed(why)) if why.contains("lacks its end")));
+        assert!(matches!(cut.verdict(), Err(Fault::Failed(why)) if why.contains("no end follows")));
         let problem = json!({"line": 17, "key": "a\n", "code": "bad-line", "detail": "no"});
         let bad = told(json!({"lines": 9, "refused": 3, "complete": true, "problems": [problem]}));
         assert!(bad.shown().ends_with("\nline 17 (a\\n): bad-line: no\nand 2 more"));

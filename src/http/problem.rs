@@ -74,6 +74,8 @@ codes! {
         "The request's body was not complete when its deadline passed, or of an import's nothing came any more. Nothing was written but what import says.";
     Conflict = "conflict", CONFLICT, true, "Other conditional writes were always first",
         "Other conditional writes of this key were decided before this one until it gave up. It was not applied and never will be; send it again, with a condition on what is there now.";
+    VersionConflict = "version-conflict", CONFLICT, false, "Another content has this version",
+        "Said of a line within an import's answer: its version stands there with another content, as where two clusters went on from one export, or a line was edited. What is there stays. With restamp=true, or without version and written, the line is written above it.";
     Exhausted = "condition-count-exhausted", CONFLICT, false, "The key cannot take another conditional write",
         "A version counts the conditional writes since the last plain one, and this key's count is used up. PUT it once without a condition and without an Idempotency-Key: that begins a new count.";
     WatchGone = "watch-gone", GONE, false, "What changed since is remembered no more",

@@ -19,6 +19,7 @@ mod purge;
 mod record;
 mod register;
 mod replica;
+pub mod text;
 mod topology;
 pub mod trace;
 mod tree;

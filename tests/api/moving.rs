@@ -149,7 +149,8 @@ async fn what_is_newer_or_deleted_stays_and_restamping_brings_it_back() {
     ];
     let told = imported(&node, "", tombstones.concat()).await;
     // The first has the version of the value that stands there.
-    assert_eq!(counts(&told), [3, 2, 1, 0, 0, 0], "{told}");
+    assert_eq!(counts(&told), [3, 2, 0, 0, 0, 1], "{told}");
+    assert_eq!(told["problems"][0]["code"], "version-conflict");
     assert_eq!(node.get("/kv/a").await.header("a3-version"), Some(ended.as_str()));
     assert_eq!(node.get("/kv/c").await.status, 404);
     assert_eq!(counts(&imported(&node, "", tombstones[1].clone()).await), [1, 0, 1, 0, 0, 0]);
@@ -202,8 +203,12 @@ async fn a_bad_line_is_named_and_harms_no_other() {
     // Another content under a version that is taken is not told to be stored.
     let record = |value: &str| line(&json!({"key": "twice", "value": value, "version": "0000000000050000-1-0"}));
     let told = imported(&node, "", (0..20).map(|n| record(&n.to_string())).collect::<String>()).await;
-    assert_eq!(told["lines"], 20);
-    assert!(told["refused"].as_u64() > Some(0), "{told}");
+    assert_eq!(counts(&told), [20, 1, 0, 0, 0, 19], "{told}");
+    assert_eq!(
+        (&told["problems"][0]["code"], node.get("/kv/twice").await.body.as_ref()),
+        (&json!("version-conflict"), &b"0"[..])
+    );
+    assert_eq!(node.get("/problems/version-conflict").await.status, 200);
 }
 
 #[tokio::test]
@@ -218,7 +223,8 @@ async fn whether_the_lines_were_all_there_is_said() {
         (record.clone(), false),
         ([&record, end].concat(), true),
         ([&record, end, &record, end].concat(), true),
-        ([&record, end, &record].concat(), false),
+        ([&record, end, &record].concat(), true),
+        ([&record, end, error].concat(), false),
         ([&record, error].concat(), false),
         ([&record, error, end].concat(), false),
     ] {
@@ -254,6 +260,40 @@ async fn what_is_no_export_or_import_is_refused_before_anything_is_done() {
         assert_eq!(with("content-type", kind).await.status, 200, "{kind}");
     }
     assert_eq!(counts(&imported(&node, "", "").await), [0; 6]);
+}
+
+#[tokio::test]
+async fn two_clusters_that_went_on_from_one_export_keep_what_each_acknowledged() {
+    let (one, other) = (Cluster::of_three().await, Cluster::single().await);
+    one.at(1).put("/kv/k", "first").await.receipt(201, "stored");
+    imported(&other.at(1), "", exported(&one.at(1), "").await).await;
+    let tag = one.at(1).get("/kv/k").await.header("etag").unwrap().to_owned();
+    for (node, value) in [(one.at(2), "here"), (other.at(1), "there")] {
+        node.ask("PUT", "/kv/k", &[("if-match", &tag)], value).await.receipt(200, "stored");
+    }
+    for (from, to, kept) in [(&other, &one, "here"), (&one, &other, "there")] {
+        let told = imported(&to.at(1), "", exported(&from.at(1), "").await).await;
+        assert_eq!((counts(&told), &told["problems"][0]["code"]), ([1, 0, 0, 0, 0, 1], &json!("version-conflict")));
+        assert_eq!(to.at(1).get("/kv/k").await.body, kept);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_stops_does_not_wait_for_the_rest_of_an_import() {
+    let cluster = Cluster::single().await;
+    let mut socket = begun(cluster.client_address(1), &line(&json!({"key": "k", "value": "v"}))).await;
+    let node = cluster.at(1);
+    eventually("its line is done", async || (node.get("/kv/k").await.status == 200).then_some(())).await;
+    cluster.drain(1).await;
+    let mut answer = Vec::new();
+    let mut piece = [0; 4096];
+    while !String::from_utf8_lossy(&answer).contains("\"import\"") {
+        let read = socket.read(&mut piece).await.unwrap();
+        assert!(read > 0, "it broke off: {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&piece[..read]);
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("\"stored\":1"), "{answer}");
 }
 
 /// A request whose body never comes to its end.

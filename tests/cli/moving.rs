@@ -124,6 +124,49 @@ fn an_export_that_does_not_begin_leaves_no_file() {
 }
 
 #[test]
+fn what_is_no_ordinary_file_is_written_into_and_a_link_stays_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let body = format!("{RECORD}{END}");
+    let (host, asked) = answering(lines(&body, true), true);
+    assert_eq!(run(&["export", "-", "--host", &host]), (0, body.clone(), String::new()));
+    assert_eq!(run(&["export", "/dev/null", "--host", &host]).0, 0);
+    assert!(!std::path::Path::new("/dev/null.part").exists());
+    // A link, to something or to nothing yet.
+    std::fs::create_dir(path("there")).unwrap();
+    std::fs::write(path("there/old"), "old").unwrap();
+    for (link, target) in [("a", "old"), ("b", "new")] {
+        std::os::unix::fs::symlink(format!("there/{target}"), path(link)).unwrap();
+        assert_eq!(run(&["export", &path(link), "--host", &host]).0, 0);
+        assert!(std::fs::symlink_metadata(path(link)).unwrap().is_symlink());
+        assert_eq!(std::fs::read_to_string(path(&format!("there/{target}"))).unwrap(), body);
+    }
+    while asked.try_recv().is_ok() {}
+    let (code, _, stderr) = run(&["export", dir.path().to_str().unwrap(), "--host", &host]);
+    assert!(code == 1 && stderr.contains("is a directory"), "{stderr}");
+    assert!(asked.try_recv().is_err(), "nothing was asked");
+    let (code, _, stderr) = run(&["import", dir.path().to_str().unwrap(), "--host", &host]);
+    assert!(code == 1 && stderr.contains("is a directory"), "{stderr}");
+
+    // What is damaged does not take a good file's place.
+    let good = path("good.ndjson");
+    std::fs::write(&good, "good").unwrap();
+    let damaged = "{\"end\":{\"keys\":0,\"damaged\":2,\"strict\":true}}\n";
+    let (host, _asked) = answering(lines(damaged, true), true);
+    let (code, _, stderr) = run(&["export", &good, "--host", &host]);
+    assert!(code == 1 && stderr.contains("good.ndjson.part"), "{stderr}");
+    assert_eq!(std::fs::read_to_string(&good).unwrap(), "good");
+    assert_eq!(std::fs::read_to_string(path("good.ndjson.part")).unwrap(), damaged);
+}
+
+#[test]
+fn a_backup_is_read_whatever_host_the_environment_names() {
+    let mut command = a3(&["export", "--backup", "/nowhere/at/all"]);
+    let (code, _, stderr) = told(command.env("A3_HOST", "http://n1:8001").output().unwrap());
+    assert!(code == 1 && stderr.contains("/nowhere/at/all"), "{code}: {stderr}");
+}
+
+#[test]
 fn an_import_sends_the_file_as_it_is_and_shows_what_became_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let good =

@@ -3,7 +3,8 @@
 //! The parser is the crate `csv`'s, which takes bytes as they come. A row that is too long is named and skipped, and never held.
 //!
 //! Caveat: nothing in CSV says that it ended. So a row with a version must end with its line: else its last cell may be cut, and
-//! something else would be stored under that version.
+//! something else would be stored under that version. And no row ends within quotes: what follows the one that opens them would be its
+//! value.
 
 use bytes::{Buf, Bytes};
 use csv_core::{ReadRecordResult, Reader};
@@ -42,7 +43,32 @@ pub(super) struct Rows {
     row: Row,
     /// Line ends that were read, those in cells too.
     newlines: u64,
+    quotes: Quotes,
     finished: bool,
+}
+
+/// Where the reader is, as far as quotes go; it does not tell itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Quotes {
+    /// Before a cell.
+    #[default]
+    Begin,
+    /// In one without quotes, or behind those that it had.
+    Plain,
+    Within,
+    /// Behind a quote within: the last one, or the first of two.
+    Perhaps,
+}
+
+impl Quotes {
+    fn next(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Quotes::Within, b'"') => Quotes::Perhaps,
+            (Quotes::Within, _) | (Quotes::Begin | Quotes::Perhaps, b'"') => Quotes::Within,
+            (_, b',' | b'\r' | b'\n') => Quotes::Begin,
+            _ => Quotes::Plain,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,6 +78,8 @@ struct Row {
     newlines: u64,
     too_long: bool,
     too_many: bool,
+    /// The body ended within quotes.
+    unclosed: bool,
 }
 
 impl Rows {
@@ -65,6 +93,7 @@ impl Rows {
             ends: [0; CELLS_MAX],
             row: Row::default(),
             newlines: 0,
+            quotes: Quotes::default(),
             finished: false,
         }
     }
@@ -99,6 +128,7 @@ impl Rows {
             let newline = |byte: &&u8| **byte == b'\n';
             row.newlines += self.cells[row.bytes..row.bytes + bytes].iter().filter(newline).count() as u64;
             self.newlines += self.held[..consumed].iter().filter(newline).count() as u64;
+            self.quotes = self.held[..consumed].iter().fold(self.quotes, |quotes, byte| quotes.next(*byte));
             let ends_line = consumed.checked_sub(1).and_then(|at| self.held.get(at)) == Some(&b'\n');
             row.bytes += bytes;
             row.cells += cells;
@@ -113,7 +143,8 @@ impl Rows {
                 ReadRecordResult::OutputEndsFull => (row.too_many, row.cells) = (true, 0),
                 ReadRecordResult::Record => {
                     self.finished = last;
-                    let row = std::mem::take(&mut self.row);
+                    let mut row = std::mem::take(&mut self.row);
+                    row.unclosed = last && self.quotes == Quotes::Within;
                     return Some((1 + self.newlines - row.newlines - u64::from(ends_line), row));
                 }
                 ReadRecordResult::End => self.finished = true,
@@ -130,7 +161,7 @@ impl Rows {
     fn header(&self, row: Row) -> Result<Vec<&'static str>, Problem> {
         let (mut columns, mut bad) = (Vec::new(), Vec::new());
         let mut fault = |name: &str, reason: &str| bad.push(BadParameter { name: name.into(), reason: reason.into() });
-        let cells = if row.too_long || row.too_many { 0 } else { row.cells };
+        let cells = if row.too_long || row.too_many || row.unclosed { 0 } else { row.cells };
         for at in 0..cells {
             let name = String::from_utf8_lossy(self.cell(at));
             let shown = name.get(..64).unwrap_or(&name);
@@ -148,6 +179,9 @@ impl Rows {
     }
 
     fn members(&self, columns: &[&'static str], row: Row, cut: bool) -> Result<Members, Fault> {
+        if row.unclosed {
+            return Err(Fault::bad("a quote that is opened in this row is never closed, so it may be cut"));
+        }
         if row.too_long {
             return Err(too_long(self.line_bytes_max));
         }
@@ -264,6 +298,26 @@ mod tests {
             assert_eq!(rows, wanted, "pieces of {piece}");
         }
         assert_eq!(told(body.as_bytes(), 50, 50_000).unwrap()[0], (2, cells(["a", &format!("{long}\n{long}"), "-"])));
+    }
+
+    #[test]
+    fn a_row_that_ends_within_quotes_is_named_by_its_first_line() {
+        let why = "a quote that is opened in this row is never closed, so it may be cut";
+        let good = (2, cells(["a", "\"", "-"]));
+        for rest in ["b,\"1\n2\n3", "b,\"1\n2\n", "b,\"", "\"b,1\nc,2\n", "b,\"x\"\"\n"] {
+            let body = format!("key,value\na,\"\"\"\"\n{rest}");
+            for piece in [1, 3, 1000] {
+                assert_eq!(
+                    told(body.as_bytes(), piece, 1000),
+                    Ok(vec![good.clone(), (3, Err(why.into()))]),
+                    "{body:?}"
+                );
+            }
+            let body = format!("key,value\na,\"\"\"\"\n{rest}{}", "y\n".repeat(1000));
+            assert_eq!(told(body.as_bytes(), 7, 100), Ok(vec![good.clone(), (3, Err(why.into()))]), "a long one");
+        }
+        let whole = told(b"key,value\na\"b,c\"\nd,\"e\"f\"\ng,\"h\"", 1, 1000).unwrap();
+        assert!(whole.iter().all(|(_, row)| row.is_ok()) && whole.len() == 3, "{whole:?}");
     }
 
     #[test]

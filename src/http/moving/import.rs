@@ -5,9 +5,11 @@
 //!   (`node::import`): who sends faster waits. That much is counted among the bodies held while the import goes on.
 //! - The body as a whole has no limit and no deadline. One of which nothing comes for the time that another body may take in all
 //!   ends the import.
+//! - A node that stops waits for no body: it answers with what was done.
 //! - A line that is wrong is named in the answer and harms no other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -15,6 +17,7 @@ use axum::extract::{Request, State};
 use axum::http::header::CONTENT_ENCODING;
 use futures_util::stream;
 use parking_lot::Mutex;
+use tokio::time::sleep;
 
 use super::super::Api;
 use super::super::body::Bodies;
@@ -27,18 +30,22 @@ use super::line::{Fault, Members, Numbered, Parsed};
 use super::ndjson::Lines;
 use super::tally::{ImportBody, Tally};
 use super::{Format, FormatName, line_bytes_max};
+use crate::node::Node;
 use crate::node::import::{BYTES_HELD_MAX, Entry, Line, Options, Stop};
 use crate::node::request::Outcome;
 
 /// Imports at a time; more are answered 503.
 pub(in super::super) const IMPORTS_MAX: usize = 4;
 
+/// How often an import that waits for its body looks whether the node is stopping.
+const STOPPING_EVERY: Duration = Duration::from_secs(1);
+
 /// Import records
 ///
 /// Takes what `GET /export` gives, as lines of JSON or as CSV, and lines that people write. Each line is written by itself: an
 /// import is not atomic. A line with a `version` is written under just that version, with its time of writing and its end, on
-/// a majority of the key's home replicas, and only where nothing as new is there: importing it twice changes nothing. One without
-/// is an ordinary new write, each time anew. A deleted key stays deleted; `restamp=true` brings it back, as a new version.
+/// a majority of the key's home replicas, and only where nothing as new is there: importing it twice changes nothing. One whose version
+/// stands there with another content is refused (`version-conflict`). One without is an ordinary new write, each time anew. A deleted key stays deleted; `restamp=true` brings it back, as a new version.
 ///
 /// There is no limit to the body; a line may be as long as one with the largest value in base64, and 16 KiB. Lines on one key are
 /// done in their order, others at once. A line that is wrong is counted as `refused` and named, and harms no other. A line that
@@ -91,6 +98,12 @@ pub(super) async fn import(State(api): State<Arc<Api>>, request: Request) -> Res
         }
     };
     Err(problem.with_outcome(outcome).with_import(done.stopped(at)))
+}
+
+async fn stopping(node: &Node) {
+    while !node.is_stopping() {
+        sleep(STOPPING_EVERY).await;
+    }
 }
 
 /// Lines.
@@ -162,7 +175,12 @@ impl Source<'_> {
     }
 
     async fn read(&mut self) -> Result<(), Problem> {
-        match (self.api.bodies.next(&mut self.body).await?, &mut self.splitter) {
+        let next = tokio::select! {
+            biased;
+            next = self.api.bodies.next(&mut self.body) => next?,
+            () = stopping(&self.api.node) => return Err(Problem::new(Code::NotReady, "the node is stopping")),
+        };
+        match (next, &mut self.splitter) {
             (None, _) => self.ended = true,
             (Some(data), Splitter::Ndjson(lines)) => lines.push(&data),
             (Some(data), Splitter::Csv(rows)) => rows.push(data),

@@ -29,8 +29,7 @@ pub(super) struct Members {
     pub(super) deleted: bool,
     pub(super) damaged: bool,
     /// Of a listing's lines: the value's length, which it has anyway.
-    #[serde(rename = "bytes")]
-    _bytes: IgnoredAny,
+    bytes: Option<IgnoredAny>,
     pub(super) end: Option<IgnoredAny>,
     pub(super) error: Option<IgnoredAny>,
 }
@@ -70,16 +69,25 @@ impl Members {
     /// # Errors
     /// Where it is no line of an import.
     pub(super) fn parse(self, bodies: &Bodies) -> Result<Parsed, Fault> {
-        if self.end.is_some() {
-            return Ok(Parsed::End);
-        }
-        if self.error.is_some() {
-            return Ok(Parsed::Error);
+        if self.end.is_some() || self.error.is_some() {
+            return self.last();
         }
         let key = key_of(self.key.as_deref(), self.key_base64.as_deref())?;
         match self.entry(bodies) {
             Ok(entry) => Ok(Parsed::Entry { key, entry }),
             Err(fault) => Err(Fault { key: Some(String::from_utf8_lossy(key.as_bytes()).into_owned()), ..fault }),
+        }
+    }
+
+    /// An export's last line says nothing else.
+    fn last(&self) -> Result<Parsed, Fault> {
+        let texts = [&self.key, &self.key_base64, &self.version, &self.written, &self.value, &self.value_base64];
+        let others = texts.iter().any(|text| text.is_some()) || self.content_type.is_some() || self.ttl.is_some();
+        let others = others || self.expires_at_ms.is_some() || self.bytes.is_some() || self.deleted || self.damaged;
+        match (&self.end, &self.error) {
+            (Some(_), None) if !others => Ok(Parsed::End),
+            (None, Some(_)) if !others => Ok(Parsed::Error),
+            _ => Err(Fault::bad("end, error: given beside other members; the last line of an export has nothing else")),
         }
     }
 
@@ -132,7 +140,7 @@ impl Members {
             None if version.rmw == 0 => version.hlc,
             None => return Err(Fault::bad("written: missing; only of a version that ends in -0 it is known without")),
         };
-        if version.hlc == Hlc::ZERO || (version.rmw == 0 && written != version.hlc) {
+        if version.hlc == Hlc::ZERO || written < version.hlc || (version.rmw == 0 && written != version.hlc) {
             return Err(Fault::bad("version: no node gives one like that to what was written then"));
         }
         let Some(bytes) = value else {

@@ -30,7 +30,8 @@ pub(super) use tally::ImportBody;
 
 const NDJSON: &str = "application/x-ndjson";
 const CSV: &str = "text/csv";
-/// What a line has beside its value, in bytes: its key, twice, and everything else, however it is escaped.
+/// What a line has beside its value, in bytes: its key, twice, and everything else, however it is escaped; and what a value that is told as
+/// text may take beyond base64 (`types::text`).
 const LINE_REST_BYTES: usize = 16 * 1024;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {

@@ -1,7 +1,6 @@
 //! The lines of an export: a record as a JSON object, or as a row of CSV.
 //!
-//! A value is text where it is UTF-8 and not much longer so than in base64: one of control characters takes six bytes for each,
-//! and a line has a limit on the other side.
+//! A value is text where it is UTF-8 and not much longer so than in base64 ([`text`]): a line has a limit on the other side.
 
 use std::borrow::Cow;
 
@@ -12,10 +11,8 @@ use utoipa::ToSchema;
 
 use super::super::bodies::key_texts;
 use crate::node::listing::Item;
-use crate::types::Hlc;
+use crate::types::{Hlc, text};
 
-/// What escapes may add to a text beyond the length of base64, in bytes.
-const ESCAPES_BYTES_MAX: usize = 4096;
 /// The columns, in their order.
 pub(super) const HEADER: &[u8] = b"key,key_base64,version,written,value,value_base64,content_type,expires_at_ms\r\n";
 
@@ -95,24 +92,7 @@ pub(super) fn written_text(written: Hlc) -> String {
     format!("{:016x}", written.0)
 }
 
-/// The value as text, where that is what it is.
-fn text_of(value: &[u8], cost: impl Fn(u8) -> usize) -> Option<&str> {
-    let text = std::str::from_utf8(value).ok()?;
-    let most = value.len().div_ceil(3) * 4 + ESCAPES_BYTES_MAX;
-    let bytes: usize = value.iter().map(|byte| cost(*byte)).sum();
-    (bytes <= most).then_some(text)
-}
-
-/// What a byte of a text takes in JSON.
-fn json_cost(byte: u8) -> usize {
-    match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
-        0..0x20 => 6,
-        _ => 1,
-    }
-}
-
-/// The same in a quoted cell.
+/// What a byte of a text takes in a quoted cell.
 fn csv_cost(byte: u8) -> usize {
     if byte == b'"' { 2 } else { 1 }
 }
@@ -122,7 +102,7 @@ impl<'a> From<&'a Item> for RecordLine<'a> {
         let (key, key_base64) = key_texts(&item.key);
         let outline = item.outline.as_ref();
         let value = outline.map(|outline| outline.value.as_deref().unwrap_or_default());
-        let text = value.and_then(|value| text_of(value, json_cost));
+        let text = value.and_then(|value| text::as_text(value, text::json_cost));
         Self {
             key,
             key_base64,
@@ -156,7 +136,7 @@ fn write_json(line: &impl Serialize, lines: &mut Vec<u8>) {
 pub(super) fn csv_row(item: &Item, rows: &mut Vec<u8>) -> bool {
     let Some(outline) = &item.outline else { return false };
     let value = outline.value.as_deref().unwrap_or_default();
-    let text = text_of(value, csv_cost);
+    let text = text::as_text(value, csv_cost);
     let encoded = if text.is_none() { BASE64_STANDARD.encode(value) } else { String::new() };
     let (key, key_base64) = match key_texts(&item.key) {
         (key, None) => (key, String::new()),

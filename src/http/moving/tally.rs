@@ -58,7 +58,7 @@ pub(super) struct LineProblem {
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     body: ImportBody,
-    /// The last line was an export's `end`.
+    /// Some line was an export's `end`. What people write behind it takes nothing from that.
     ended: bool,
     /// Some line was an export's `error`.
     errors: bool,
@@ -71,7 +71,6 @@ pub(super) struct Tally {
 impl Tally {
     /// A line that can be written. `exported`: it should be followed by an `end` some time.
     pub(super) fn line(&mut self, exported: bool) {
-        self.ended = false;
         self.begun = true;
         self.wants_end |= exported;
     }
@@ -85,7 +84,6 @@ impl Tally {
     }
 
     pub(super) fn refuse(&mut self, line: u64, fault: Fault) {
-        self.ended = false;
         self.body.lines += 1;
         self.body.refused += 1;
         if self.body.problems.len() < NAMED_MAX {
@@ -104,14 +102,11 @@ impl Tally {
                 let code = match why {
                     Why::Ahead { .. } | Why::NotEnded => Code::ClockSkew,
                     Why::TooLarge => Code::ValueTooLarge,
-                    Why::EndTooFar | Why::Differs | Why::Damaged => Code::BadLine,
+                    Why::Differs => Code::VersionConflict,
+                    Why::EndTooFar | Why::Damaged => Code::BadLine,
                 };
                 let key = Some(String::from_utf8_lossy(key.as_bytes()).into_owned());
-                let ended = self.ended;
-                self.refuse(line, Fault { code, detail: why.to_string(), key });
-                // It was read before the end was.
-                self.ended = ended;
-                return;
+                return self.refuse(line, Fault { code, detail: why.to_string(), key });
             }
         };
         *counter += 1;

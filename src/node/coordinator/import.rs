@@ -2,21 +2,27 @@
 //! is `protocol::quorum::import`'s.
 //!
 //! Invariants:
-//! - A tombstone is stored as one that was written now, if its key has nothing as new yet: see there. That is asked first, so
-//!   that the same tombstone is not written twice with two times.
-//! - What some replicas took and others never will is taken back before anything is answered.
+//! - A quorum read comes before every attempt: nothing is sent where a majority knows something as new, and where that is
+//!   another content under the same version, the record is refused. A tombstone that is not there yet is stored as one that was
+//!   written now: see there.
+//! - What some replicas took and others never will is taken back before anything is answered, also what an earlier attempt left, whose
+//!   answers were lost. So an attempt is a task of its own, which goes on until its deadline where its client goes away.
 //!
-//! Caveat: a node that stops between the two leaves it there.
+//! Caveats: a node that stops between the two leaves it there, and so does an import of which no attempt came to an answer; a take-back
+//! that cannot be written by its attempt's deadline is tried again only while the client is there. A
+//! conditional write on the key between the read and the write may take the same version (`protocol::quorum::import`).
 
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
 
 use crate::node::answers::Answers;
 use crate::node::request::{Failure, FailureKind, Get};
-use crate::ports::{Refusal, ReplicaReply, ReplicaRequest};
-use crate::protocol::quorum::{ImportFold, ImportState, Imported, WriteAsk, WriteFold};
+use crate::node::trace;
+use crate::ports::{Refusal, ReplicaReply, ReplicaRequest, Spawn};
+use crate::protocol::quorum::{ImportFold, ImportState, ImportTerms, Imported, WriteAsk, WriteFold};
 use crate::protocol::ring::Ring;
 use crate::types::{Content, Epoch, Hlc, Key, Level, Record};
 
@@ -38,8 +44,10 @@ pub(in crate::node) enum Import {
 pub(in crate::node) struct Importing {
     key: Key,
     record: Record,
-    /// A tombstone that is one of now: it stays so, whichever attempt writes it.
-    dated: bool,
+    /// The home replicas have been asked to store it.
+    tried: bool,
+    /// Before that no majority had anything there, but perhaps a tombstone.
+    absent: bool,
     /// An attempt has stored it somewhere.
     has_stored: bool,
     /// Replicas have it that must not: this is written over it before anything is answered.
@@ -48,25 +56,45 @@ pub(in crate::node) struct Importing {
 
 impl Importing {
     pub(in crate::node) fn new(key: Key, record: Record) -> Self {
-        Self { key, record, dated: false, has_stored: false, over: None }
+        Self { key, record, tried: false, absent: false, has_stored: false, over: None }
     }
 }
 
 impl Coordinator {
-    /// One attempt to write the record where nothing as new is. It may be made again.
+    /// One attempt to write the record where nothing as new is. It may be made again. It comes to its end, or its deadline, also
+    /// where whoever asked goes away: what some replicas took is taken back then, too.
     ///
+    /// # Errors
+    /// As [`Self::import_attended`].
+    pub(in crate::node) async fn import(
+        self: &Arc<Self>,
+        spawn: &dyn Spawn,
+        of: &Arc<Mutex<Importing>>,
+        deadline: Instant,
+    ) -> Result<Import, Failure> {
+        let (tell, told) = oneshot::channel();
+        let (coordinator, of) = (Arc::clone(self), Arc::clone(of));
+        let attempt = async move {
+            let result = coordinator.import_attended(&mut *of.lock().await, deadline).await;
+            // Who does not listen any more needs no answer.
+            let _ = tell.send(result);
+        };
+        spawn.spawn(Box::pin(trace::carried(trace::current(), attempt)));
+        // A task that ends without a word was ended with the node.
+        told.await.unwrap_or_else(|_| Err(Failure::before(FailureKind::NotReady, Level::Quorum)))
+    }
+
     /// # Errors
     /// Where a majority of the home replicas does not answer in time, this node's clock is off, or it is not ready. The record
     /// may be on some replicas.
-    pub(in crate::node) async fn import(&self, of: &mut Importing, deadline: Instant) -> Result<Import, Failure> {
+    pub(super) async fn import_attended(&self, of: &mut Importing, deadline: Instant) -> Result<Import, Failure> {
         let ring = self.ring(Level::Quorum)?;
         if let Some(by_ms) = self.clock.skewed_by_ms() {
             return Err(Failure::before(FailureKind::ClockSkew { by_ms }, Level::Quorum));
         }
         if of.over.is_none() {
-            let known = if of.record.is_tombstone() { self.there_already(of, deadline).await? } else { None };
-            let imported = match known {
-                Some(imported) => Import::Done(imported),
+            let imported = match self.there_already(of, deadline).await? {
+                Some(imported) => imported,
                 None => self.import_once(of, Arc::clone(&ring), deadline).await?,
             };
             match imported {
@@ -74,7 +102,6 @@ impl Coordinator {
                     let written = of.record.written.max(self.now());
                     of.over = Some(Record::seal(&of.key, of.record.version.ended(), written, Content::Tombstone));
                 }
-                Import::Differs if of.record.is_tombstone() => return Ok(Import::Done(Imported::Unchanged)),
                 Import::Done(Imported::Unchanged) if of.has_stored => return Ok(Import::Done(Imported::Stored)),
                 imported => return Ok(imported),
             }
@@ -92,18 +119,23 @@ impl Coordinator {
         Hlc::from_ms(self.clock.wall_ms())
     }
 
-    /// Whether a majority has this tombstone already, or something greater; else it is one that is written now.
-    async fn there_already(&self, of: &mut Importing, deadline: Instant) -> Result<Option<Imported>, Failure> {
+    /// Whether a majority has the record already, another one under its version, or something greater. A tombstone that is not
+    /// there becomes one that is written now, and stays that one, whichever attempt writes it.
+    async fn there_already(&self, of: &mut Importing, deadline: Instant) -> Result<Option<Import>, Failure> {
         let get = Get { key: of.key.clone(), level: Level::Quorum, deadline, every_copy: false };
-        let there = self.read(get).await?.record.map(|record| record.version);
-        Ok(match there.map(|version| version.cmp(&of.record.version)) {
-            Some(Ordering::Equal) => Some(Imported::Unchanged),
-            Some(Ordering::Greater) => Some(Imported::Older { take_back: false }),
-            Some(Ordering::Less) | None if of.dated => None,
-            Some(Ordering::Less) | None => {
-                of.dated = true;
-                let written = of.record.written.max(self.now());
-                of.record = Record::seal(&of.key, of.record.version, written, Content::Tombstone);
+        let there = self.read(get).await?.record;
+        Ok(match there.as_ref().map(|there| (there.version.cmp(&of.record.version), there)) {
+            Some((Ordering::Greater, _)) => Some(Import::Done(Imported::Older { take_back: false })),
+            Some((Ordering::Equal, there)) if there.content != of.record.content => Some(Import::Differs),
+            // It may be there since an attempt, and below the floor of who was not heard.
+            Some((Ordering::Equal, _)) => (!of.tried).then_some(Import::Done(Imported::Unchanged)),
+            Some((Ordering::Less, _)) | None if of.tried => None,
+            Some((Ordering::Less, _)) | None => {
+                of.absent = there.is_none_or(|there| there.is_tombstone());
+                if of.record.is_tombstone() {
+                    let written = of.record.written.max(self.now());
+                    of.record = Record::seal(&of.key, of.record.version, written, Content::Tombstone);
+                }
                 None
             }
         })
@@ -112,7 +144,9 @@ impl Coordinator {
     async fn import_once(&self, of: &mut Importing, mut ring: Arc<Ring>, deadline: Instant) -> Result<Import, Failure> {
         loop {
             let placement = ring.placement(ring.token(&of.key).slot());
-            let mut fold = ImportFold::new(Arc::clone(placement), &of.record);
+            let planted = std::mem::replace(&mut of.tried, true) && of.absent;
+            let terms = ImportTerms::at(of.record.written, self.clock.wall_ms(), planted);
+            let mut fold = ImportFold::new(Arc::clone(placement), &of.record, terms);
             let (answers, mut flight) = (Answers::new(), Flight::default());
             let stand_in = |n| self.reach.ask_unprobed(n);
             let mut asks = fold.start(&self.asking(placement));

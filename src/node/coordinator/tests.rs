@@ -33,6 +33,10 @@ struct Net {
     ring: Ring,
     disks: BTreeMap<NodeNum, Arc<FakeStore>>,
     modes: Mutex<BTreeMap<NodeNum, Mode>>,
+    /// Those whose writes wait.
+    slow: Mutex<std::collections::BTreeSet<NodeNum>>,
+    /// Those that answer, and never get a write.
+    lossy: Mutex<std::collections::BTreeSet<NodeNum>>,
     held: Mutex<Vec<(NodeNum, ReplicaCall, ReplyTo)>>,
 }
 
@@ -48,6 +52,24 @@ impl Net {
         }
     }
 
+    fn lose_writes(&self, node: u16, lost: bool) {
+        let mut lossy = self.lossy.lock();
+        if lost {
+            lossy.insert(NodeNum(node))
+        } else {
+            lossy.remove(&NodeNum(node))
+        };
+    }
+
+    fn hold_writes(&self, node: u16, held: bool) {
+        if held {
+            self.slow.lock().insert(NodeNum(node));
+        } else {
+            self.slow.lock().remove(&NodeNum(node));
+            self.set(node, Mode::Up);
+        }
+    }
+
     fn carry_out(&self, node: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
         let token = self.ring.token(call.request.key());
         reply_to.send(Ok(self.disks[&node].apply(token, call.request)));
@@ -57,6 +79,12 @@ impl Net {
 impl Peers for Net {
     fn send(&self, to: NodeNum, call: ReplicaCall, reply_to: ReplyTo) {
         let mode = self.modes.lock().get(&to).cloned().unwrap_or(Mode::Up);
+        if matches!(call.request, ReplicaRequest::Write { .. }) && self.lossy.lock().contains(&to) {
+            return reply_to.send(Err(PeerError::Lost));
+        }
+        if matches!(call.request, ReplicaRequest::Write { .. }) && self.slow.lock().contains(&to) {
+            return self.held.lock().push((to, call, reply_to));
+        }
         match mode {
             Mode::Up => self.carry_out(to, call, reply_to),
             Mode::Down => reply_to.send(Err(PeerError::Unreachable)),
@@ -88,7 +116,14 @@ fn world(nodes: u16, rf: u8) -> World {
     let disks = (1..=nodes).map(|n| (NodeNum(n), FakeStore::new())).collect::<BTreeMap<_, _>>();
     let store = Arc::clone(&disks[&NodeNum(1)]);
     let ring = Ring::new(Arc::clone(&topology));
-    let net = Arc::new(Net { ring, disks, modes: Mutex::default(), held: Mutex::default() });
+    let net = Arc::new(Net {
+        ring,
+        disks,
+        modes: Mutex::default(),
+        slow: Mutex::default(),
+        lossy: Mutex::default(),
+        held: Mutex::default(),
+    });
     let routing = Arc::new(Routing::default());
     routing.install(topology);
     let clock = FakeClock::at(NOW_MS);
@@ -136,7 +171,10 @@ impl World {
     }
 
     fn plant(&self, node: u16, key: &Key, version: Version, value: &'static str) {
-        let record = Record::seal(key, version, version.hlc, Content::value(value));
+        self.plant_record(node, key, Record::seal(key, version, version.hlc, Content::value(value)));
+    }
+
+    fn plant_record(&self, node: u16, key: &Key, record: Record) {
         let token = self.net.ring.token(key);
         self.net.disks[&NodeNum(node)].apply(token, ReplicaRequest::Write { key: key.clone(), record });
     }

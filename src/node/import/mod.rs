@@ -97,7 +97,7 @@ pub enum Why {
     EndTooFar,
     #[error("its value is too large for the nodes that keep it")]
     TooLarge,
-    #[error("another content is stored under its version")]
+    #[error("another content is stored under its version; restamp=true writes this one above it")]
     Differs,
     #[error("a node found that it is damaged")]
     Damaged,

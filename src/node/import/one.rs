@@ -1,7 +1,9 @@
 //! One line of an import: what is checked before anything is sent, what is sent, and when it is tried again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::{Became, Entry, Line, Options, PATIENCE, Why};
@@ -19,14 +21,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What is to be written.
 enum Write {
-    Exact(Importing),
+    Exact(Arc<Mutex<Importing>>),
     New(NewContent),
 }
 
 impl Node {
     /// Writes a line, and tries again where not enough replicas can be had.
     pub(super) async fn import_line(&self, line: &Line, options: Options) -> Result<Became, Failure> {
-        let mut write = match self.write_of(line, options.restamp) {
+        let write = match self.write_of(line, options.restamp) {
             Ok(write) => write,
             Err(became) => return Ok(became),
         };
@@ -34,7 +36,7 @@ impl Node {
         let mut pause = PAUSE_FIRST;
         loop {
             let deadline = (Instant::now() + options.attempt).min(until);
-            match self.import_once(line, &mut write, deadline).await {
+            match self.import_once(line, &write, deadline).await {
                 Ok(became) => return Ok(became),
                 Err(failure) if Instant::now() + pause >= until || self.is_stopping() => return Err(failure),
                 Err(failure) => tracing::debug!(line = line.number, kind = %failure.kind, "a line is tried again"),
@@ -44,7 +46,7 @@ impl Node {
         }
     }
 
-    async fn import_once(&self, line: &Line, write: &mut Write, deadline: Instant) -> Result<Became, Failure> {
+    async fn import_once(&self, line: &Line, write: &Write, deadline: Instant) -> Result<Became, Failure> {
         self.check_joined(Level::Quorum)?;
         match write {
             Write::New(content) => {
@@ -52,7 +54,7 @@ impl Node {
                 let put = Put { key, content, level: Level::Quorum, deadline };
                 self.coordinator.put(put).await.map(|_| Became::Stored)
             }
-            Write::Exact(importing) => Ok(match self.coordinator.import(importing, deadline).await? {
+            Write::Exact(of) => Ok(match self.coordinator.import(&*self.ports.spawn, of, deadline).await? {
                 Import::Done(Imported::Stored) => Became::Stored,
                 Import::Done(Imported::Unchanged) => Became::Unchanged,
                 Import::Done(Imported::Older { .. }) => Became::Older,
@@ -75,7 +77,7 @@ impl Node {
                 // What is stored must not be above what this node stamps next.
                 self.clock.observe(version.hlc.max(*written));
                 let record = Record::seal(&line.key, *version, *written, content.clone());
-                Ok(Write::Exact(Importing::new(line.key.clone(), record)))
+                Ok(Write::Exact(Arc::new(Mutex::new(Importing::new(line.key.clone(), record)))))
             }
         }
     }

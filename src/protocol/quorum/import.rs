@@ -3,18 +3,28 @@
 //! It is a write of one round that is never stamped again: what stands there already, or was purged, decides. A record from
 //! an export may be years old, and that is what makes it different from a write:
 //!
+//! - **An equal version of another content ends it, too.** A conditional write's version follows from the one that it was made
+//!   upon, so two clusters that went on from one export give the same version to different contents. At a replica the greater
+//!   checksum would win, and an acknowledged write might be gone under its own ETag. So whoever drives this reads first, at
+//!   quorum, and writes only where nothing as new is; where a home replica answers with another content all the same, or replaced one,
+//!   it is *differs*, whatever the others say. No hint is left then.
 //! - **A greater version ends it.** Where one replica stored it and another one answers with a greater version, it is
 //!   *older*: the greater one reaches both by anti-entropy, as after any two writes that met different replicas.
 //! - **The floor is asked before a stand-in is.** A hint is read without a look at the floor of the home replica that it is
 //!   for, so one is left only when some home replica has taken the record (or has it) and none named its floor or a greater
 //!   version. Hints are left only where acknowledgements alone are no majority, and they count: a copy that is missing beside a
 //!   majority is anti-entropy's.
+//! - **No hint is left for what was not written just now** ([`ImportTerms::hints`]). Before a floor is raised every hint that it
+//!   covers is delivered, and no write may leave one later: a floor lies further in the past than any write takes. An old record's
+//!   hint could come after that, meet the floor, and with it go a copy that was counted. So an old record needs a majority of the home
+//!   replicas themselves.
 //! - **Below a floor it stays.** A floor covers a record by its version and by when it was written, and all home replicas have
 //!   the same one, but for the moment in which it is raised. Met in that moment, some have stored the record and others refuse
 //!   it, and would for ever: no round of anti-entropy gets it past their floor. So *all* home replicas that answer within what is
-//!   usual are heard, and not only a majority; and where one refuses what another has just stored in an empty place, it is
+//!   usual are heard, and not only a majority; and where one refuses what another has just stored in an empty place or a tombstone's, it is
 //!   *older*, and the fold says that it must be taken back ([`Imported::Older`]): a tombstone above it, written now, which no
-//!   floor covers and every later write outbids. What stood there before is never taken back.
+//!   floor covers and every later write outbids. What stood there before is never taken back; what an earlier attempt may have
+//!   left there ([`ImportTerms::planted`]) did not.
 //! - **A majority that had it already keeps it**, whatever a floor elsewhere says: there it is a row that was lost.
 //!
 //! That the import's own records do not disturb a floor that is being raised:
@@ -25,8 +35,9 @@
 //!   grace like any other.
 //!
 //! Caveats: a home replica that hangs beyond the usual while the floor is raised may refuse later what the others have stored;
-//! then their copies differ until the key is written again. A record that takes another one's version with another content
-//! (somebody edited the line) is refused where that is seen, and else converges as equal versions do.
+//! then their copies differ until the key is written again. A conditional write that is decided between the read and the import's
+//! own writes can take the same version with another content still; then equal versions converge as always, by checksum, and the
+//! import says *differs* where it saw so.
 
 use std::sync::Arc;
 
@@ -34,7 +45,11 @@ use smallvec::SmallVec;
 
 use super::{Ask, Asking, NO_ANSWER, WriteAsk};
 use crate::protocol::ring::Placement;
-use crate::types::{Answer, Level, NodeNum, PeerError, Record, Refusal, ReplicaReply, Version, majority};
+use crate::types::{Answer, Hlc, Level, NodeNum, PeerError, Record, Refusal, ReplicaReply, Seen, Version, majority};
+
+/// Longest ago that a record was written for which hints are left, in milliseconds: about as long as an import tries to write it,
+/// and far less than lies between now and what a purge's seal covers (`protocol::purge::seal_age_ms`).
+pub(super) const HINTED_AGE_MS_MAX: u64 = 10_000;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +61,22 @@ pub enum Imported {
     /// A greater version is there, or was there and is purged. `take_back`: some replica has stored it all the same, and
     /// others never will.
     Older { take_back: bool },
+}
+
+/// What is known of a record before the home replicas are asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImportTerms {
+    /// It was written so lately that fallbacks may keep it.
+    pub hints: bool,
+    /// No majority had anything there but a tombstone, and an earlier attempt may have stored it since.
+    pub planted: bool,
+}
+
+impl ImportTerms {
+    /// Of a record that was written then.
+    pub fn at(written: Hlc, now_ms: u64, planted: bool) -> Self {
+        Self { hints: written.ms().saturating_add(HINTED_AGE_MS_MAX) >= now_ms, planted }
+    }
 }
 
 /// Where it stands.
@@ -70,10 +101,14 @@ enum Home {
     Hung,
     /// Stored where nothing was.
     New,
-    /// Stored in place of something older.
+    /// Stored in place of a tombstone.
+    Revived,
+    /// Stored in place of an older value.
     Over,
-    /// It is there; `alike`: with this content.
-    Same { alike: bool },
+    /// It is there.
+    Same,
+    /// Its version is there with another content, or was until this took its place.
+    Other,
     /// Something newer is there.
     Greater,
     /// Nothing is there, and it may have been purged.
@@ -86,11 +121,11 @@ enum Home {
 
 impl Home {
     fn has(&self) -> bool {
-        matches!(self, Home::New | Home::Over | Home::Same { .. })
+        matches!(self, Home::New | Home::Revived | Home::Over | Home::Same)
     }
 
     fn is_definite(&self) -> bool {
-        self.has() || matches!(self, Home::Greater | Home::Below)
+        self.has() || matches!(self, Home::Other | Home::Greater | Home::Below)
     }
 }
 
@@ -107,6 +142,8 @@ pub struct ImportFold {
     placement: Arc<Placement>,
     version: Version,
     checksum: u64,
+    tombstone: bool,
+    terms: ImportTerms,
     homes: SmallVec<[(NodeNum, Home); 4]>,
     hints: SmallVec<[HintAt; 2]>,
     /// Fallbacks that would not keep a hint.
@@ -116,10 +153,10 @@ pub struct ImportFold {
 }
 
 impl ImportFold {
-    pub fn new(placement: Arc<Placement>, record: &Record) -> Self {
-        let (version, checksum) = (record.version, record.checksum);
+    pub fn new(placement: Arc<Placement>, record: &Record, terms: ImportTerms) -> Self {
+        let (version, checksum, tombstone) = (record.version, record.checksum, record.is_tombstone());
         let (homes, hints, unwilling) = (SmallVec::new(), SmallVec::new(), SmallVec::new());
-        Self { placement, version, checksum, homes, hints, unwilling, refusal: None }
+        Self { placement, version, checksum, tombstone, terms, homes, hints, unwilling, refusal: None }
     }
 
     /// Begins: every home replica that is connected is asked at once.
@@ -143,10 +180,13 @@ impl ImportFold {
     pub fn on_write(&mut self, from: NodeNum, answer: &Answer, asking: Asking<'_>) -> SmallVec<[WriteAsk; 4]> {
         let home = match answer {
             Ok(ReplicaReply::Stored { replaced: None }) => Home::New,
-            Ok(ReplicaReply::Stored { replaced: Some(_) }) => Home::Over,
-            Ok(ReplicaReply::Dominated { by }) if by.version == self.version => {
-                Home::Same { alike: by.checksum == self.checksum }
+            Ok(ReplicaReply::Stored { replaced: Some(by) } | ReplicaReply::Dominated { by })
+                if by.version == self.version =>
+            {
+                self.equal(by)
             }
+            Ok(ReplicaReply::Stored { replaced: Some(by) }) if by.tombstone => Home::Revived,
+            Ok(ReplicaReply::Stored { replaced: Some(_) }) => Home::Over,
             Ok(ReplicaReply::Dominated { .. }) => Home::Greater,
             Ok(ReplicaReply::BelowFloor { .. }) => Home::Below,
             Ok(ReplicaReply::Refused(refusal)) => self.refused(*refusal),
@@ -157,6 +197,12 @@ impl ImportFold {
             *state = home;
         }
         self.stand_in(asking)
+    }
+
+    /// Two tombstones of one version are the same deletion, whenever each was written.
+    fn equal(&self, by: &Seen) -> Home {
+        let alike = by.checksum == self.checksum || (by.tombstone && self.tombstone);
+        if alike { Home::Same } else { Home::Other }
     }
 
     fn refused(&mut self, refusal: Refusal) -> Home {
@@ -220,28 +266,26 @@ impl ImportFold {
 
     /// A majority has said what it knows.
     fn decided(&self) -> ImportState {
-        let (older, take_back) = (self.any(|home| *home == Home::Greater), self.any(|home| *home == Home::New));
-        let imported = if older {
-            Imported::Older { take_back: false }
-        } else if self.any(|home| *home == Home::Below) && (take_back || !self.majority_of(Home::has)) {
-            Imported::Older { take_back }
-        } else {
-            self.kept()
-        };
-        let differs = imported == Imported::Unchanged && self.any(|home| *home == Home::Same { alike: false });
-        if differs { ImportState::Differs } else { ImportState::Decided(imported) }
+        let fresh = self.any(|home| matches!(home, Home::New | Home::Revived));
+        let take_back = fresh || (self.terms.planted && self.any(|home| *home == Home::Same));
+        if self.any(|home| *home == Home::Greater) {
+            return ImportState::Decided(Imported::Older { take_back: false });
+        }
+        if self.any(|home| *home == Home::Below) && (take_back || !self.majority_of(Home::has)) {
+            return ImportState::Decided(Imported::Older { take_back });
+        }
+        if self.any(|home| *home == Home::Other) { ImportState::Differs } else { ImportState::Decided(self.kept()) }
     }
 
     /// It is on a majority: whether it was before.
     fn kept(&self) -> Imported {
-        let fresh = self.any(|home| matches!(home, Home::New | Home::Over));
-        let same = self.majority_of(|home| matches!(home, Home::Same { .. }));
-        if fresh && !same { Imported::Stored } else { Imported::Unchanged }
+        let same = self.majority_of(|home| *home == Home::Same);
+        if self.has_stored() && !same { Imported::Stored } else { Imported::Unchanged }
     }
 
     /// Whether a replica is known to have stored it on this occasion.
     pub fn has_stored(&self) -> bool {
-        self.any(|home| matches!(home, Home::New | Home::Over))
+        self.any(|home| matches!(home, Home::New | Home::Revived | Home::Over))
     }
 
     pub fn required(&self) -> usize {
@@ -260,7 +304,8 @@ impl ImportFold {
             Home::Greater => Some("holds a newer version".to_owned()),
             Home::Below => Some("the record may have been purged there".to_owned()),
             Home::Refused(why) | Home::Missing(why) => Some(why.clone()),
-            Home::New | Home::Over | Home::Same { .. } => None,
+            Home::Other => Some("holds another content under this version".to_owned()),
+            Home::New | Home::Revived | Home::Over | Home::Same => None,
         };
         self.homes.iter().filter_map(|(n, home)| why(home).map(|why| (*n, why))).collect()
     }
@@ -297,9 +342,10 @@ impl ImportFold {
         self.count(set, Home::has) + hints.filter(open).count()
     }
 
-    /// Whether a hint may be left: a home replica has the record, and nobody says that it must not be there.
+    /// Whether a hint may be left: the record is new enough, a home replica has it, and nobody says that it must not be there.
     fn may_stand_in(&self) -> bool {
-        self.any(Home::has) && !self.any(|home| matches!(home, Home::Greater | Home::Below | Home::Refused(_)))
+        let forbids = |home: &Home| matches!(home, Home::Other | Home::Greater | Home::Below | Home::Refused(_));
+        self.terms.hints && self.any(Home::has) && !self.any(forbids)
     }
 
     /// Finds a fallback for each home replica that cannot be had, where the others are no majority.

@@ -2,10 +2,13 @@
 
 use proptest::prelude::*;
 
-use super::import::{ImportFold, ImportState, Imported};
+use super::import::{HINTED_AGE_MS_MAX, ImportFold, ImportState, ImportTerms, Imported};
 use super::testing::{dominated, n, placement, record, seen, stored, version};
 use super::{Ask, WriteAsk};
 use crate::types::{Answer, Floor, PeerError, Record, Refusal, ReplicaReply};
+
+/// Hints may be left.
+const LATELY: ImportTerms = ImportTerms { hints: true, planted: false };
 
 fn old() -> Record {
     record(version(5, 1), Some("v"))
@@ -40,10 +43,19 @@ fn refused(refusal: Refusal) -> Answer {
     Ok(ReplicaReply::Refused(refusal))
 }
 
+/// In place of a tombstone.
+fn revived() -> Answer {
+    stored(Some(seen(version(2, 1), false)))
+}
+
 /// What comes of these answers of the home replicas 1, 2, ... without fallbacks.
 fn of(answers: &[Answer]) -> ImportState {
+    on_terms(answers, LATELY)
+}
+
+fn on_terms(answers: &[Answer], terms: ImportTerms) -> ImportState {
     let homes: Vec<u16> = (1..=answers.len() as u16).collect();
-    let mut fold = ImportFold::new(placement(&[&homes], &[]), &old());
+    let mut fold = ImportFold::new(placement(&[&homes], &[]), &old(), terms);
     assert_eq!(fold.start(&|_| Ask::Yes).len(), answers.len());
     for (home, answer) in homes.iter().zip(answers) {
         assert_eq!(fold.state(), ImportState::Waiting);
@@ -54,7 +66,7 @@ fn of(answers: &[Answer]) -> ImportState {
 
 #[test]
 fn what_the_replicas_say_is_what_became_of_it() {
-    use ImportState::{Decided, Differs, Failed};
+    use ImportState::{Decided, Failed};
     use Imported::{Older, Stored, Unchanged};
     let older = Decided(Older { take_back: false });
     let taken_back = Decided(Older { take_back: true });
@@ -80,6 +92,12 @@ fn what_the_replicas_say_is_what_became_of_it() {
         (vec![fresh(), below()], taken_back.clone()),
         (vec![fresh(), fresh(), below()], taken_back.clone()),
         (vec![below(), same(), fresh()], taken_back.clone()),
+        // So may be what a purged tombstone was beside it.
+        (vec![revived(), below()], taken_back.clone()),
+        (vec![revived(), revived(), below()], taken_back.clone()),
+        (vec![revived(), over(), below()], taken_back.clone()),
+        (vec![revived(), revived(), lost()], Decided(Stored)),
+        (vec![revived(), greater(), below()], older.clone()),
         // What was there before is not taken back.
         (vec![same(), same(), below()], Decided(Unchanged)),
         (vec![over(), same(), below()], Decided(Stored)),
@@ -91,11 +109,67 @@ fn what_the_replicas_say_is_what_became_of_it() {
     ] {
         assert_eq!(of(&answers), wanted, "{answers:?}");
     }
-    let by = crate::types::Seen::of(&record(version(5, 1), Some("w")), crate::types::Hlc::ZERO);
-    let other: Answer = Ok(ReplicaReply::Dominated { by });
-    assert_eq!(of(&[other.clone(), other.clone()]), Differs, "another content under that version");
-    assert_eq!(of(&[other.clone(), greater()]), Decided(Older { take_back: false }));
-    assert_eq!(of(&[other, fresh(), fresh()]), Decided(Stored), "it converges");
+}
+
+#[test]
+fn another_content_under_its_version_is_never_said_to_be_stored() {
+    let seen = crate::types::Seen::of(&record(version(5, 1), Some("w")), crate::types::Hlc::ZERO);
+    // It stays, or it was replaced.
+    for other in [Ok(ReplicaReply::Dominated { by: seen }), stored(Some(seen))] {
+        assert_eq!(of(&[other.clone(), other.clone()]), ImportState::Differs);
+        assert_eq!(of(&[other.clone(), fresh(), fresh()]), ImportState::Differs);
+        assert_eq!(of(&[same(), same(), other.clone()]), ImportState::Differs);
+        assert_eq!(of(&[other.clone(), greater()]), ImportState::Decided(Imported::Older { take_back: false }));
+        assert_eq!(of(&[other.clone(), lost(), lost()]), ImportState::Failed);
+        // Nothing is left elsewhere.
+        let mut fold = ImportFold::new(placement(&[&[1, 2, 3]], &[4]), &old(), LATELY);
+        fold.start(&|_| Ask::Yes);
+        for (node, answer) in [(3, other), (1, fresh()), (2, lost())] {
+            assert!(fold.on_write(n(node), &answer, &|_| Ask::Yes).is_empty(), "{answer:?}");
+        }
+        assert_eq!(fold.state(), ImportState::Differs);
+    }
+    // A deletion that is written again with another time is the same one; a value in its place is not.
+    let tombstone = record(version(5, 1), None);
+    let later =
+        Record::seal(&super::testing::key(), tombstone.version, crate::types::Hlc(99), tombstone.content.clone());
+    let of_tombstone = |by: &Record| {
+        let mut fold = ImportFold::new(placement(&[&[1]], &[]), &tombstone, LATELY);
+        fold.start(&|_| Ask::Yes);
+        fold.on_write(n(1), &Ok(ReplicaReply::Dominated { by: crate::types::Seen::of(by, later.written) }), &|_| {
+            Ask::Yes
+        });
+        fold.state()
+    };
+    assert_eq!(of_tombstone(&later), ImportState::Decided(Imported::Unchanged));
+    assert_eq!(of_tombstone(&old()), ImportState::Differs);
+}
+
+#[test]
+fn what_an_earlier_attempt_left_is_taken_back_too() {
+    let planted = ImportTerms { planted: true, ..LATELY };
+    let taken_back = ImportState::Decided(Imported::Older { take_back: true });
+    for answers in [vec![same(), below()], vec![same(), same(), below()], vec![below(), below(), same()]] {
+        assert_eq!(on_terms(&answers, planted), taken_back, "{answers:?}");
+    }
+    assert_eq!(on_terms(&[same(), same(), lost()], planted), ImportState::Decided(Imported::Unchanged));
+    assert_eq!(
+        on_terms(&[below(), below(), lost()], planted),
+        ImportState::Decided(Imported::Older { take_back: false })
+    );
+}
+
+#[test]
+fn an_old_record_needs_a_majority_of_its_home_replicas() {
+    let old_one = ImportTerms::default();
+    let away = |node| if node == n(2) { Ask::No } else { Ask::Yes };
+    let mut fold = ImportFold::new(placement(&[&[1, 2]], &[3]), &old(), old_one);
+    fold.start(&away);
+    assert!(fold.on_write(n(1), &fresh(), &away).is_empty());
+    assert_eq!(fold.state(), ImportState::Failed);
+    let written = crate::types::Hlc::from_ms(500);
+    assert!(ImportTerms::at(written, 500 + HINTED_AGE_MS_MAX, false).hints);
+    assert!(!ImportTerms::at(written, 501 + HINTED_AGE_MS_MAX, false).hints);
 }
 
 #[test]
@@ -106,7 +180,7 @@ fn a_record_that_replicas_never_take_is_refused_and_not_tried_again() {
     assert_eq!(of(&[refused(skew), lost(), fresh()]), ImportState::Failed);
     assert_eq!(of(&[refused(Refusal::Overloaded), refused(Refusal::NotReady)]), ImportState::Failed);
     let full = refused(Refusal::DiskFull);
-    let mut fold = ImportFold::new(placement(&[&[1, 2]], &[]), &old());
+    let mut fold = ImportFold::new(placement(&[&[1, 2]], &[]), &old(), LATELY);
     fold.start(&|_| Ask::Yes);
     fold.on_write(n(1), &full, &|_| Ask::Yes);
     assert!(!fold.disks_full());
@@ -117,7 +191,7 @@ fn a_record_that_replicas_never_take_is_refused_and_not_tried_again() {
 
 #[test]
 fn everybody_who_answers_as_usual_is_heard_and_who_hangs_is_not_waited_for() {
-    let mut fold = ImportFold::new(placement(&[&[1, 2, 3]], &[4]), &old());
+    let mut fold = ImportFold::new(placement(&[&[1, 2, 3]], &[4]), &old(), LATELY);
     fold.start(&|_| Ask::Yes);
     for node in [1, 2] {
         fold.on_write(n(node), &fresh(), &|_| Ask::Yes);
@@ -135,7 +209,7 @@ fn a_stand_in_is_asked_only_for_what_a_home_replica_took() {
     let away = |node| if node == n(2) { Ask::No } else { Ask::Yes };
     let hint = WriteAsk::Hint { to: n(3), target: n(2), counted: true };
     for (answer, asked) in [(fresh(), true), (over(), true), (same(), true), (greater(), false), (below(), false)] {
-        let mut fold = ImportFold::new(placement(&[&[1, 2]], &[3, 4]), &old());
+        let mut fold = ImportFold::new(placement(&[&[1, 2]], &[3, 4]), &old(), LATELY);
         assert_eq!(fold.start(&away).to_vec(), [WriteAsk::Write { to: n(1) }], "no hint before an answer");
         let asks = fold.on_write(n(1), &answer, &away);
         assert_eq!(asks.to_vec(), if asked { vec![hint] } else { vec![] }, "{answer:?}");
@@ -155,7 +229,7 @@ fn a_stand_in_is_asked_only_for_what_a_home_replica_took() {
 
 #[test]
 fn a_hint_and_its_home_replicas_own_copy_count_once() {
-    let mut fold = ImportFold::new(placement(&[&[1, 2, 3]], &[4]), &old());
+    let mut fold = ImportFold::new(placement(&[&[1, 2, 3]], &[4]), &old(), LATELY);
     let away = |node| if node == n(3) { Ask::No } else { Ask::Yes };
     fold.start(&away);
     fold.on_write(n(1), &fresh(), &away);
@@ -168,7 +242,7 @@ fn a_hint_and_its_home_replicas_own_copy_count_once() {
 
 #[test]
 fn both_write_sets_of_a_slot_that_moves_must_have_it() {
-    let mut fold = ImportFold::new(placement(&[&[1, 2, 3], &[3, 4, 5]], &[]), &old());
+    let mut fold = ImportFold::new(placement(&[&[1, 2, 3], &[3, 4, 5]], &[]), &old(), LATELY);
     fold.start(&|_| Ask::Yes);
     for node in [1, 2, 3] {
         fold.on_write(n(node), &fresh(), &|_| Ask::Yes);
@@ -182,11 +256,11 @@ fn both_write_sets_of_a_slot_that_moves_must_have_it() {
 proptest! {
     /// Whatever is answered in whatever order: what is said of it is true of the replicas.
     #[test]
-    fn what_is_said_is_true(answers in prop::collection::vec(0..6usize, 1..6), order in any::<prop::sample::Index>()) {
-        let all = [fresh(), over(), same(), greater(), below(), lost()];
+    fn what_is_said_is_true(answers in prop::collection::vec(0..7usize, 1..6), order in any::<prop::sample::Index>()) {
+        let all = [fresh(), over(), same(), greater(), below(), lost(), revived()];
         let given: Vec<Answer> = answers.iter().map(|at| all[*at].clone()).collect();
         let homes: Vec<u16> = (1..=given.len() as u16).collect();
-        let mut fold = ImportFold::new(placement(&[&homes], &[]), &old());
+        let mut fold = ImportFold::new(placement(&[&homes], &[]), &old(), LATELY);
         fold.start(&|_| Ask::Yes);
         let first = order.index(homes.len());
         for at in (0..homes.len()).map(|i| (i + first) % homes.len()) {
@@ -197,12 +271,12 @@ proptest! {
         let enough = given.len() / 2 + 1;
         match fold.state() {
             ImportState::Decided(Imported::Stored | Imported::Unchanged) => {
-                prop_assert!(count(&[0, 1, 2]) >= enough && count(&[3]) == 0);
-                prop_assert!(count(&[0]) == 0 || count(&[4]) == 0, "never beside a floor that refuses it for ever");
+                prop_assert!(count(&[0, 1, 2, 6]) >= enough && count(&[3]) == 0);
+                prop_assert!(count(&[0, 6]) == 0 || count(&[4]) == 0, "never beside a floor that refuses it for ever");
             }
             ImportState::Decided(Imported::Older { take_back }) => {
                 prop_assert!(count(&[3, 4]) > 0);
-                prop_assert_eq!(take_back, count(&[3]) == 0 && count(&[0]) > 0);
+                prop_assert_eq!(take_back, count(&[3]) == 0 && count(&[0, 6]) > 0);
             }
             state => prop_assert!(state == ImportState::Failed && count(&[5]) > given.len() - enough),
         }

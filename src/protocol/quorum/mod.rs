@@ -13,7 +13,7 @@ mod read;
 mod write;
 
 pub use gather::{Gather, Gathered};
-pub use import::{ImportFold, ImportState, Imported};
+pub use import::{ImportFold, ImportState, ImportTerms, Imported};
 pub use read::{ReadAsk, ReadFold, ReadState};
 pub use write::{WriteAsk, WriteFold, WriteState};
 

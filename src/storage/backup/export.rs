@@ -1,7 +1,7 @@
 //! What a backup holds as lines of JSON, without a cluster: for reading it back where nothing else is left, or elsewhere. They are
 //! those of `GET /export`, and `POST /import` takes them.
 //!
-//! One object a line: `key` (or `key_base64`, where it is no UTF-8), `version` (as ETags have it), `written` (the clock's
+//! One object a line: `key` (or `key_base64`, where it is no UTF-8 or much longer so), `version` (as ETags have it), `written` (the clock's
 //! reading, 16 hexadecimal digits), and `value` (or `value_base64`), `content_type`, `expires_at_ms`; of a tombstone `"deleted":true` in their place. The last
 //! line is `{"end":{...}}`: without it the file was not read to its end.
 //!
@@ -24,7 +24,7 @@ use serde::Serialize;
 use super::described;
 use super::verify::{self, Wrong};
 use crate::storage::{examine, migrations::KNOWN};
-use crate::types::{BackupAbout, Content, Key, Record, TokenSeed};
+use crate::types::{BackupAbout, Content, Key, Record, TokenSeed, text};
 
 /// Why the lines ended.
 #[derive(Debug, thiserror::Error)]
@@ -143,9 +143,9 @@ fn print(out: &mut dyn Write, line: &impl Serialize) -> io::Result<()> {
 type Either<'a> = (Option<&'a str>, Option<String>);
 
 fn text_of(bytes: &[u8]) -> Either<'_> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => (Some(text), None),
-        Err(_) => (None, Some(BASE64_STANDARD.encode(bytes))),
+    match text::as_text(bytes, text::json_cost) {
+        Some(text) => (Some(text), None),
+        None => (None, Some(BASE64_STANDARD.encode(bytes))),
     }
 }
 
@@ -169,6 +169,36 @@ fn line<'a>(key: &'a Key, record: &'a Record) -> Line<'a> {
             let (value, value_base64) = text_of(bytes);
             let content_type = content_type.as_ref().and_then(|t| std::str::from_utf8(t.bytes()).ok());
             Line { value, value_base64, content_type, ..bare }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Hlc, Version, Writer};
+
+    #[test]
+    fn no_value_makes_a_line_longer_than_nodes_take_it() {
+        let key = Key::new(vec![1; 1024]).unwrap();
+        let mut contents =
+            vec![vec![1; 512 * 1024], vec![b'\n'; 1024 * 1024], vec![0xff; 1024 * 1024], b"short\n".to_vec()];
+        contents.push([&[b'x'; 900_000][..], &[1; 100_000]].concat());
+        for value in contents {
+            let bytes = value.len();
+            let version = Version::plain(Hlc(5), Writer(1));
+            let record = Record::seal(&key, version, version.hlc, Content::value(value.clone()));
+            let mut out = Vec::new();
+            print(&mut out, &line(&key, &record)).unwrap();
+            // What `POST /import` takes: base64, and 16 KiB.
+            assert!(out.len() <= bytes.div_ceil(3) * 4 + 16 * 1024, "{} for {bytes}", out.len());
+            let told: serde_json::Value = serde_json::from_slice(&out).unwrap();
+            let back = match (told["value"].as_str(), told["value_base64"].as_str()) {
+                (Some(text), None) => text.as_bytes().to_vec(),
+                (None, Some(encoded)) => BASE64_STANDARD.decode(encoded).unwrap(),
+                both => panic!("{both:?}"),
+            };
+            assert!(back == value);
         }
     }
 }
