@@ -37,7 +37,7 @@ pub(super) struct Export {
     /// How lines are spelled [default: as FILE ends: csv, else ndjson].
     #[arg(id = "lines", long = "format", value_enum, value_name = "FORMAT")]
     format: Option<LineFormat>,
-    /// Read a backup's file in place of a cluster: what that node held, deletions too.
+    /// Read a backup's file in place of a cluster: what that node held, deletions and hints too.
     #[arg(long, value_name = "FILE", conflicts_with = "prefix")]
     backup: Option<PathBuf>,
     #[command(flatten)]
