@@ -49,7 +49,13 @@ pub(crate) async fn client(world: Arc<World>) {
                     follow(&world, watching, &life, &random).await
                 }
                 Err(NoWatch::Gone(gone)) => has_gone(&world, gone),
-                Err(NoWatch::Failed { .. }) => "not begun",
+                Err(NoWatch::Failed { kind, slots, failed }) => {
+                    let (many, at) = (slots.count(), place.number);
+                    world
+                        .trace
+                        .note(format_args!("no watch at {at}, {kind}: {many} slots, {failed:?}, from {cursor:?}"));
+                    "not begun"
+                }
             };
             world.history.count(&format!("watch: {word}"));
         }

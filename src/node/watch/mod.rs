@@ -228,8 +228,14 @@ impl Watching {
                 sleep(pause).await;
             }
             let asked_ms = since.elapsed().as_millis() as u64;
-            let request = PeerRequest::Changes { epoch, ask };
-            let answer = watches.peers.ask(Destination::Member(node), request, Instant::now() + wait + WITHIN).await;
+            let deadline = Instant::now() + wait + WITHIN;
+            let answer = if node == watches.me {
+                // Its own log is at hand, whomever it can reach.
+                timeout_at(deadline, watches.answer(node, epoch, ask)).await.unwrap_or(Err(PeerError::TimedOut))
+            } else {
+                let request = PeerRequest::Changes { epoch, ask };
+                watches.peers.ask(Destination::Member(node), request, deadline).await
+            };
             if let Ok(PeerReply::WrongEpoch { .. }) = answer {
                 watches.succession.fetch_from(node).await;
             }
