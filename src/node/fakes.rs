@@ -456,5 +456,6 @@ pub(crate) fn topology(epoch: u64, nodes: u16, rf: u8) -> Arc<Topology> {
         members: (1..=nodes).map(member).collect(),
         ring: Slot::all().map(homes).collect(),
         next_writer: Writer(u32::from(nodes) + 1),
+        moving: None,
     })
 }

@@ -252,7 +252,8 @@ pub fn first_topology(founders: &[Announcement], cluster_id: ClusterId) -> Topol
         next_writer.0 += 1;
     }
     let rf = founders.first().map_or(1, |a| a.rf);
-    Topology { epoch: Epoch::FIRST, cluster_id, rf, ring: planner::plan(&members, rf, None), members, next_writer }
+    let ring = planner::plan(&members, rf, None);
+    Topology { epoch: Epoch::FIRST, cluster_id, rf, ring, members, next_writer, moving: None }
 }
 
 /// Who proposed a founding: its lowest number.

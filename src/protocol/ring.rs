@@ -81,8 +81,13 @@ impl Ring {
 }
 
 fn place(topology: &Topology, slot: Slot) -> Placement {
-    let homes: WriteSet = topology.home_replicas(slot).iter().copied().collect();
-    let mut fallbacks = Vec::new();
+    let set = |nodes: &[NodeNum]| nodes.iter().copied().collect::<WriteSet>();
+    // What was before comes first: it is the one that has everything from the start.
+    let before = topology.replicas_before(slot).map(set);
+    let write_sets = before.into_iter().chain([set(topology.home_replicas(slot))]).collect();
+    let mut placement = Placement { write_sets, fallbacks: Vec::new() };
+    let homes = placement.home_replicas();
+    let fallbacks = &mut placement.fallbacks;
     let around = (1..Slot::COUNT).map(|step| Slot(slot.0.wrapping_add(step as u8)));
     let nearest = around.flat_map(|s| topology.home_replicas(s).iter().copied());
     for node in nearest.chain(topology.members.iter().map(|m| m.node)) {
@@ -94,7 +99,7 @@ fn place(topology: &Topology, slot: Slot) -> Placement {
             fallbacks.push(node);
         }
     }
-    Placement { write_sets: SmallVec::from_iter([homes]), fallbacks }
+    placement
 }
 
 /// What can be had of a slot now.
@@ -150,6 +155,7 @@ mod tests {
             members: (1..=members).map(member).collect(),
             ring: (0..Slot::COUNT).map(homes).collect(),
             next_writer: Writer(u32::from(members) + 1),
+            moving: None,
         };
         topology.check().unwrap();
         Arc::new(topology)

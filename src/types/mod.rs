@@ -43,7 +43,7 @@ pub use purge::{Dropped, PurgeReply, PurgeStatus, PurgeStep, Sealed, SlotDrop, S
 pub use record::{Content, ContentType, ContentTypeError, Floor, Record};
 pub use register::{Accepted, Ballot, Idempotency, Promise, Recent, Register, Remembered, RememberedAnswer};
 pub use replica::{Answer, PeerError, ReadPart, Refusal, ReplicaReply, ReplicaRequest, Seen};
-pub use topology::{Member, Topology, TopologyError, Vote};
+pub use topology::{Member, Moving, Topology, TopologyChange, TopologyError, Vote};
 pub use trace::Trace;
 pub use tree::{Digest, Entry, Leaf, LeafSet, SlotSet, Span, Sum};
 pub use version::{Hlc, HybridClock, Version, VersionParseError};

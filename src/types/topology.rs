@@ -5,9 +5,12 @@
 //!
 //! Invariants, checked by [`Topology::decode`] and so by everyone who receives one:
 //! - members are sorted by number, without repetition; instances and writer numbers are unique;
-//! - every slot has 1 to `rf` distinct home replicas, all of them members; with `rf` members or more, exactly `rf`.
+//! - every slot has 1 to `rf` distinct home replicas, all of them members; with `rf` members or more, exactly `rf`;
+//! - the same holds of what slots had before, while they move.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +45,49 @@ pub struct Topology {
     pub ring: Vec<Vec<NodeNum>>,
     /// The next writer number to give; never below one that was given.
     pub next_writer: Writer,
+    /// The change under way: slots count by what they had before, too, until what they have now is caught up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
+}
+
+/// A change of the topology that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// The epoch in which it began.
+    pub since: Epoch,
+    pub change: TopologyChange,
+    /// The copies that were asked for before.
+    pub rf: u8,
+    /// For each slot, in order, its home replicas before.
+    pub ring: Vec<Vec<NodeNum>>,
+}
+
+/// What a change is, with what it takes to undo it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum TopologyChange {
+    /// That member is new.
+    Join { node: NodeNum },
+    /// That member keeps nothing any more, and is none when the change ends.
+    Leave { node: NodeNum },
+    /// That member's share is another one.
+    Weight { node: NodeNum, before: u32 },
+    /// That member stands elsewhere.
+    Zone { node: NodeNum, before: Option<String> },
+    /// Another number of copies.
+    ReplicationFactor,
+}
+
+impl fmt::Display for TopologyChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TopologyChange::Join { node } => write!(f, "{node} joins"),
+            TopologyChange::Leave { node } => write!(f, "{node} leaves"),
+            TopologyChange::Weight { node, .. } => write!(f, "{node} gets another weight"),
+            TopologyChange::Zone { node, .. } => write!(f, "{node} gets another zone"),
+            TopologyChange::ReplicationFactor => f.write_str("another replication factor"),
+        }
+    }
 }
 
 /// What a member promised and accepted about the epoch after its own: its part in deciding it (`protocol::succession`).
@@ -87,6 +133,41 @@ impl Topology {
         &self.ring[slot.index()]
     }
 
+    /// What the slot had before, where that was other members: they count beside those that it has now.
+    pub fn replicas_before(&self, slot: Slot) -> Option<&[NodeNum]> {
+        let before = &self.moving.as_ref()?.ring[slot.index()];
+        let same = |a: &[NodeNum], b: &[NodeNum]| a.len() == b.len() && a.iter().all(|node| b.contains(node));
+        (!same(before, self.home_replicas(slot))).then_some(before.as_slice())
+    }
+
+    /// The slots that other members keep than before the change.
+    pub fn moving_slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        Slot::all().filter(|slot| self.replicas_before(*slot).is_some())
+    }
+
+    /// The member that is to be none when the change ends.
+    pub fn leaver(&self) -> Option<NodeNum> {
+        match self.moving.as_ref()?.change {
+            TopologyChange::Leave { node } => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The member that was none before the change.
+    pub fn joiner(&self) -> Option<NodeNum> {
+        match self.moving.as_ref()?.change {
+            TopologyChange::Join { node } => Some(node),
+            _ => None,
+        }
+    }
+
+    /// Those who decide on the next epoch: all members but one that is only joining, whose loss must not keep the others from
+    /// deciding that it joins no more.
+    pub fn voters(&self) -> impl Iterator<Item = &Member> {
+        let joiner = self.joiner();
+        self.members.iter().filter(move |m| Some(m.node) != joiner)
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         // Plain structs of strings and numbers with string keys: serialisation to memory has no way to fail.
         serde_json::to_vec(self).unwrap_or_default()
@@ -129,15 +210,31 @@ impl Topology {
                 return unsound(format!("{}: an address, zone or weight is over its limit", m.node));
             }
         }
-        if self.ring.len() != Slot::COUNT {
-            return unsound(format!("{} slots instead of {}", self.ring.len(), Slot::COUNT));
+        let keeps = |m: &&Member| m.weight > 0 && Some(m.node) != self.leaver();
+        let copies = rf.min(self.members.iter().filter(keeps).count().max(1));
+        self.check_ring(&self.ring, copies..=copies)?;
+        if let Some(moving) = &self.moving {
+            if moving.since > self.epoch || moving.rf == 0 || usize::from(moving.rf) > REPLICATION_FACTOR_MAX {
+                return unsound("what was before the change is not possible".into());
+            }
+            self.check_ring(&moving.ring, 1..=usize::from(moving.rf))?;
         }
-        let copies = rf.min(self.members.iter().filter(|m| m.weight > 0).count().max(1));
-        for (slot, homes) in self.ring.iter().enumerate() {
+        Ok(())
+    }
+
+    /// Whether so many distinct members keep each slot.
+    fn check_ring(&self, ring: &[Vec<NodeNum>], copies: RangeInclusive<usize>) -> Result<(), TopologyError> {
+        if ring.len() != Slot::COUNT {
+            return Err(TopologyError::Unsound(format!("{} slots instead of {}", ring.len(), Slot::COUNT)));
+        }
+        for (slot, homes) in ring.iter().enumerate() {
             let distinct: BTreeSet<_> = homes.iter().collect();
             let known = homes.iter().all(|n| self.member(*n).is_some());
-            if homes.len() != copies || distinct.len() != homes.len() || !known {
-                return unsound(format!("slot {slot:02x} has the home replicas {homes:?}, {copies} members wanted"));
+            if !copies.contains(&homes.len()) || distinct.len() != homes.len() || !known {
+                let wanted = format!("{} to {} members", copies.start(), copies.end());
+                return Err(TopologyError::Unsound(format!(
+                    "slot {slot:02x} has the home replicas {homes:?}, {wanted} wanted"
+                )));
             }
         }
         Ok(())

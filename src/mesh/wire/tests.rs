@@ -42,6 +42,7 @@ pub(in crate::mesh) fn topology(members: u16) -> Topology {
         members: (1..=members).map(member).collect(),
         ring: Slot::all().map(|s| vec![NodeNum(u16::from(s.0) % members + 1)]).collect(),
         next_writer: Writer(u32::from(members) + 1),
+        moving: None,
     }
 }
 

@@ -50,6 +50,7 @@ fn sound(members: &[Member], rf: u8, ring: &[Vec<NodeNum>]) {
         members: members.to_vec(),
         ring: ring.to_vec(),
         next_writer: Writer(10_000),
+        moving: None,
     };
     topology.check().unwrap();
 }

@@ -27,6 +27,7 @@ fn ring(epoch: u64, members: u16, rf: u8) -> Arc<Ring> {
         members: (1..=members).map(member).collect(),
         ring: (0..Slot::COUNT).map(homes).collect(),
         next_writer: Writer(u32::from(members) + 1),
+        moving: None,
     };
     topology.check().unwrap();
     Arc::new(Ring::new(Arc::new(topology)))

@@ -129,6 +129,7 @@ pub(in crate::storage) fn topology(epoch: u64) -> Arc<Topology> {
         members: vec![member],
         ring: vec![vec![NodeNum(1)]; Slot::COUNT],
         next_writer: Writer(2),
+        moving: None,
     })
 }
 

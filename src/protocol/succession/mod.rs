@@ -3,15 +3,18 @@
 //! The members are the acceptors of one single-decree Paxos an epoch, and any member proposes: it prepares with a ballot of
 //! its own clock and writer number, takes over what a majority shows to be accepted already, and has it accepted. What a
 //! majority *of all members* accepted under one ballot is decided; whoever hears of it stores it. The member that is replaced
-//! counts among those all, though it cannot answer: two replacements of different members must not both be decided.
+//! counts among those all, though it cannot answer: two replacements of different members must not both be decided. A member
+//! that is only joining is the one that does not count.
 //!
 //! Invariants:
 //! - A vote is on disk before it is told, and belongs to one instance: a new instance has voted for nothing.
-//! - Only what follows from the topology in force is accepted: so far that is one member under a new instance and the next
-//!   writer number, with the ring as it was.
+//! - Only what follows from the topology in force is accepted: one member under a new instance and the next writer number,
+//!   with the ring as it was; or a step of a change ([`change`]).
 //!
 //! Source: Lamport, "Paxos Made Simple" (2001). Caveat: of one or two members no majority survives the loss of one; such a
 //! cluster's damaged member stays out until a person decides (docs/decisions/0007-damage-makes-a-new-instance.md).
+
+pub mod change;
 
 use std::collections::BTreeSet;
 
@@ -39,20 +42,12 @@ pub fn gone(older: &Topology, newer: &Topology) -> Vec<NodeNum> {
 
 /// Whether a proposal is one step from the topology in force.
 fn follows(topology: &Topology, proposal: &Topology) -> bool {
-    let changed = gone(topology, proposal);
-    let [node] = changed[..] else { return false };
-    let Some(member) = proposal.member(node) else { return false };
-    let newcomer = Announcement {
-        node,
-        instance: member.instance,
-        zone: member.zone.clone(),
-        weight: member.weight,
-        mesh_address: member.mesh_address.clone(),
-        http_address: member.http_address.clone(),
-        cluster_size: 0,
-        rf: topology.rf,
+    let replaces = || {
+        let [node] = gone(topology, proposal)[..] else { return false };
+        let newcomer = proposal.member(node).map(|member| change::announced(member, topology.rf));
+        newcomer.and_then(|newcomer| replaced(topology, &newcomer)).as_ref() == Some(proposal)
     };
-    replaced(topology, &newcomer).as_ref() == Some(proposal) && proposal.check().is_ok()
+    proposal.check().is_ok() && (change::follows(topology, proposal) || replaces())
 }
 
 /// The rule of a member that has that topology in force and that vote on its disk: what it votes next, to be put on disk
@@ -96,7 +91,7 @@ pub struct Round {
 
 impl Round {
     pub fn new(topology: &Topology, ballot: Ballot) -> Self {
-        let needed = majority(topology.members.len());
+        let needed = majority(topology.voters().count());
         Self { ballot, needed, with: BTreeSet::new(), accepted: None, outbid: None }
     }
 
