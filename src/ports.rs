@@ -443,6 +443,12 @@ pub trait Store: Purging {
     /// is being rebuilt, of what its sources do not hold. Answers how many went.
     fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>>;
 
+    /// Removes all records and registers of these slots: this node is no home replica of them, or begins anew with them. Hints,
+    /// floors and seals stay. Durable when it answers; answers how many went.
+    fn drop_slots(&self, _: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
+        Box::pin(async { Ok(0) })
+    }
+
     /// Up to which reading the clock may issue stamps, as last reserved.
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>>;
 

@@ -130,9 +130,10 @@ impl Coordinator {
     async fn write_again(&self, writing: &mut Writing, older: &Ring, ring: &Ring) -> End {
         writing.epoch = ring.epoch();
         writing.round += 1;
-        let placement = ring.placement(ring.token(&writing.key).slot());
-        let gone = succession::gone(older.topology(), ring.topology());
-        let asks = writing.fold.move_to(Arc::clone(placement), &gone, &self.asking(placement));
+        let slot = ring.token(&writing.key).slot();
+        let placement = ring.placement(slot);
+        let void = succession::void(older.topology(), ring.topology(), slot);
+        let asks = writing.fold.move_to(Arc::clone(placement), &void, &self.asking(placement));
         self.drive(writing, asks).await
     }
 
