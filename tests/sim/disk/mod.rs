@@ -19,7 +19,7 @@ use a3::ports::{
     SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Floor, Hlc, Identity, InstanceId, Key, KeyChange, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token,
+    Floor, Hlc, Identity, InstanceId, Key, KeyChange, Leaf, NodeNum, Record, Scan, ScanPage, Slot, SlotSet, Sum, Token,
     TokenSeed, Topology, Version, Vote,
 };
 use futures_util::FutureExt;
@@ -455,6 +455,10 @@ impl Store for SimStore {
             trace.note(format_args!("{me} drops what {floor:?} covers of {keys:?}"));
             content.rows.drop_covered(&floor, &keys)
         })
+    }
+
+    fn drop_slots(&self, slots: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
+        self.drop_each(slots)
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

@@ -1,10 +1,37 @@
-//! What a simulated disk does for purging. Changes keep their place among the requests of the hot path.
+//! What a simulated disk does for purging, and dropping slots. Changes keep their place among the requests of the hot path.
 
 use a3::ports::{Purging, StoreError};
 use a3::types::{Dropped, Floor, Hlc, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Survey, Version};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{Content, SimStore};
+
+impl SimStore {
+    /// A sync for each slot, so that a crash falls between them.
+    pub(super) fn drop_each(&self, slots: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let Self { disk, life, queue, changes } = self;
+        let (disk, life, queue, changes) = (disk.clone(), life.clone(), queue.clone(), changes.clone());
+        let store = Self { disk, life, queue, changes };
+        async move {
+            let mut all = 0;
+            for slot in slots.iter() {
+                let disk = store.disk.clone();
+                all += store
+                    .ordered(move |content| {
+                        let gone = content.seed().map_or(0, |seed| content.rows.drop_slot(seed, slot));
+                        if gone > 0 {
+                            disk.trace.note(format_args!("{} drops {gone} of slot {slot}", disk.node));
+                        }
+                        gone
+                    })
+                    .await?;
+            }
+            Ok(all)
+        }
+        .boxed()
+    }
+}
 
 impl Purging for SimStore {
     fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {
