@@ -162,6 +162,8 @@ impl Door<'_> {
         let home = placement.is_home(me);
         let serves = match request {
             ReplicaRequest::Read { hints: true, .. } => home || placement.fallbacks.contains(&me),
+            // Who leaves takes no more: nothing may be left with it when it goes.
+            ReplicaRequest::Hint { .. } if self.ring.topology().leaver() == Some(me) => false,
             ReplicaRequest::Hint { target, .. } => {
                 *target != me && placement.is_home(*target) && (home || placement.fallbacks.contains(&me))
             }
@@ -227,7 +229,7 @@ mod tests {
     use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, journal, topology};
     use crate::node::reach::Reach;
     use crate::ports::{ReadPart, ReplicaCall};
-    use crate::types::{Epoch, Version, Writer};
+    use crate::types::{Epoch, Moving, TopologyChange, Version, Writer};
 
     const ME: NodeNum = NodeNum(1);
     const FROM: NodeNum = NodeNum(2);
@@ -390,5 +392,13 @@ mod tests {
         let read = |hints| ReplicaRequest::Read { key: elsewhere.clone(), part: ReadPart::Record, hints };
         assert_eq!(world.ask_one(read(false)), refused(Refusal::NotMember));
         assert!(matches!(world.ask_one(read(true)), ReplicaReply::Record { .. }));
+        let mut leaving = (*topology(5, 3, 2)).clone();
+        let change = TopologyChange::Leave { node: ME };
+        leaving.moving = Some(Moving { since: Epoch(5), change, rf: 2, ring: leaving.ring.clone() });
+        leaving.epoch = Epoch(6);
+        world.routing.install(Arc::new(leaving));
+        let asked = world.ask(FROM, 6, vec![hint(FROM, &elsewhere), read(true)]);
+        assert_eq!(asked[0], refused(Refusal::NotMember), "it would be left with who goes");
+        assert!(matches!(asked[1], ReplicaReply::Record { .. }), "what it keeps is still told");
     }
 }
