@@ -1,7 +1,8 @@
 //! The schedule of handoff: which way a hint goes, for which node hints are delivered now, and how long a failed delivery waits.
 //!
 //! A hint goes to the node it is kept for (its *target*) while that is a home replica of the slot. Where it is none any more, as it
-//! left or the slot moved away, the hint goes to those that are; and so does every hint of a member that leaves, where its target
+//! left or the slot moved away, or will be none when the change under way ends (those that get the slot may have caught up from it
+//! before), the hint goes to those that are; and so does every hint of a member that leaves, where its target
 //! is out of reach: nothing may be left with it when it goes.
 //!
 //! Invariants:
@@ -30,13 +31,13 @@ pub enum Way {
 /// Which way the hints of a target go that are of that slot, from this node, as the ring in force has it.
 pub fn way(ring: &Ring, me: NodeNum, target: NodeNum, slot: Slot, can_reach: impl Fn(NodeNum) -> bool) -> Way {
     let placement = ring.placement(slot);
-    let home = placement.is_home(target);
-    if home && can_reach(target) {
+    let keeps = placement.keeps(target);
+    if keeps && can_reach(target) {
         return Way::Straight;
     }
     let leaving = ring.topology().leaver() == Some(me);
     let reachable: WriteSet = placement.home_replicas().into_iter().filter(|node| can_reach(*node)).collect();
-    if (leaving || !home) && placement.is_majority(&reachable) { Way::Around } else { Way::Shut }
+    if (leaving || !keeps) && placement.is_majority(&reachable) { Way::Around } else { Way::Shut }
 }
 
 /// The first wait after a failure, in milliseconds.
@@ -219,11 +220,15 @@ mod tests {
             })
         };
         let joins = moving(TopologyChange::Join { node: NodeNum(4) });
-        assert_eq!((way(&joins, 2, &[]), way(&joins, 2, &[2])), (Straight, Shut), "it counts until the change ends");
+        assert_eq!(
+            (way(&joins, 2, &[]), way(&joins, 2, &[2])),
+            (Around, Shut),
+            "those that get the slot may have heard it before"
+        );
         assert_eq!((way(&joins, 4, &[]), way(&joins, 9, &[])), (Straight, Around));
         assert_eq!((way(&joins, 9, &[2]), way(&joins, 9, &[4])), (Shut, Shut), "a majority of either set alone");
         let leaves = moving(TopologyChange::Leave { node: me });
-        assert_eq!((way(&leaves, 2, &[]), way(&leaves, 2, &[2])), (Straight, Shut));
+        assert_eq!((way(&leaves, 3, &[]), way(&leaves, 3, &[3])), (Straight, Shut), "one of two is no majority");
         let three = ring(|topology| {
             let change = TopologyChange::Leave { node: me };
             topology.moving =

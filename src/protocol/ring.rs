@@ -38,6 +38,11 @@ impl Placement {
         self.write_sets.iter().any(|set| set.contains(&node))
     }
 
+    /// Whether it is still a home replica when the change under way has ended, if one is.
+    pub fn keeps(&self, node: NodeNum) -> bool {
+        self.write_sets.last().is_some_and(|set| set.contains(&node))
+    }
+
     /// The most answers one write set needs at that level.
     pub fn needed(&self, level: Level) -> usize {
         self.write_sets.iter().map(|set| level.needed(set.len())).max().unwrap_or(0)

@@ -107,7 +107,10 @@ impl Coordinator {
             match end {
                 End::Stale(topology) => {
                     let older = ring;
-                    ring = self.adopt(topology, put.level, put.deadline).await.map_err(|f| self.failure(&writing, f.kind))?;
+                    ring = self
+                        .adopt(topology, put.level, put.deadline)
+                        .await
+                        .map_err(|f| self.failure(&writing, f.kind))?;
                     end = self.write_again(&mut writing, &older, &ring).await;
                 }
                 End::State(WriteState::Restamp { above }) => {

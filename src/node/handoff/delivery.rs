@@ -121,7 +121,7 @@ impl<'a> Delivery<'a> {
     fn way(&mut self, slot: Slot) -> Way {
         match way(&self.ring, self.parts.me, self.target, slot, |node| self.can_reach(node)) {
             Way::Around if !self.around => Way::Shut,
-            Way::Shut if !self.ring.placement(slot).is_home(self.target) => {
+            Way::Shut if !self.ring.placement(slot).keeps(self.target) => {
                 self.ended.barred = true;
                 Way::Shut
             }

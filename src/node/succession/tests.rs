@@ -6,6 +6,7 @@ use super::*;
 use crate::node::fakes::{FakeClock, FakePeers, FakeStore, journal, topology};
 use crate::node::world::{Disk, DiskStore, Seeded, Tasks};
 use crate::ports::{Announcement, Store, StoreError};
+use crate::protocol::succession::change::{self, Wish};
 use crate::types::{Hlc, Writer};
 
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -77,12 +78,19 @@ async fn a_vote_that_cannot_be_stored_or_is_for_no_next_epoch_is_none() {
 #[tokio::test(start_paused = true)]
 async fn a_place_is_not_given_to_a_stranger_before_its_member_was_down_for_long() {
     let one = member(Arc::new(DiskStore(Disk::fresh(1, 1))));
-    let nobody = one.answer_replace(newcomer(9, 99), Vec::new()).await;
-    assert!(matches!(nobody, Err(PeerError::Refused(_))), "{nobody:?}");
     let itself = one.answer_replace(newcomer(2, 2), Vec::new()).await;
     assert_eq!(itself, Ok(PeerReply::Replaced { topology: Some(topology(1, 3, 3)) }));
     for (node, succeeds) in [(2, Vec::new()), (1, vec![InstanceId(Uuid::from_u128(1))])] {
         let told = one.answer_replace(newcomer(node, 99), succeeds).await;
         assert_eq!(told, Ok(PeerReply::Replaced { topology: None }), "n{node}: not known to be gone, or the asked one");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_that_is_nobodys_has_to_wait_while_another_change_is_under_way() {
+    let one = member(Arc::new(DiskStore(Disk::fresh(1, 1))));
+    let joins = change::begin(&topology(1, 3, 3), &Wish::Join(newcomer(8, 98))).unwrap();
+    one.adopt(Arc::new(joins)).await;
+    let told = one.answer_replace(newcomer(9, 99), Vec::new()).await;
+    assert_eq!(told, Err(PeerError::Refused("another change is under way: n8 joins".into())));
 }
