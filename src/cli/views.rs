@@ -82,6 +82,9 @@ pub(super) struct Ring {
     pub(super) epoch: u64,
     pub(super) rf: u64,
     pub(super) slots: Vec<Slot>,
+    pub(super) members: Vec<Share>,
+    pub(super) warnings: Vec<String>,
+    pub(super) moving: Option<Moving>,
 }
 
 /// The home replicas of one slot; the slots come in their order.
@@ -89,6 +92,28 @@ pub(super) struct Ring {
 #[serde(default)]
 pub(super) struct Slot {
     pub(super) replicas: Vec<String>,
+    pub(super) before: Option<Vec<String>>,
+}
+
+/// What a member keeps of all copies.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Share {
+    pub(super) node: String,
+    pub(super) zone: Option<String>,
+    pub(super) weight: u64,
+    pub(super) slots: u64,
+    pub(super) share: f64,
+    pub(super) slots_by_weight: u64,
+}
+
+/// A change of the topology, as the ring shows it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Moving {
+    pub(super) since: u64,
+    pub(super) text: String,
+    pub(super) slots: u64,
 }
 
 /// `GET /cluster/convergence`.

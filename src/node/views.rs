@@ -1,7 +1,9 @@
 //! What a node tells people about itself and its cluster: plain values, gathered from memory.
 
 use crate::ports::{HintTotals, NodeInfo};
-use crate::types::{ClusterId, Convergence, Epoch, InstanceId, Key, NodeNum, Slot, Token, Topology};
+use crate::protocol::spread::Spread;
+use crate::protocol::transfer::Transfer;
+use crate::types::{ClusterId, Convergence, Epoch, InstanceId, Key, NodeNum, Slot, Token, Topology, TopologyChange};
 use std::sync::Arc;
 
 /// What gossip holds of a member.
@@ -155,8 +157,58 @@ pub struct Event {
     pub text: String,
 }
 
-/// The ring, slot by slot.
-pub type RingView = Arc<Topology>;
+/// The ring, slot by slot, and how it spreads the copies.
+#[derive(Clone, Debug)]
+pub struct RingView {
+    pub topology: Arc<Topology>,
+    pub spread: Spread,
+}
+
+/// What a change of the topology would do. Nothing is changed by it.
+#[derive(Clone, Debug)]
+pub struct PlanView {
+    pub asked: NodeNum,
+    /// The epoch in force, from which the change would go.
+    pub epoch: Epoch,
+    pub change: TopologyChange,
+    /// Copies asked for, before and after.
+    pub rf: (u8, u8),
+    pub transfer: Transfer,
+    /// How the copies would be spread.
+    pub spread: Spread,
+    /// What each member would fetch, of the parts of `transfer` in their order: an estimate, in bytes of keys and values.
+    pub bytes: Vec<u64>,
+}
+
+/// The change of the topology that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeView {
+    /// The epoch in which it began, which names it.
+    pub since: Epoch,
+    /// The one in force.
+    pub epoch: Epoch,
+    pub change: TopologyChange,
+    /// Slots that move.
+    pub slots: u64,
+    /// How far the members are that have something to do. None was asked yet where the change has just begun or ended.
+    pub members: Vec<MemberProgress>,
+    /// For whom it waits, and why.
+    pub waiting_for: Vec<(NodeNum, String)>,
+}
+
+/// How far one member is with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberProgress {
+    pub node: NodeNum,
+    /// Slots to catch up on, and those of which it has everything.
+    pub slots: u64,
+    pub done: u64,
+    /// Fetched for that: keys, and the bytes of them and their contents.
+    pub keys: u64,
+    pub bytes: u64,
+    /// Why it said nothing.
+    pub error: Option<String>,
+}
 
 /// How the copies on each pair of members agree.
 #[derive(Clone, Debug)]
