@@ -215,9 +215,10 @@ mod tests {
 
     #[test]
     fn a_leaver_has_no_share_any_more_and_its_zone_does_not_count() {
-        let leaving = change::begin(&in_zones("a b c", 2), &Wish::Leave(NodeNum(3))).unwrap();
+        let leaving = change::begin(&in_zones("a a b", 2), &Wish::Leave(NodeNum(3))).unwrap();
         let spread = Spread::of(&leaving);
         assert_eq!((spread.shares[2].slots, spread.shares[2].by_weight, spread.even), (0, 0, true));
-        assert_eq!((spread.narrow, spread.warnings), (0, Vec::new()));
+        assert_eq!(spread.narrow, 0, "there is nowhere else to stand");
+        assert_eq!(spread.warnings, ["all copies stand in the one zone a: its loss takes them all"]);
     }
 }

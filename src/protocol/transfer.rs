@@ -87,6 +87,7 @@ fn by_slots(before: &Topology, after: &Topology) -> usize {
 pub(super) mod tests {
     use super::*;
     use crate::protocol::founding::first_topology;
+    use crate::protocol::planner;
     use crate::protocol::succession::change::{self, Wish};
     use crate::types::{Announcement, ClusterId, InstanceId};
     use proptest::prelude::*;
@@ -147,11 +148,16 @@ pub(super) mod tests {
         let zones = ["a", "a", "b", "b"];
         let founders: Vec<_> = zones.iter().zip(1..).map(|(zone, n)| founder(n, Some(*zone), 1, 2)).collect();
         let before = first_topology(&founders, ClusterId(Uuid::from_u128(9)));
-        // n2 and n3 change places, in two steps.
-        let one =
-            change::complete(&change::begin(&before, &Wish::Zone(NodeNum(2), Some("b".into()))).unwrap()).unwrap();
-        let transfer = of(&one, &Wish::Zone(NodeNum(3), Some("a".into())));
-        assert!(transfer.ideal > 0 && transfer.copies >= transfer.ideal, "{transfer:?}");
+        let mut after = before.clone();
+        (after.members[1].zone, after.members[2].zone) = (Some("b".into()), Some("a".into()));
+        after.ring = planner::plan(&after.members, 2, Some(&before.ring));
+        let transfer = Transfer::between(&before, &after);
+        assert!(transfer.parts.iter().all(|part| part.before == part.after), "{transfer:?}");
+        // n1 and n3 stand together now, as do n2 and n4.
+        let together =
+            |homes: &&Vec<NodeNum>| homes.iter().map(|n| n.0 % 2).max() == homes.iter().map(|n| n.0 % 2).min();
+        let crowded = before.ring.iter().filter(together).count();
+        assert!(crowded > 0 && transfer.ideal == crowded && transfer.copies >= crowded, "{crowded}: {transfer:?}");
     }
 
     proptest! {
