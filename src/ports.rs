@@ -443,6 +443,13 @@ pub trait Store: Purging {
     /// is being rebuilt, of what its sources do not hold. Answers how many went.
     fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>>;
 
+    /// Removes all that is held of these slots (records with their ends, registers, the list of tombstones), as this is no home
+    /// replica of theirs any more, or gets them anew and must begin from nothing. Hints stay, and floors and seals, which hold
+    /// for whoever keeps the slot; watches are not told. It goes step by step, so that clients get in between; what comes to
+    /// these slots meanwhile may go, too. Durable when it answers, whatever `DURABILITY` says; cut short, it is done again.
+    /// Answers how many records and registers went.
+    fn drop_slots(&self, slots: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>>;
+
     /// Up to which reading the clock may issue stamps, as last reserved.
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>>;
 

@@ -26,7 +26,7 @@ use crate::protocol::register;
 use crate::protocol::replica::{self, StoredRow, WriteRule};
 use crate::types::{
     ClusterId, Epoch, Floor, Hlc, Identity, InstanceId, Key, KeyChange, Leaf, Member, NodeNum, Outline, Promise,
-    Record, Register, Scan, ScanPage, Slot, SlotFloor, Sum, Token, Topology, Version, Vote, Writer,
+    Record, Register, Scan, ScanPage, Slot, SlotFloor, SlotSet, Sum, Token, Topology, Version, Vote, Writer,
 };
 
 /// A page of records, in bytes of contents.
@@ -401,6 +401,10 @@ impl Store for FakeStore {
 
     fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
         self.rare(self.forget_covered(&floor, &keys))
+    }
+
+    fn drop_slots(&self, slots: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
+        self.rare(self.forget_slots(&slots))
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

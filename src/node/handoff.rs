@@ -1,14 +1,19 @@
 //! Handoff: hints go to their home replicas as soon as those can be reached, and are forgotten once they are there.
 //!
+//! Where the target of a hint is no home replica any more, or this node leaves and cannot reach it, the hint goes *around* it, to
+//! the home replicas of the slot (`protocol::hints`).
+//!
 //! Invariants:
-//! - A hint is forgotten only after its home replica answered that the record, or something newer, is on its disk, and
-//!   only if it still holds the version that was delivered.
+//! - A hint is forgotten only after its home replica, or around it a majority of every write set, answered that the record, or
+//!   something newer, is on disk, and only if it still holds the version that was delivered.
 //! - Per target at most [`PAGES_UNDER_WAY`] pages are under way, so that handoff never crowds out clients.
 //! - One hint that is refused does not keep the others from going.
 //!
 //! Delivering twice is harmless: a crash between an answer and the forgetting only repeats a write that is dominated.
 
-use std::collections::{BTreeMap, VecDeque};
+mod delivery;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +24,16 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use super::answers::Answers;
 use super::parts::Parts;
 use super::reach::Ask;
 use super::views::EventKind;
 use crate::metrics;
-use crate::ports::{
-    Answer, Hint, HintTotals, PeerError, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, StoreError,
-};
-use crate::protocol::hints::Schedule;
-use crate::types::NodeNum;
+use crate::ports::{Answer, HintTotals, PeerError, Refusal, ReplicaReply};
+use crate::protocol::hints::{Schedule, Way};
+use crate::protocol::ring::Ring;
+use crate::types::{Epoch, NodeNum};
+
+use delivery::{Delivery, Ended};
 
 /// Hints read and sent together.
 const PAGE: usize = 256;
@@ -38,6 +43,8 @@ const PAGES_UNDER_WAY: usize = 2;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How often the driver looks for hints, beside being woken by a node that comes back.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the hints of a target that is out of reach are looked through for those that go around it; and once in each epoch.
+const AROUND_EVERY: Duration = Duration::from_secs(600);
 /// How often hints that are too old are dropped.
 const DROP_EVERY: Duration = Duration::from_secs(60);
 
@@ -57,29 +64,22 @@ pub struct Handoff {
     delivered: Counter,
 }
 
-/// How one delivery ended.
-#[derive(Clone, Copy, Debug, Default)]
-struct Ended {
-    delivered: u64,
-    /// Hints that were refused, each for a reason of its own.
-    kept: u64,
-    /// The target, or our store, takes no more.
-    stopped: bool,
+/// A delivery to be made.
+struct Trip {
+    target: NodeNum,
+    /// The target is tried with one hint first.
+    probe: bool,
+    way: Way,
 }
 
-impl Ended {
-    /// Whether the target said something about a hint, and would take more.
-    fn answered(&self) -> bool {
-        self.delivered + self.kept > 0 && !self.stopped
-    }
-
-    /// Whether to go on without a wait. A delivery that moved nothing waits, whatever the reason.
-    fn ok(&self) -> bool {
-        self.delivered > 0 && self.kept == 0 && !self.stopped
-    }
+/// When all hints of a target had gone around it that could, in the epoch in force.
+#[derive(Default)]
+struct Swept {
+    epoch: Epoch,
+    targets: BTreeMap<NodeNum, Instant>,
 }
 
-type Running = FuturesUnordered<BoxFuture<'static, (NodeNum, Ended)>>;
+type Running = FuturesUnordered<BoxFuture<'static, (NodeNum, Epoch, Ended)>>;
 
 impl Handoff {
     pub fn new(options: Options, parts: Parts) -> Arc<Self> {
@@ -95,17 +95,20 @@ impl Handoff {
     /// Runs for the node's life.
     pub async fn run(self: Arc<Self>) {
         let mut schedule = Schedule::default();
-        let mut running = Running::new();
+        let (mut running, mut swept) = (Running::new(), Swept::default());
         let mut returns = self.parts.reach.returns();
         let mut next_drop = Instant::now() + DROP_EVERY;
         loop {
-            self.look(&mut schedule, &mut running);
+            self.look(&mut schedule, &mut running, &mut swept);
             let regular = Instant::now() + LOOK_EVERY;
             let look_at =
                 schedule.next_ms().map_or(regular, |ms| regular.min(self.started + Duration::from_millis(ms)));
             tokio::select! {
                 biased;
-                Some((target, ended)) = running.next(), if !running.is_empty() => {
+                Some((target, epoch, ended)) = running.next(), if !running.is_empty() => {
+                    if ended.is_clean() && epoch == swept.epoch {
+                        swept.targets.insert(target, Instant::now());
+                    }
                     schedule.ended(target, ended.ok(), self.now_ms(), self.parts.entropy.u64());
                 }
                 // The sender lives in `reach`, which we hold.
@@ -120,105 +123,72 @@ impl Handoff {
     }
 
     /// Starts what is due.
-    fn look(self: &Arc<Self>, schedule: &mut Schedule, running: &mut Running) {
+    fn look(self: &Arc<Self>, schedule: &mut Schedule, running: &mut Running, swept: &mut Swept) {
         let totals = self.parts.store.hint_totals();
         self.meters.lock().show(&totals, self.parts.clock.wall_ms());
-        if self.parts.routing.ring().is_none() {
-            return;
+        let Some(ring) = self.parts.routing.ring() else { return };
+        let now = Instant::now();
+        swept.targets.retain(|_, at| now < *at + AROUND_EVERY);
+        if swept.epoch != ring.epoch() {
+            *swept = Swept { epoch: ring.epoch(), targets: BTreeMap::new() };
+            schedule.afresh();
         }
+        let leaving = ring.topology().leaver() == Some(self.parts.me);
         let mut probes = Vec::new();
         let mut owed = Vec::new();
         for (target, _) in totals.into_iter().filter(|(_, t)| t.count > 0) {
-            let mut reachable = self.parts.reach.is_reachable(target);
+            let is_member = ring.topology().member(target).is_some();
+            let mut straight = is_member && self.parts.reach.is_reachable(target);
             // A probe is taken only to be used: the target was out of reach, so it will be tried at once.
-            if !reachable && !schedule.is_running(target) && self.parts.reach.ask(target) == Ask::Probe {
+            if is_member && !straight && !schedule.is_running(target) && self.parts.reach.ask(target) == Ask::Probe {
                 probes.push(target);
-                reachable = true;
+                straight = true;
             }
-            owed.push((target, reachable));
+            let way = match straight {
+                true => Way::Straight,
+                false if leaving || !is_member || !swept.targets.contains_key(&target) => Way::Around,
+                false => Way::Shut,
+            };
+            owed.push((target, way));
         }
         for target in schedule.start(&owed, self.now_ms()) {
-            let this = Arc::clone(self);
-            let probe = probes.contains(&target);
-            running.push(Box::pin(async move { (target, this.deliver(target, probe).await) }));
+            let way = owed.iter().find(|(node, _)| *node == target).map_or(Way::Shut, |(_, way)| *way);
+            let trip = Trip { target, probe: probes.contains(&target), way };
+            let (this, ring) = (Arc::clone(self), Arc::clone(&ring));
+            running.push(Box::pin(async move { (target, ring.epoch(), this.deliver(trip, ring).await) }));
         }
     }
 
-    /// Delivers all hints for one node, page after page.
-    async fn deliver(&self, target: NodeNum, probe: bool) -> Ended {
-        let mut ended = Ended::default();
+    /// Delivers all hints of one target that can go, page after page.
+    async fn deliver(&self, Trip { target, probe, way }: Trip, ring: Arc<Ring>) -> Ended {
+        let mut delivery = Delivery::new(&self.parts, ring, target, way == Way::Straight);
         if probe {
             let sent_at = Instant::now();
-            match self.pages(target, 1, 1, &mut ended).await {
-                Ok(()) if ended.answered() => self.parts.reach.answered(target, sent_at.elapsed()),
-                _ => return ended,
+            match delivery.pages(1, 1).await {
+                Ok(()) if delivery.ended.answered() => self.parts.reach.answered(target, sent_at.elapsed()),
+                // What goes around it was not looked at.
+                _ => return Ended { barred: true, ..delivery.ended },
             }
         }
-        if let Err(error) = self.pages(target, PAGE, usize::MAX, &mut ended).await {
+        delivery.around = true;
+        if let Err(error) = delivery.pages(PAGE, usize::MAX).await {
             tracing::warn!(%target, %error, "hints could not be read or forgotten");
-            ended.stopped = true;
+            delivery.ended.stopped = true;
         }
+        let ended = delivery.ended;
+        self.delivered.increment(ended.delivered + ended.around);
         if ended.delivered > 0 {
-            self.delivered.increment(ended.delivered);
             tracing::debug!(target: "a3::events", "{} hints delivered to {target}", ended.delivered);
             self.note(format!("delivered {} to {target}", hints(ended.delivered)));
         }
+        if ended.around > 0 {
+            tracing::debug!(target: "a3::events", "{} hints for {target} delivered to home replicas", ended.around);
+            self.note(format!(
+                "delivered {} kept for {target} to the home replicas of their keys",
+                hints(ended.around)
+            ));
+        }
         ended
-    }
-
-    async fn pages(&self, target: NodeNum, size: usize, most: usize, ended: &mut Ended) -> Result<(), StoreError> {
-        let mut under_way: VecDeque<SentPage> = VecDeque::new();
-        let mut after = None;
-        let mut left = most;
-        loop {
-            while left > 0 && !ended.stopped && under_way.len() < PAGES_UNDER_WAY {
-                let page = self.parts.store.hints(target, after.clone(), size).await?;
-                let Some(last) = page.last() else {
-                    left = 0;
-                    break;
-                };
-                after = Some((last.slot, last.key.clone()));
-                left -= 1;
-                under_way.push_back(self.send(target, page));
-            }
-            let Some(page) = under_way.pop_front() else { return Ok(()) };
-            self.settle(page, ended).await?;
-        }
-    }
-
-    fn send(&self, target: NodeNum, page: Vec<Hint>) -> SentPage {
-        let answers = Answers::new();
-        let epoch = self.parts.routing.epoch();
-        let deadline = Some(Instant::now() + DEADLINE);
-        for (tag, hint) in (0..).zip(&page) {
-            let request = ReplicaRequest::Write { key: hint.key.clone(), record: hint.record.clone() };
-            let call = ReplicaCall { epoch, request, deadline, behind: true, trace: None };
-            self.parts.peers.send(target, call, answers.reply_to(tag));
-        }
-        SentPage { page, answers }
-    }
-
-    /// Waits for every answer to a page, then forgets what is delivered.
-    async fn settle(&self, SentPage { page, answers }: SentPage, ended: &mut Ended) -> Result<(), StoreError> {
-        let mut delivered = Vec::with_capacity(page.len());
-        for _ in 0..page.len() {
-            let (tag, answer) = answers.next().await;
-            match fate(&answer) {
-                Fate::Delivered => {
-                    if let Some(hint) = usize::try_from(tag).ok().and_then(|tag| page.get(tag)) {
-                        delivered.push((hint.target, hint.slot, hint.key.clone(), hint.record.version));
-                    }
-                }
-                Fate::Kept => ended.kept += 1,
-                Fate::Stop => ended.stopped = true,
-            }
-        }
-        if !delivered.is_empty() {
-            let count = delivered.len() as u64;
-            self.parts.store.forget_hints(delivered).await?;
-            ended.delivered += count;
-        }
-        Ok(())
     }
 
     /// Drops uncounted hints older than the window. Not while the clock is off: it would say that all are.
@@ -252,19 +222,14 @@ fn hints(count: u64) -> String {
     format!("{count} hint{}", if count == 1 { "" } else { "s" })
 }
 
-struct SentPage {
-    page: Vec<Hint>,
-    answers: Arc<Answers>,
-}
-
 /// What an answer means for the hint that was delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// Its home replica has it, or something newer, or has purged it: forget it.
+    /// The replica has it, or something newer, or has purged it.
     Delivered,
     /// Not this one, not now; the others may still go.
     Kept,
-    /// The target takes nothing at the moment.
+    /// The replica takes nothing at the moment.
     Stop,
 }
 

@@ -19,8 +19,8 @@ use crate::ports::{
     RecordPage, ReplicaCall, ReplyTo, SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submissions,
 };
 use crate::types::{
-    Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, Topology, Version,
-    Vote,
+    Floor, Hlc, Identity, InstanceId, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, SlotSet, Sum, Token, Topology,
+    Version, Vote,
 };
 
 pub(crate) struct Seeded(Mutex<StdRng>);
@@ -207,6 +207,10 @@ impl Store for DiskStore {
     }
 
     fn drop_covered(&self, _: Floor, _: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
+        Box::pin(async { Ok(0) })
+    }
+
+    fn drop_slots(&self, _: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
         Box::pin(async { Ok(0) })
     }
 

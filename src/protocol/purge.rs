@@ -22,7 +22,8 @@
 //! the previous floor was complete, and so is below the next one, and is refused where the tombstone is gone.
 //!
 //! A step that fails ends the attempt; whatever it left behind (seals, a floor on some replicas) only ever refuses more than
-//! it must, and the next attempt begins at the survey. The epoch must be the same throughout.
+//! it must, and the next attempt begins at the survey. The epoch must be the same throughout, and no change of the topology under
+//! way: a new replica of a slot is caught up from what the others hold, which must not shrink meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -42,8 +43,12 @@ pub fn seal_age_ms(grace_ms: u64, skew_max_ms: u64) -> u64 {
     SEAL_AGE_MS.saturating_add(skew_max_ms.saturating_mul(2)).min(grace_ms)
 }
 
-/// The slots whose floors that node raises: those it is the lowest-numbered home replica of.
+/// The slots whose floors that node raises: those it is the lowest-numbered home replica of. None while the topology changes: a
+/// home replica that is still catching up has not seen all that a floor would end.
 pub fn raised_by(ring: &Ring, node: NodeNum) -> SlotSet {
+    if ring.topology().moving.is_some() {
+        return SlotSet::NONE;
+    }
     let lowest = |slot: &Slot| ring.placement(*slot).home_replicas().iter().min() == Some(&node);
     Slot::all().filter(lowest).collect()
 }

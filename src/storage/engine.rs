@@ -82,6 +82,11 @@ pub enum Change {
         floor: Floor,
         keys: Vec<(Token, Key)>,
     },
+    /// Removes a part of what is held of a slot.
+    DropSlot {
+        seed: TokenSeed,
+        slot: Slot,
+    },
     /// Merges floors and seals into those of these slots.
     Raise(Vec<(Slot, SlotFloor)>),
     /// Drops those of these keys that may be forgotten, as they read; beside each when the list of tombstones has it as
@@ -118,7 +123,7 @@ impl Change {
         match self {
             Change::Prepare { .. } | Change::Accept { .. } => true,
             Change::Topology(_) | Change::Proposal(_) | Change::Vote(_) | Change::ReserveClock(_) => true,
-            Change::ReleaseClock(_) | Change::Absorb(_) | Change::Raise(_) => true,
+            Change::ReleaseClock(_) | Change::Absorb(_) | Change::Raise(_) | Change::DropSlot { .. } => true,
             Change::Purge { .. } | Change::DropCovered { .. } => false,
             Change::Write { .. } | Change::Hint { .. } | Change::ForgetHints(_) | Change::DropHints { .. } => false,
             Change::EndDue { .. } | Change::Discard { .. } => false,
@@ -133,6 +138,8 @@ pub enum Outcome {
     Reply(ReplicaReply),
     /// To `DropHints` and `Discard`: how many.
     Dropped(u64),
+    /// To `DropSlot`: how many records and registers, and whether there may be more.
+    DroppedPart(u64, bool),
     /// To `Purge`.
     Purged(Dropped),
     /// To `EndDue`: which.
@@ -384,6 +391,7 @@ impl<'e> Batch<'e> {
             Change::Vote(vote) => facts::save_vote(conn, vote).map(|()| Outcome::Done),
             Change::Absorb(entries) => self.absorb(entries),
             Change::DropCovered { floor, keys } => self.drop_covered(floor, keys).map(Outcome::Dropped),
+            Change::DropSlot { seed, slot } => self.drop_slot(*seed, *slot),
             Change::Raise(floors) => self.raise(floors).map(|()| Outcome::Done),
             Change::Purge { seed, drop, keys } => self.purge(*seed, drop, keys).map(Outcome::Purged),
             Change::Discard { seed, slot, rows } => self.discard(*seed, *slot, rows).map(Outcome::Dropped),

@@ -29,6 +29,7 @@ mod commit;
 mod connection;
 mod count;
 mod data_dir;
+mod dropping;
 mod ends;
 mod engine;
 mod examine;

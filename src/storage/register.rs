@@ -57,6 +57,11 @@ const HEAD_AFTER: &str =
     concat!("SELECT ", head_columns!(), " FROM registers WHERE (slot, key) > (?1, ?2) ORDER BY slot, key LIMIT 1");
 pub(super) const SCAN_HEADS: &str =
     concat!("SELECT ", head_columns!(), " FROM registers WHERE slot = ?1 AND key > ?2 ORDER BY key LIMIT ?3");
+/// Rows from a place on, whatever slot they are of, with the length of the large value.
+pub(super) const WALK_HEADS: &str =
+    concat!("SELECT ", head_columns!(), ", large_bytes FROM registers WHERE (slot, key) > (?1, ?2) ORDER BY slot, key");
+/// The column of [`WALK_HEADS`] after those of a head.
+pub(super) const AFTER_HEAD: usize = 11;
 /// Rows of [`SCAN_HEADS`]: a few milliseconds of a reader's time.
 pub(super) const SCAN_ROWS: usize = 2048;
 const PUT_PROMISE: &str = "INSERT INTO registers (slot, key, promised_hlc, promised_writer, seal, place) \
@@ -354,7 +359,7 @@ impl Head {
 }
 
 /// Whether slot and key in the row are those it was written with, and so those of another key.
-fn is_another(row: &Row<'_>) -> bool {
+pub(super) fn is_another(row: &Row<'_>) -> bool {
     let placed = || {
         let found = row.get_ref(10).ok()?.as_i64().ok()?;
         let key = row.get_ref(1).ok()?.as_blob().ok()?;

@@ -25,14 +25,14 @@ use super::opening::OpenError;
 use super::read::{self, Read, ReadQueue, Reader};
 use super::status::Status;
 use super::threads::{join, thread};
-use super::{count, ends, examine, facts, floors::Floors, identity, opening, scan, transfer};
+use super::{count, dropping, ends, examine, facts, floors::Floors, identity, opening, scan, transfer};
 use crate::ports::{
     Backup, BackupError, ChangeLog, Clock, Entropy, Hint, HintTotals, Holdings, RecordPage, ReplicaReply, SlotEntry,
     SlotPage, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use crate::types::{
-    Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token, TokenSeed, Topology, Version,
-    Vote,
+    Floor, Hlc, Identity, Key, Leaf, NodeNum, Record, Scan, ScanPage, Slot, SlotSet, Sum, Token, TokenSeed, Topology,
+    Version, Vote,
 };
 
 /// Most reader threads.
@@ -440,6 +440,10 @@ impl Store for SqliteStore {
 
     fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
         dropped(self.change(Change::DropCovered { floor, keys }))
+    }
+
+    fn drop_slots(&self, slots: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
+        dropping::drop_slots(self.writes.clone(), seed_of(&self.identity.lock()), slots)
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

@@ -3,6 +3,7 @@
 mod backup;
 mod changes;
 mod damage;
+mod dropping;
 mod failures;
 mod flips;
 mod model;

@@ -7,6 +7,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::book::Weight;
 use super::engine::{Batch, Outcome};
 use super::floors::Floors;
 use super::meters::Meters;
@@ -130,7 +131,6 @@ impl Batch<'_> {
 
     /// A damaged record stays: what it was cannot be said, and whatever a source sends takes its place.
     pub(super) fn drop_covered(&mut self, floor: &Floor, keys: &[(Token, Key)]) -> rusqlite::Result<u64> {
-        let conn = &self.engine.conn;
         let mut dropped = 0;
         for (token, key) in keys {
             let found = row::load(&mut self.select, token.slot(), key)?;
@@ -138,17 +138,29 @@ impl Batch<'_> {
             if !floor.covers(&record.version, record.written) {
                 continue;
             }
-            let slot = token.slot();
-            conn.prepare_cached("DELETE FROM records WHERE slot = ?1 AND key = ?2")?
-                .execute(params![slot.0, key.as_bytes()])?;
-            large.map_or(Ok(()), |id| row::forget_large(conn, id))?;
-            self.forget_end(*token, key, &record)?;
-            if record.is_tombstone() {
-                self.unlist(slot, record.written, key.as_bytes())?;
-            }
-            self.entries.rows.push(Moved::gone(*token, &record, weight));
+            self.take_away(*token, key, &Stored { record, large }, weight)?;
             dropped += 1;
         }
         Ok(dropped)
+    }
+
+    /// The record goes, with all that hangs on it, and nothing takes its place.
+    pub(super) fn take_away(
+        &mut self,
+        token: Token,
+        key: &Key,
+        Stored { record, large }: &Stored,
+        weight: Weight,
+    ) -> rusqlite::Result<()> {
+        let (slot, conn) = (token.slot(), &self.engine.conn);
+        conn.prepare_cached("DELETE FROM records WHERE slot = ?1 AND key = ?2")?
+            .execute(params![slot.0, key.as_bytes()])?;
+        large.map_or(Ok(()), |id| row::forget_large(conn, id))?;
+        self.forget_end(token, key, record)?;
+        if record.is_tombstone() {
+            self.unlist(slot, record.written, key.as_bytes())?;
+        }
+        self.entries.rows.push(Moved::gone(token, record, weight));
+        Ok(())
     }
 }

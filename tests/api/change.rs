@@ -82,13 +82,73 @@ async fn what_cannot_be_is_refused_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_change_that_begins_says_where_it_is_told_of() {
+async fn a_change_is_begun_followed_and_over_on_every_node() {
     let cluster = Cluster::of_three().await;
+    for key in 0..32 {
+        cluster.at(1).put(&format!("/kv/{key}?consistency=all"), "v").await.receipt(201, "stored");
+    }
     let begun = cluster.at(2).put("/cluster/replication-factor", r#"{"rf":3}"#).await;
     assert_eq!((begun.status, begun.header("location")), (202, Some("/cluster/change")), "{begun:?}");
     let told = begun.json();
     assert_eq!((&told["change"], &told["slots"]), (&"replication-factor".into(), &256.into()));
     assert_eq!((&told["since"], &told["epoch"], &told["eta_ms"]), (&2.into(), &2.into(), &Value::Null));
+    for number in 1..=3 {
+        let node = cluster.at(number);
+        eventually("the change is over", async || {
+            let change = node.get("/cluster/change").await;
+            let ring = node.get("/cluster/ring").await.json();
+            if change.status == 200 {
+                let change = change.json();
+                assert_eq!(
+                    (&change["since"], &change["change"]),
+                    (&2.into(), &"replication-factor".into()),
+                    "{change}"
+                );
+                return None;
+            }
+            change.problem(404, "no-such-change");
+            (ring["epoch"] == 3).then(|| assert_eq!((&ring["rf"], &ring["moving"]), (&3.into(), &Value::Null)))
+        })
+        .await;
+    }
+    let record = cluster.at(3).get("/kv/7?view=record").await.json();
+    assert_eq!(record["replicas"].as_array().unwrap().len(), 3, "{record}");
+    cluster.at(1).put("/cluster/replication-factor", r#"{"rf":3}"#).await.problem(409, "change-unfit");
+}
+
+#[tokio::test]
+async fn a_change_that_cannot_end_is_seen_in_the_ring_and_taken_back() {
+    let mut cluster = Cluster::of_three().await;
+    cluster.stop(3).await;
+    let node = cluster.at(1);
+    let begun = eventually("two of three decide", async || {
+        let begun = node.put("/cluster/members/n2", r#"{"weight":2}"#).await;
+        (begun.status == 202).then(|| begun.json())
+    })
+    .await;
+    let since = &begun["since"];
+    let waits = eventually("it is said whom it waits for", async || {
+        let change = node.get("/cluster/change").await.json();
+        let waits = |node: &Value| node["node"] == "n3" && !node["reason"].as_str().unwrap().is_empty();
+        change["waiting_for"].as_array().unwrap().iter().any(waits).then_some(change)
+    })
+    .await;
+    assert_eq!((&waits["since"], &waits["change"], &waits["eta_ms"]), (since, &"weight".into(), &Value::Null));
+    let second = plan(&node, json!({"change": "leave", "node": "n1"})).await.problem(409, "change-under-way");
+    assert!(second["detail"].as_str().unwrap().contains("n2 gets another weight"), "{second}");
+
+    let ring = node.get("/cluster/ring").await.json();
+    let (moving, slots) = (&ring["moving"], ring["slots"].as_array().unwrap());
+    assert_eq!((&moving["since"], &moving["text"]), (since, &"n2 gets another weight".into()));
+    let moves: Vec<&Value> = slots.iter().filter(|slot| slot.get("before").is_some()).collect();
+    assert_eq!(moving["slots"], moves.len());
+    assert!(moves.iter().all(|slot| names(&slot["before"]).len() == 2 && slot["before"] != slot["replicas"]));
+
+    let back = node.delete("/cluster/change").await;
+    assert_eq!((back.status, &back.json()["since"]), (200, since), "{back:?}");
+    node.delete("/cluster/change").await.problem(404, "no-such-change");
+    let ring = node.get("/cluster/ring").await.json();
+    assert_eq!((&ring["members"][1]["weight"], &ring["moving"]), (&1.into(), &Value::Null));
 }
 
 #[tokio::test]

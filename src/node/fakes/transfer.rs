@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::FakeStore;
 use crate::ports::{SlotEntry, SlotPage};
-use crate::types::{Floor, Key, Record, Register, Slot, Token};
+use crate::types::{Floor, Key, Record, Register, Slot, SlotSet, Token};
 
 impl FakeStore {
     pub(crate) fn put(&self, token: Token, key: &Key, record: Record) {
@@ -46,6 +46,21 @@ impl FakeStore {
             let accepted = if ballot(&own) < ballot(&theirs) { theirs.accepted } else { own.accepted };
             self.put_register(token, &key, Register { promised, accepted });
         }
+    }
+
+    /// As if it had never kept them.
+    pub(super) fn forget_slots(&self, slots: &SlotSet) -> u64 {
+        let (mut records, mut registers) = (self.records.lock(), self.registers.lock());
+        let before = records.len() + registers.len();
+        let dropped = |token: &Token| slots.contains(token.slot());
+        for (key, _) in records.iter().filter(|(_, (token, _))| dropped(token)) {
+            self.damaged.lock().remove(key);
+            self.lost.lock().remove(key);
+        }
+        records.retain(|_, (token, _)| !dropped(token));
+        registers.retain(|_, (token, _)| !dropped(token));
+        self.strays.lock().retain(|(slot, _)| !slots.contains(*slot));
+        (before - records.len() - registers.len()) as u64
     }
 
     pub(super) fn forget_covered(&self, floor: &Floor, keys: &[(Token, Key)]) -> u64 {

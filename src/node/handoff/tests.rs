@@ -6,14 +6,15 @@ use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, journal, 
 use crate::node::reach::Reach;
 use crate::node::routing::Routing;
 use crate::node::views::Liveness;
-use crate::ports::{Peers, Store};
-use crate::types::{Content, Hlc, Key, Record, Slot, Version, Writer};
+use crate::ports::{Hint, Peers, ReplicaRequest, Store};
+use crate::types::{Content, Hlc, Key, Moving, Record, Slot, Topology, TopologyChange, Version, Writer};
 
 const ME: NodeNum = NodeNum(1);
 const TARGET: NodeNum = NodeNum(2);
 const WALL: u64 = 1_700_000_000_000;
 
 struct World {
+    routing: Arc<Routing>,
     store: Arc<FakeStore>,
     peers: Arc<FakePeers>,
     /// The target's disk.
@@ -34,7 +35,7 @@ impl World {
             peers: Arc::clone(&peers) as Arc<dyn Peers>,
             entropy: Arc::new(FakeEntropy::default()),
             reach: Arc::clone(&reach),
-            routing,
+            routing: Arc::clone(&routing),
             clock: NodeClock::new(FakeClock::at(WALL), Duration::from_secs(300), Hlc::ZERO),
             served: Arc::default(),
             journal: journal(),
@@ -42,7 +43,7 @@ impl World {
         let handoff = Handoff::new(Options { hint_window: Duration::from_secs(3 * 3600) }, parts);
         #[expect(clippy::disallowed_methods, reason = "a test is its own node")]
         tokio::spawn(handoff.run());
-        let world = Self { store, peers, theirs, reach };
+        let world = Self { routing, store, peers, theirs, reach };
         world.target_takes_all();
         world
     }
@@ -74,7 +75,8 @@ fn take(disk: &FakeStore, request: ReplicaRequest) -> ReplicaReply {
 fn hint(name: &str, hlc: u64) -> Hint {
     let key = Key::new(name.to_owned()).unwrap();
     let record = Record::seal(&key, Version::plain(Hlc(hlc), Writer(1)), Hlc(hlc), Content::value("v"));
-    let slot = Slot(name.len() as u8);
+    // Of which nodes 2 and 3 are the home replicas.
+    let slot = Slot(3 * name.len() as u8 + 1);
     Hint { target: TARGET, slot, key, record, counted: false, kept_at_ms: WALL }
 }
 
@@ -166,6 +168,110 @@ async fn uncounted_hints_are_dropped_when_they_are_too_old_and_counted_ones_stay
     assert!(world.left(2).await <= DROP_EVERY + Duration::from_millis(5));
     tokio::time::sleep(2 * DROP_EVERY).await;
     assert_eq!(world.store.hint_count(), 2);
+}
+
+/// The topology that comes next, as the test changes it.
+fn next(world: &World, change: impl FnOnce(&mut Topology)) {
+    let mut topology = (**world.routing.ring().unwrap().topology()).clone();
+    topology.epoch = Epoch(topology.epoch.0 + 1);
+    change(&mut topology);
+    world.routing.install(Arc::new(topology));
+}
+
+/// A peer that takes everything, onto a disk of its own.
+fn takes_all(world: &World, node: u16) -> Arc<FakeStore> {
+    let disk = FakeStore::new();
+    let theirs = Arc::clone(&disk);
+    world.peers.set(NodeNum(node), move |call| Ok(take(&theirs, call.request)));
+    disk
+}
+
+fn leave(node: NodeNum) -> impl FnOnce(&mut Topology) {
+    move |topology| {
+        let (since, ring) = (topology.epoch, topology.ring.clone());
+        topology.moving = Some(Moving { since, change: TopologyChange::Leave { node }, rf: 2, ring });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_for_who_departed_go_to_a_majority_of_the_home_replicas() {
+    let world = World::start();
+    world.peers.remove(TARGET);
+    world.keep(1_000);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((world.store.hint_count(), world.peers.sent()), (1_000, 0), "it may come back");
+    let disks = [1, 3].map(|node| takes_all(&world, node));
+    next(&world, |topology| {
+        topology.members.remove(1);
+        topology.ring.iter_mut().for_each(|homes| *homes = vec![NodeNum(3), ME]);
+    });
+    assert!(world.left(0).await <= Duration::from_secs(2));
+    assert!(disks.iter().all(|disk| disk.record(&Key::new("k999").unwrap()).is_some()));
+    assert_eq!(world.peers.sent(), 2_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_too_few_have_is_kept_until_enough_do() {
+    let world = World::start();
+    world.peers.remove(TARGET);
+    let disks = [1, 3].map(|node| takes_all(&world, node));
+    world.peers.set(NodeNum(3), |_| Ok(ReplicaReply::Refused(Refusal::DiskFull)));
+    next(&world, |topology| {
+        topology.members.remove(1);
+        topology.ring.iter_mut().for_each(|homes| *homes = vec![NodeNum(3), ME]);
+    });
+    world.keep(10);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.store.hint_count(), 10);
+    assert!(disks[0].record(&Key::new("k9").unwrap()).is_some(), "one of two has it");
+    assert!(world.peers.sent() < 20 * 14, "{} sent: it is tried less and less", world.peers.sent());
+    takes_all(&world, 3);
+    assert!(world.left(0).await <= Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_moved_away_from_a_target_that_is_down_goes_around_it_and_the_others_wait() {
+    let world = World::start();
+    world.peers.remove(TARGET);
+    let _disks = [1, 3].map(|node| takes_all(&world, node));
+    // Of slot 7, and of slot 10.
+    (0..600).for_each(|n| world.store.put_hint(hint(&format!("{n:02}"), 1)));
+    world.store.put_hint(hint("far", 1));
+    next(&world, |topology| topology.ring[10] = vec![NodeNum(3), ME]);
+    world.left(100).await;
+    assert_eq!(world.peers.sent(), 2 * 501, "500 have a name of three digits, and nobody else was troubled");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.store.hint_count(), 100);
+    world.target_takes_all();
+    world.reach.gossip(TARGET, Liveness::Down);
+    world.reach.gossip(TARGET, Liveness::Alive);
+    assert!(world.left(0).await <= Duration::from_millis(5), "at once, as it is back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_hands_over_what_it_keeps_for_a_target_that_is_down_too() {
+    let world = World::start();
+    world.keep(20);
+    world.peers.remove(TARGET);
+    let third = takes_all(&world, 3);
+    next(&world, leave(NodeNum(3)));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.peers.sent(), 0, "another one leaves");
+    let three = |topology: &mut Topology| topology.ring.iter_mut().for_each(|homes| homes.insert(0, ME));
+    next(&world, |topology| {
+        leave(ME)(topology);
+        three(topology);
+        topology.moving.as_mut().unwrap().ring = topology.ring.clone();
+    });
+    let own = takes_all(&world, 1);
+    assert!(world.left(0).await <= Duration::from_secs(1));
+    assert!([third, own].iter().all(|disk| disk.record(&Key::new("k19").unwrap()).is_some()));
+    // One that can be reached gets it itself, and it alone.
+    let sent = world.peers.sent();
+    world.target_takes_all();
+    world.keep(20);
+    world.left(0).await;
+    assert_eq!(world.peers.sent(), sent + 20);
 }
 
 #[test]

@@ -35,6 +35,7 @@ use super::replica::Replica;
 use crate::metrics;
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest};
 use crate::protocol::purge::Complete;
+use crate::protocol::ring::Ring;
 use crate::types::{Epoch, NodeNum, PurgeReply, PurgeStatus, PurgeStep, Slot, SlotDrop};
 
 /// How often floors are looked after, at least and at most; between them an eighth of `GC_GRACE`.
@@ -143,9 +144,11 @@ impl Purge {
         let _turn = self.turn.lock().await;
         let waiting_for = match (self.unfit(), self.parts.routing.ring()) {
             (_, None) => return,
-            (Some(_), _) if self.parts.store.totals().tombstones == 0 => BTreeMap::new(),
-            (Some(why), _) => BTreeMap::from([(self.parts.me, why.to_owned())]),
-            (None, Some(ring)) => self.attempt(ring).await,
+            (unfit, Some(ring)) => match unfit.or_else(|| moving(&ring)) {
+                Some(_) if self.parts.store.totals().tombstones == 0 => BTreeMap::new(),
+                Some(why) => BTreeMap::from([(self.parts.me, why)]),
+                None => self.attempt(ring).await,
+            },
         };
         for (node, why) in &waiting_for {
             tracing::debug!(target: "a3::events", "tombstones wait for {node}: {why}");
@@ -155,12 +158,12 @@ impl Purge {
     }
 
     /// Why this node can raise nothing now.
-    fn unfit(&self) -> Option<&'static str> {
+    fn unfit(&self) -> Option<String> {
         if self.parts.clock.skewed_by_ms().is_some() {
             // It would seal what is still to come.
-            return Some("its clock is off");
+            return Some("its clock is off".to_owned());
         }
-        self.parts.routing.is_rebuilding().then_some("it is being rebuilt")
+        self.parts.routing.is_rebuilding().then(|| "it is being rebuilt".to_owned())
     }
 
     /// How purging stands here. The last look may be a while ago: who can be reached by now is not named as out of reach.
@@ -217,6 +220,12 @@ impl Purge {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// Why nothing can be raised under that topology.
+fn moving(ring: &Ring) -> Option<String> {
+    let moving = ring.topology().moving.as_ref()?;
+    Some(format!("the topology is changing: {}", moving.change))
 }
 
 impl fmt::Debug for Purge {

@@ -22,7 +22,7 @@ use crate::node::views::Liveness;
 use crate::node::world::Tasks;
 use crate::ports::{Hint, Peers, Refusal, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Spawn, Store};
 use crate::protocol::ring::Ring;
-use crate::types::{Content, Hlc, Key, Record, SlotFloor, Version, Writer};
+use crate::types::{Content, Hlc, Key, Moving, Record, SlotFloor, Topology, TopologyChange, Version, Writer};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 const HOUR_MS: u64 = 3_600_000;
@@ -281,6 +281,31 @@ async fn nobody_is_waited_for_where_there_is_nothing() {
     assert_eq!(three.look_after(HOUR_MS).await, []);
     three.delete(&[ONE], "k");
     assert_eq!(three.look_after(HOUR_MS).await, waits(ONE, "it is being rebuilt"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_raised_while_the_topology_changes() {
+    let three = three();
+    let install = |topology: &Topology| {
+        for node in [ONE, TWO, THREE] {
+            three.driver(node).parts.routing.install(Arc::new(topology.clone()));
+        }
+    };
+    let change = TopologyChange::Weight { node: TWO, before: 2 };
+    let mut next = (*topology(2, 3, 3)).clone();
+    next.moving = Some(Moving { since: Epoch(2), change, rf: 3, ring: next.ring.clone() });
+    install(&next);
+    assert_eq!(three.look_after(HOUR_MS).await, [], "there is nothing to purge");
+    three.delete(&[ONE, TWO, THREE], "k");
+    let why = waits(ONE, "the topology is changing: n2 gets another weight");
+    assert_eq!((three.look_after(HOUR_MS).await, three.look_after(HOUR_MS).await), (why.clone(), why));
+    assert_eq!((three.kept(), three.left()), ([SlotFloor::default(); 3], [1, 1, 1]));
+    let step = PurgeStep::Seal { slots: [three.slot("k")].into_iter().collect(), up_to: Hlc::from_ms(NOW_MS) };
+    let asked = three.driver(TWO).answer(ONE, Epoch(2), step).await;
+    assert!(matches!(asked, Err(PeerError::Refused(_))), "{asked:?}");
+    install(&topology(3, 3, 3));
+    assert_eq!((three.look_after(0).await, three.look_after(HOUR_MS).await), (vec![], vec![]));
+    assert!(three.kept()[0].floor.written.ms() >= NOW_MS);
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ use a3::ports::{
     SlotEntry, SlotPage, Spawn, Store, StoreError, StoreTotals, Submission, Submissions,
 };
 use a3::types::{
-    Floor, Hlc, Identity, InstanceId, Key, KeyChange, Leaf, NodeNum, Record, Scan, ScanPage, Slot, Sum, Token,
+    Floor, Hlc, Identity, InstanceId, Key, KeyChange, Leaf, NodeNum, Record, Scan, ScanPage, Slot, SlotSet, Sum, Token,
     TokenSeed, Topology, Version, Vote,
 };
 use futures_util::FutureExt;
@@ -38,7 +38,7 @@ use sql::SqlRows;
 pub(crate) struct Content {
     rows: Box<dyn Rows>,
     identity: Identity,
-    topology: Option<Topology>,
+    topology: Option<Arc<Topology>>,
     proposal: Option<Topology>,
     vote: Option<Vote>,
     reserved: Hlc,
@@ -95,6 +95,11 @@ impl Disk {
         let (full, synced) = (AtomicBool::new(false), Notify::new());
         let (watched, batches, backups) = Default::default();
         Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace, watched, batches, backups })
+    }
+
+    /// Committed here.
+    pub(crate) fn topology(&self) -> Option<Arc<Topology>> {
+        self.content.lock().topology.clone()
     }
 
     pub(crate) fn set_full(&self, full: bool) {
@@ -399,13 +404,13 @@ impl Store for SimStore {
     }
 
     fn topology(&self) -> BoxFuture<'static, Result<Option<Topology>, StoreError>> {
-        self.look(|content| content.topology.clone())
+        self.look(|content| content.topology.as_deref().cloned())
     }
 
     fn save_topology(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
         self.ordered(move |content| {
             if content.topology.as_ref().is_none_or(|t| t.epoch < topology.epoch) {
-                content.topology = Some((*topology).clone());
+                content.topology = Some(topology);
                 content.proposal = None;
             }
         })
@@ -455,6 +460,10 @@ impl Store for SimStore {
             trace.note(format_args!("{me} drops what {floor:?} covers of {keys:?}"));
             content.rows.drop_covered(&floor, &keys)
         })
+    }
+
+    fn drop_slots(&self, slots: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
+        self.drop_each(slots)
     }
 
     fn clock_reservation(&self) -> BoxFuture<'static, Result<Hlc, StoreError>> {

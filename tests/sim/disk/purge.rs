@@ -1,10 +1,40 @@
-//! What a simulated disk does for purging. Changes keep their place among the requests of the hot path.
+//! What a simulated disk does for purging, and dropping slots. Changes keep their place among the requests of the hot path.
 
 use a3::ports::{Purging, StoreError};
 use a3::types::{Dropped, Floor, Hlc, Sealed, Slot, SlotDrop, SlotFloor, SlotSet, Survey, Version};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{Content, SimStore};
+
+impl SimStore {
+    /// A sync for each half of them.
+    pub(super) fn drop_each(&self, slots: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let Self { disk, life, queue, changes } = self;
+        let (disk, life, queue, changes) = (disk.clone(), life.clone(), queue.clone(), changes.clone());
+        let store = Self { disk, life, queue, changes };
+        async move {
+            let mut all = 0;
+            let slots: Vec<Slot> = slots.iter().collect();
+            // A crash may fall between the halves.
+            for half in slots.chunks(slots.len().div_ceil(2).max(1)) {
+                let (disk, half) = (store.disk.clone(), half.to_vec());
+                let drop_half = move |content: &mut Content| {
+                    let Some(seed) = content.seed() else { return 0 };
+                    let gone: Vec<(Slot, u64)> =
+                        half.into_iter().map(|slot| (slot, content.rows.drop_slot(seed, slot))).collect();
+                    for (slot, gone) in gone.iter().filter(|(_, gone)| *gone > 0) {
+                        disk.trace.note(format_args!("{} drops {gone} of slot {slot}", disk.node));
+                    }
+                    gone.iter().map(|(_, gone)| gone).sum()
+                };
+                all += store.ordered(drop_half).await?;
+            }
+            Ok(all)
+        }
+        .boxed()
+    }
+}
 
 impl Purging for SimStore {
     fn survey(&self, slots: SlotSet) -> BoxFuture<'static, Result<Vec<Survey>, StoreError>> {

@@ -51,6 +51,9 @@ pub(crate) trait Rows: Send {
     /// Drops those of these keys' records that the floor covers; how many.
     fn drop_covered(&mut self, floor: &Floor, keys: &[(Token, Key)]) -> u64;
 
+    /// Removes all that is held of a slot; how many records and registers.
+    fn drop_slot(&mut self, seed: TokenSeed, slot: Slot) -> u64;
+
     /// A slot's floor and seal.
     fn kept(&self, slot: Slot) -> SlotFloor;
 
@@ -269,6 +272,13 @@ impl Rows for MapRows {
         let covered = |key: &&Key| self.records.get(*key).is_some_and(|r| floor.covers(&r.version, r.written));
         let covered: Vec<Key> = keys.iter().map(|(_, key)| key).filter(covered).cloned().collect();
         covered.iter().filter(|key| self.records.remove(*key).is_some()).count() as u64
+    }
+
+    fn drop_slot(&mut self, seed: TokenSeed, slot: Slot) -> u64 {
+        let before = self.records.len() + self.registers.len();
+        self.records.retain(|key, _| key.token(seed).slot() != slot);
+        self.registers.retain(|key, _| key.token(seed).slot() != slot);
+        (before - self.records.len() - self.registers.len()) as u64
     }
 
     fn any_due(&self, _: TokenSeed, now: Hlc) -> bool {

@@ -105,6 +105,21 @@ impl Rows for SqlRows {
         }
     }
 
+    fn drop_slot(&mut self, seed: TokenSeed, slot: Slot) -> u64 {
+        let mut all = 0;
+        loop {
+            match self.change(0, &[Change::DropSlot { seed, slot }]).as_slice() {
+                [Outcome::DroppedPart(gone, more)] => {
+                    all += gone;
+                    if !more {
+                        return all;
+                    }
+                }
+                other => panic!("no count, but {other:?}"),
+            }
+        }
+    }
+
     fn any_due(&self, _: TokenSeed, now: Hlc) -> bool {
         self.0.any_due(now).expect("memory is not damaged")
     }
@@ -180,6 +195,7 @@ mod tests {
         Raise(Slot, SlotFloor),
         Purge(SlotDrop),
         DropCovered(Floor),
+        DropSlot(Slot),
         EndDue(u64),
     }
 
@@ -289,6 +305,7 @@ mod tests {
                 Step::Purge(SlotDrop { slot, floor, up_to: Hlc(up_to) })
             }),
             1 => floor().prop_map(Step::DropCovered),
+            1 => slot().prop_map(Step::DropSlot),
             2 => (0u64..8).prop_map(Step::EndDue),
         ]
     }
@@ -359,6 +376,9 @@ mod tests {
                     Step::DropCovered(floor) => {
                         let keys = keys().map(|key| (key.token(seed()), key));
                         prop_assert_eq!(map.drop_covered(&floor, &keys), sql.drop_covered(&floor, &keys));
+                    }
+                    Step::DropSlot(slot) => {
+                        prop_assert_eq!(map.drop_slot(seed(), slot), sql.drop_slot(seed(), slot));
                     }
                     Step::EndDue(ms) => {
                         let (now, limit) = (Hlc::from_ms(ms), 2);
