@@ -25,7 +25,7 @@ export function build(root) {
   parts.said = el("p", { class: "said" });
   parts.ring = ring.create(slot => replace(parts.slot, ...told(slot)));
   parts.slot = el("p", { class: "legend", "aria-live": "polite" });
-  parts.notes = el("div", { role: "status" });
+  parts.notes = el("div", { class: "result", role: "status" });
   parts.cards = el("div", { class: "cards" });
   parts.none = el("div", {});
   root.append(
@@ -88,8 +88,8 @@ async function redraw(epoch, gone) {
   /** @type {import("./types").Ring} */
   const { slots, warnings, moving } = answer.body;
   parts.ring.draw(slots);
-  const changes = moving ? [`${moving.text}, since epoch ${moving.since}: ${counted(moving.slots, "slot")} move`] : [];
-  replace(parts.notes, ...[...changes, ...warnings].map(note => el("p", { class: "hint" }, capital(note), ".")));
+  if (moving) warnings.unshift(`${moving.text}, since epoch ${moving.since}: ${counted(moving.slots, "slot")} move`);
+  replace(parts.notes, ...warnings.map(note => el("p", { class: "hint" }, note)));
   parts.ring.gone(gone);
 }
 
