@@ -43,6 +43,9 @@ impl Convergence {
 
 fn shown(told: &Told) -> String {
     let mut text = format!("{}; asked {}", told.status, told.node);
+    if told.moving_slots > 0 {
+        text.push_str(&format!("; {} of 256 slots move and are not compared", told.moving_slots));
+    }
     if told.pairs.is_empty() {
         return text;
     }
@@ -96,7 +99,7 @@ mod tests {
     #[test]
     fn pairs_and_the_keys_that_differ_are_shown() {
         let told: Told = serde_json::from_value(serde_json::json!({
-            "node": "n1", "status": "differs", "pairs": [
+            "node": "n1", "status": "differs", "moving_slots": 3, "pairs": [
                 {"nodes": ["n1", "n2"], "status": "differs", "differing": 3,
                  "chunks": [{"chunk": 0, "status": "equal", "equal_up_to_ms": 1000}, {"chunk": 1, "status": "differs",
                  "equal_up_to_ms": 86_400_000}], "keys": [{"key": "k"}, {"key": "a\u{1b}b"},
@@ -107,7 +110,7 @@ mod tests {
         .unwrap();
         let shown = shown(&told);
         let lines: Vec<&str> = shown.lines().collect();
-        assert_eq!(lines[0], "differs; asked n1");
+        assert_eq!(lines[0], "differs; asked n1; 3 of 256 slots move and are not compared");
         assert!(lines[3].starts_with("n1, n2") && lines[3].contains("1 of 2"), "{shown}");
         assert!(lines[3].ends_with("Thu, 01 Jan 1970 00:00:01 GMT"), "{shown}");
         assert!(lines[4].contains("unknown: unreachable") && lines[4].ends_with('-'), "{shown}");

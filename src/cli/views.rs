@@ -181,6 +181,7 @@ pub(super) struct ChangeMember {
 pub(super) struct Convergence {
     pub(super) node: String,
     pub(super) status: String,
+    pub(super) moving_slots: u64,
     pub(super) pairs: Vec<Pair>,
     pub(super) scrubs: Vec<Scrub>,
 }

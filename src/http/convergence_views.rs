@@ -13,9 +13,12 @@ use crate::types::{Agreement, ChunkState, Convergence, Key, Look, NodeNum};
 pub(super) struct ConvergenceBody {
     /// The node that was asked.
     node: NodeName,
-    /// `equal` where all pairs are, `differs` where any pair does, else `unknown`.
+    /// `equal` where all pairs are and no slot moves, `differs` where any pair does, else `unknown`.
     #[schema(example = "equal")]
     status: &'static str,
+    /// Slots that move to other members: they are compared when the change of the topology has ended.
+    #[schema(minimum = 0, maximum = 256)]
+    moving_slots: usize,
     /// The pairs of members that share slots.
     pairs: Vec<PairBody>,
     /// When each member last read all its rows.
@@ -99,8 +102,9 @@ impl ConvergenceBody {
         let pairs: Vec<PairBody> =
             view.pairs.into_iter().map(|(a, b, told)| PairBody::of([a, b], told, look)).collect();
         let scrubs = view.scrubs.into_iter().map(|(node, ended_ms)| ScrubBody { node: NodeName(node), ended_ms });
-        let status = overall(pairs.iter().map(|pair| pair.status));
-        Self { node: NodeName(view.asked), status, pairs, scrubs: scrubs.collect() }
+        let moving = (view.moving > 0).then_some(UNKNOWN);
+        let status = overall(pairs.iter().map(|pair| pair.status).chain(moving));
+        Self { node: NodeName(view.asked), status, moving_slots: view.moving, pairs, scrubs: scrubs.collect() }
     }
 }
 
@@ -309,7 +313,8 @@ pub(super) mod tests {
     fn body(pairs: Vec<Result<Convergence, String>>, look: Look) -> serde_json::Value {
         let pairs = pairs.into_iter().map(|told| (NodeNum(1), NodeNum(2), told)).collect();
         let scrubs = vec![(NodeNum(1), Some(5)), (NodeNum(2), None)];
-        serde_json::to_value(ConvergenceBody::of(ConvergenceView { asked: NodeNum(3), pairs, scrubs }, look)).unwrap()
+        let view = ConvergenceView { asked: NodeNum(3), pairs, moving: 0, scrubs };
+        serde_json::to_value(ConvergenceBody::of(view, look)).unwrap()
     }
 
     #[test]
@@ -322,7 +327,7 @@ pub(super) mod tests {
         let pair = json!({"nodes": ["n1", "n2"], "status": "differs", "chunks": chunks});
         assert_eq!(
             body(vec![Ok(told(&[Equal, Differs], &[]))], Look::Chunks),
-            json!({"node": "n3", "status": "differs", "pairs": [pair],
+            json!({"node": "n3", "status": "differs", "moving_slots": 0, "pairs": [pair],
                 "scrubs": [{"node": "n1", "ended_ms": 5}, {"node": "n2", "ended_ms": null}]})
         );
         let named = body(vec![Ok(told(&[Equal, Differs], &[b"k", b"\xff"]))], Look::Keys);
@@ -340,6 +345,10 @@ pub(super) mod tests {
         assert_eq!(status(vec![Ok(told(&[Equal], &[])), Err("down".into())]), "unknown");
         assert_eq!(status(vec![Ok(told(&[Unknown, Differs], &[])), Err("down".into())]), "differs");
         assert_eq!(status(vec![Ok(told(&[Equal], &[b"k"]))]), "differs", "what the sums did not show");
+        let pairs = vec![(NodeNum(1), NodeNum(2), Ok(told(&[Equal], &[])))];
+        let view = ConvergenceView { asked: NodeNum(3), pairs, moving: 7, scrubs: vec![] };
+        let moving = serde_json::to_value(ConvergenceBody::of(view, Look::Deep)).unwrap();
+        assert_eq!((&moving["status"], &moving["moving_slots"]), (&json!("unknown"), &json!(7)));
         let silent = body(vec![Err("both are down".into())], Look::Keys);
         assert_eq!(
             silent["pairs"][0],

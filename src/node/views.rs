@@ -216,6 +216,8 @@ pub struct ConvergenceView {
     pub asked: NodeNum,
     /// Pairs that share slots, in order of their numbers. `Err`: neither of the two could say, and why.
     pub pairs: Vec<(NodeNum, NodeNum, Result<Convergence, String>)>,
+    /// Slots that move to other members, which nobody compares meanwhile.
+    pub moving: usize,
     /// When each member last ended reading all its rows, wall milliseconds; `None`: not since it started, or it did not say.
     pub scrubs: Vec<(NodeNum, Option<u64>)>,
 }

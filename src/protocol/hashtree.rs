@@ -21,9 +21,12 @@ use crate::types::{Digest, Entry, Hlc, Key, Leaf, NodeNum, Slot, SlotSet, Span, 
 /// milliseconds of its version's clock.
 pub const IN_FLIGHT_MS: u64 = 5_000;
 
-/// The slots that both are home replicas of.
+/// The slots that both are home replicas of, but for those that move: what their new replicas lack is on its way to them.
 pub fn shared(ring: &Ring, one: NodeNum, other: NodeNum) -> SlotSet {
-    let both = |slot: &Slot| ring.placement(*slot).is_home(one) && ring.placement(*slot).is_home(other);
+    let both = |slot: &Slot| match &ring.placement(*slot).write_sets[..] {
+        [homes] => homes.contains(&one) && homes.contains(&other),
+        _ => false,
+    };
     Slot::all().filter(both).collect()
 }
 

@@ -177,7 +177,8 @@ impl World {
         self.check_promises(place);
         let options = Options {
             seeds: self.places.iter().map(|p| address(p.number)).collect(),
-            cluster_size: self.founders as u16,
+            // Who comes later must not found another one with others that come later.
+            cluster_size: if self.changes() && self.keys.get().is_some() { 1 } else { self.founders as u16 },
             rf: self.rf,
             zone: None,
             weight: 1,

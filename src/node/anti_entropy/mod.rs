@@ -10,6 +10,7 @@
 //! - One round at a time changes anything; those that only look ([`Look`]) may run beside it, a few at a time.
 //! - What is moved is an ordinary `Write`, judged by the replica's rule wherever it arrives.
 //! - A round begun under one epoch ends with it: the other side refuses what comes under another.
+//! - A slot that moves is left out: its new replicas catch up by another way, and it is compared again when the change ended.
 
 mod answer;
 mod exchange;
@@ -264,7 +265,8 @@ impl AntiEntropy {
             }
             pairs.push((one, other, agreed));
         }
-        Some(ConvergenceView { asked: self.parts.me, pairs, scrubs })
+        let moving = ring.topology().moving_slots().count();
+        Some(ConvergenceView { asked: self.parts.me, pairs, moving, scrubs })
     }
 
     /// The one with the lower number holds their rounds, and knows since when they agree.

@@ -422,7 +422,7 @@ impl Round<'_> {
             };
             // What was just moved has made it equal anew.
             let renewed = self.moved[usize::from(chunk)];
-            self.this.memory.note((self.task.peer, chunk), agreement, renewed, [now_ms, up_to_ms])
+            self.this.memory.note(self.ring.epoch(), (self.task.peer, chunk), agreement, renewed, [now_ms, up_to_ms])
         });
         states.collect()
     }

@@ -9,7 +9,7 @@
 //!   key: then the key is none that was written (a damaged one), or nothing that it held was ever on two disks. What they
 //!   have takes its place before that.
 //! - What a damaged register promised is lost, and no other copy tells it. The whole database is given up for it, but only
-//!   while every other member is there and has taken what this one holds.
+//!   while every other member is there and has taken what this one holds, and no slot moves.
 //! - A row that no key belongs to may be any row of its slot: the whole slot is exchanged before it goes, and the leaf that
 //!   its key names, as its slot may be what is damaged.
 
@@ -168,6 +168,12 @@ impl AntiEntropy {
     /// other member has all that is here the database is given up, and the node comes back as a new instance.
     async fn give_up(&self) {
         let Some(ring) = self.parts.routing.ring() else { return };
+        if ring.topology().moving.is_some() {
+            tracing::warn!(
+                "a register is damaged; it stays until the topology has changed, as slots that move are not compared"
+            );
+            return;
+        }
         let partners = self.partners(&ring);
         for peer in &partners {
             if !self.parts.reach.is_reachable(*peer) || self.repair(*peer, &[], &Progress::default()).await.is_err() {
@@ -175,7 +181,7 @@ impl AntiEntropy {
                 return;
             }
         }
-        if !partners.is_empty() {
+        if !partners.is_empty() && self.parts.routing.epoch() == ring.epoch() {
             let text = "gives up its database, in which a register is damaged: it comes back as a new instance";
             self.parts.journal.note(self.parts.me, EventKind::Damage, text);
             self.parts.store.condemn("a register's promise is not known any more");

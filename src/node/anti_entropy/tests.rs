@@ -1,5 +1,7 @@
 //! Rounds between two drivers, each over a disk in memory, that reach each other without a network.
 
+mod moving;
+
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

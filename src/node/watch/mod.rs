@@ -206,9 +206,8 @@ impl Watching {
             Ok(PeerReply::Changed(page)) => (self.fold.on_page(node, page, (asked_ms, self.now_ms()))?, Duration::ZERO),
             _ => (Vec::new(), PAUSE),
         };
-        let (from, to) = (self.fold.epoch(), self.watches.routing.epoch());
-        if from != to {
-            return Err(Gone::Epoch { from, to });
+        if let Some(ring) = self.watches.routing.ring().filter(|ring| ring.epoch() != self.fold.epoch()) {
+            self.fold.move_to(ring)?;
         }
         match &mut self.resting {
             Some(resting) if !told.is_empty() => resting.push(node),

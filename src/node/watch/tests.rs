@@ -15,7 +15,9 @@ use crate::node::request::Found;
 use crate::node::world::Tasks;
 use crate::ports::{CHANGES_MAX, ReplicaCall, ReplicaRequest, ReplyTo, Store as _};
 use crate::types::limits::CHANGES_PAGE_MAX;
-use crate::types::{ChangeKind, Content, Epoch, Hlc, InstanceId, Key, Position, Record, Version, Writer};
+use crate::types::{
+    ChangeKind, Content, Epoch, Hlc, InstanceId, Key, Moving, Position, Record, TopologyChange, Version, Writer,
+};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 const ONE: NodeNum = NodeNum(1);
@@ -191,14 +193,29 @@ async fn too_few_members_are_no_watch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_epoch_ends_a_watch_and_its_cursor() {
+async fn a_watch_goes_on_while_a_change_begins_and_where_slots_moved_it_has_gone() {
     let wire = three(2);
     let mut watching = wire.at(ONE).begin(everything(), None, soon()).await.unwrap();
-    let cursor = watching.next(Instant::now()).await.unwrap().cursor;
-    for node in [ONE, TWO] {
-        wire.at(node).routing.install(topology(2, 3, 2));
+    let first = watching.next(Instant::now()).await.unwrap().cursor;
+    let mut next = (*topology(2, 3, 3)).clone();
+    let before = topology(1, 3, 2).ring.clone();
+    next.moving = Some(Moving { since: Epoch(2), change: TopologyChange::ReplicationFactor, rf: 2, ring: before });
+    let moving = Arc::new(next);
+    // Node 1 hears of it from node 3.
+    for node in [TWO, THREE] {
+        wire.at(node).routing.install(Arc::clone(&moving));
     }
-    let gone = Gone::Epoch { from: Epoch(1), to: Epoch(2) };
+    wire.put("a", 2);
+    let seen = all(&mut watching).await;
+    assert_eq!((seen, wire.at(ONE).routing.epoch()), (vec![("a".to_owned(), 2)], Epoch(2)));
+    let cursor = watching.next(Instant::now()).await.unwrap().cursor;
+    assert_eq!(cursor.epoch, Epoch(2));
+    let mut resumed = wire.at(TWO).begin(everything(), Some(&first), soon()).await.unwrap();
+    assert_eq!(all(&mut resumed).await, [("a".to_owned(), 2)], "told again, as it is from before the change");
+    for node in [ONE, TWO] {
+        wire.at(node).routing.install(topology(3, 3, 3));
+    }
+    let gone = Gone::Epoch { from: Epoch(2), to: Epoch(3) };
     assert_eq!(watching.next(Instant::now() + WAIT * 2).await.unwrap_err(), gone);
     let none = wire.at(TWO).begin(everything(), Some(&cursor), soon()).await;
     assert_eq!(none.unwrap_err(), NoWatch::Gone(gone));

@@ -18,14 +18,20 @@
 //! [`IN_FLIGHT_MS`] later at the earliest, as the lost write may have been on its way to them still. A member that cannot be
 //! reached keeps its place, and goes on covering: its log is there when it comes back, or is found lost then.
 //!
+//! **While the topology changes** a slot that moves has two write sets. It is covered by what it had *before*, alone: every write that
+//! is acknowledged then has a majority of that, also one from a coordinator that has not heard of the change; and the new replicas
+//! keep much that is no news, as they catch up (it is not told). So a watch goes on into the next epoch where all of its slots are
+//! covered by the same members under the same instances as before: where a change begins, where one is taken back, and where none of
+//! its slots is concerned. Where a slot has moved, and where an epoch was skipped, it has gone. A cursor is good in its own epoch,
+//! and in the next one if that began a change: what was before is known there, and nowhere else.
+//!
 //! Invariants:
 //! - Versions of one key are told in ascending order, as far as [`Told`] remembers: the keys that were told last, at most
 //!   [`told::KEYS_MAX`] of them. A change that is behind them all (of a member that was away) may be told again.
 //! - A cursor names only places up to which everything was told, of members that cover.
 //!
-//! Caveats: an epoch that begins ends every watch, and no cursor outlives it: another instance may stand in a place. A write
-//! that is on its way for longer than [`IN_FLIGHT_MS`], from a replica that restarted meanwhile to one that does then, is of
-//! those that can be missed.
+//! Caveat: a write that is on its way for longer than [`IN_FLIGHT_MS`], from a replica that restarted meanwhile to one that does
+//! then, is of those that can be missed.
 
 mod cursor;
 #[cfg(test)]
@@ -38,8 +44,9 @@ use std::sync::Arc;
 pub use cursor::{Cursor, CursorError};
 use told::Told;
 
-use super::ring::Ring;
-use crate::types::{ChangesPage, Epoch, KeyChange, NodeNum, Position, Slot, SlotSet, majority};
+use super::ring::{Ring, WriteSet};
+use super::succession;
+use crate::types::{ChangesPage, Epoch, KeyChange, NodeNum, Position, Slot, SlotSet, Topology, majority};
 
 /// A write that one replica stored is at the others within so many milliseconds, or on nobody's way any more.
 pub const IN_FLIGHT_MS: u64 = 5_000;
@@ -50,7 +57,7 @@ pub enum Gone {
     /// The replicas of that slot forgot what comes behind the place.
     #[error("the replicas no longer remember what changed since (slot {0})")]
     Forgotten(Slot),
-    /// Members were replaced meanwhile.
+    /// Other members, or other instances, keep what is watched.
     #[error("the cluster's topology changed from epoch {from} to {to} since")]
     Epoch { from: Epoch, to: Epoch },
     /// The cursor is of another cluster.
@@ -106,12 +113,12 @@ impl Watch {
             if cursor.cluster != topology.cluster_id.digest() {
                 return Err(Gone::Foreign);
             }
-            if cursor.epoch != topology.epoch {
+            if cursor.epoch != topology.epoch && !begins_after(topology, cursor.epoch) {
                 return Err(Gone::Epoch { from: cursor.epoch, to: topology.epoch });
             }
         }
-        let homes = slots.iter().flat_map(|slot| ring.placement(slot).home_replicas().to_vec());
-        let mut members: BTreeMap<NodeNum, Followed> = homes.map(|node| (node, Followed::default())).collect();
+        let followed = slots.iter().flat_map(|slot| covering(&ring, slot));
+        let mut members: BTreeMap<NodeNum, Followed> = followed.map(|node| (*node, Followed::default())).collect();
         for (node, at) in cursor.iter().flat_map(|cursor| &cursor.places) {
             if let Some(member) = members.get_mut(node) {
                 member.tail = Tail::Followed(*at);
@@ -132,6 +139,24 @@ impl Watch {
 
     pub fn epoch(&self) -> Epoch {
         self.ring.epoch()
+    }
+
+    /// A newer topology is in force; the watch goes on under it if it can.
+    ///
+    /// # Errors
+    /// Where it cannot.
+    pub fn move_to(&mut self, ring: Arc<Ring>) -> Result<(), Gone> {
+        let (from, to) = (self.ring.epoch(), ring.epoch());
+        let gone = succession::gone(self.ring.topology(), ring.topology());
+        let same = |slot: Slot| {
+            let (before, now) = (covering(&self.ring, slot), covering(&ring, slot));
+            before.len() == now.len() && before.iter().all(|node| now.contains(node) && !gone.contains(node))
+        };
+        if to.0 != from.0 + 1 || !self.slots.iter().all(same) {
+            return Err(Gone::Epoch { from, to });
+        }
+        self.ring = ring;
+        Ok(())
     }
 
     /// Behind which place a member is to be asked.
@@ -193,7 +218,11 @@ impl Watch {
         if page.reaches && !page.more {
             self.heard_to_its_end(node, asked_ms);
         }
-        Ok(page.changes.into_iter().filter(|change| self.told.is_news(change)).collect())
+        let is_told = |change: &KeyChange| {
+            let slot = self.ring.token(&change.key).slot();
+            covering(&self.ring, slot).contains(&node) || !self.ring.placement(slot).is_home(node)
+        };
+        Ok(page.changes.into_iter().filter(|change| is_told(change) && self.told.is_news(change)).collect())
     }
 
     /// From where another watch can go on.
@@ -236,11 +265,9 @@ impl Watch {
         }
     }
 
-    /// Whether so many of a slot's home replicas are followed that every majority has one of them; of one of its write sets,
-    /// as an acknowledged write has a majority of each.
+    /// Whether so many of a slot's home replicas are followed that every majority has one of them.
     fn covers(&self, slot: Slot, counts: impl Fn(NodeNum, &Followed) -> bool) -> bool {
-        let placement = self.ring.placement(slot);
-        let homes = placement.home_replicas();
+        let homes = covering(&self.ring, slot);
         let follows = |node: &NodeNum| {
             self.members.get(node).is_some_and(|member| {
                 counts(*node, member)
@@ -251,9 +278,18 @@ impl Watch {
                     }
             })
         };
-        placement.write_sets.iter().any(|set| {
-            let followed = set.iter().filter(|node| follows(node)).count();
-            followed + majority(set.len()) > set.len()
-        })
+        let followed = homes.iter().filter(|node| follows(node)).count();
+        followed + majority(homes.len()) > homes.len()
     }
+}
+
+/// The home replicas whose logs cover a slot: those that every acknowledged write has a majority of. While it moves, those before.
+fn covering(ring: &Ring, slot: Slot) -> &[NodeNum] {
+    ring.placement(slot).write_sets.first().map_or(&[], WriteSet::as_slice)
+}
+
+/// Whether a change began with that topology, and with what was in force in that epoch.
+fn begins_after(topology: &Topology, epoch: Epoch) -> bool {
+    let began = topology.moving.as_ref().is_some_and(|moving| moving.since == topology.epoch);
+    began && topology.epoch.0 == epoch.0 + 1
 }

@@ -1,15 +1,17 @@
-//! Tables, and a watch of a model of replicas that store, restart and are partitioned.
+//! Tables.
 
-use std::collections::BTreeMap;
+mod model;
+
 use std::sync::Arc;
 
-use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::types::{ChangeKind, ClusterId, Hlc, InstanceId, Key, Member, Topology, Version, Writer};
+use crate::types::{
+    ChangeKind, ClusterId, Hlc, InstanceId, Key, Member, Moving, Topology, TopologyChange, Version, Writer,
+};
 
-fn ring(epoch: u64, members: u16, rf: u8) -> Arc<Ring> {
+fn topology(epoch: u64, members: u16, rf: u8) -> Topology {
     let member = |n: u16| Member {
         node: NodeNum(n),
         instance: InstanceId(Uuid::from_u128(n.into())),
@@ -30,7 +32,41 @@ fn ring(epoch: u64, members: u16, rf: u8) -> Arc<Ring> {
         moving: None,
     };
     topology.check().unwrap();
-    Arc::new(Ring::new(Arc::new(topology)))
+    topology
+}
+
+fn ring(epoch: u64, members: u16, rf: u8) -> Arc<Ring> {
+    Arc::new(Ring::new(Arc::new(topology(epoch, members, rf))))
+}
+
+/// The epoch after that one, as the test changes it.
+fn after(ring: &Ring, change: impl FnOnce(&mut Topology)) -> Arc<Ring> {
+    let mut next = (**ring.topology()).clone();
+    next.epoch = Epoch(next.epoch.0 + 1);
+    change(&mut next);
+    Arc::new(Ring::new(Arc::new(next)))
+}
+
+/// The change that begins there: all slots move on by so many members.
+fn begin(by: u16, rf: u8) -> impl FnOnce(&mut Topology) {
+    move |next| {
+        let (since, change) = (next.epoch, TopologyChange::ReplicationFactor);
+        let before = std::mem::take(&mut next.ring);
+        let members = next.members.len() as u16;
+        let homes = |slot: u16| (0..rf.into()).map(|i: u16| NodeNum((slot + by + i) % members + 1)).collect();
+        next.ring = (0..Slot::COUNT as u16).map(homes).collect();
+        next.moving = Some(Moving { since, change, rf: next.rf, ring: before });
+        next.rf = rf;
+    }
+}
+
+fn complete(next: &mut Topology) {
+    next.moving = None;
+}
+
+fn abort(next: &mut Topology) {
+    let moving = next.moving.take().unwrap();
+    (next.rf, next.ring) = (moving.rf, moving.ring);
 }
 
 fn change(key: &str, version: u64) -> KeyChange {
@@ -153,188 +189,67 @@ fn a_cursor_is_good_while_every_slot_is_covered() {
     assert_eq!(other, Gone::Epoch { from: Epoch(1), to: Epoch(2) });
 }
 
-// ------------------------------------------------------------------------------------------------------- the model
-
-/// What happens next; numbers choose among what there is.
-#[derive(Clone, Copy, Debug)]
-enum Event {
-    /// A write of a key, acknowledged by a majority; others store it soon, or never.
-    Write(u8, u64),
-    /// A message that is on its way arrives, or is lost.
-    Arrive(u8, bool),
-    Restart(u8),
-    /// A member is asked for its changes.
-    Poll(u8),
-    Cut(u8, bool),
-    /// Another watch goes on from the cursor.
-    Resume,
-    Later(u16),
+/// A key of that slot.
+fn key_of(ring: &Ring, slot: u8) -> String {
+    (0u32..)
+        .map(|n| n.to_string())
+        .find(|name| ring.token(&Key::new(name.clone()).unwrap()).slot() == Slot(slot))
+        .unwrap()
 }
 
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        4 => any::<(u8, u64)>().prop_map(|(key, choice)| Event::Write(key, choice)),
-        3 => any::<(u8, bool)>().prop_map(|(which, arrives)| Event::Arrive(which, arrives)),
-        1 => any::<u8>().prop_map(Event::Restart),
-        6 => any::<u8>().prop_map(Event::Poll),
-        1 => any::<(u8, bool)>().prop_map(|(node, cut)| Event::Cut(node, cut)),
-        1 => Just(Event::Resume),
-        2 => (0..7_000u16).prop_map(Event::Later),
-    ]
+#[test]
+fn a_watch_goes_on_while_the_same_members_cover_what_is_watched() {
+    // Of four members with two copies slot 0 is on 1 and 2, and then on 2 and 3; slot 1 follows it, and so on.
+    let first = ring(1, 4, 2);
+    let of = |slots: SlotSet| {
+        let mut watch = Watch::new(first.clone(), slots, None).unwrap();
+        for node in 1..=4 {
+            watch.on_page(NodeNum(node), page(1, 10, false, vec![]), (0, 1)).unwrap();
+        }
+        watch.begin();
+        watch
+    };
+    let moving = after(&first, begin(1, 2));
+    let gone = |from, to| Err(Gone::Epoch { from: Epoch(from), to: Epoch(to) });
+    let mut watch = of(all_slots());
+    let cursor = watch.cursor();
+    assert_eq!(watch.move_to(moving.clone()), Ok(()));
+    assert_eq!((watch.epoch(), watch.place(NodeNum(1))), (Epoch(2), Some(Position { boot: 1, seq: 10 })));
+    assert_eq!(watch.move_to(after(&moving, abort)), Ok(()), "what was before counted all along");
+    let mut watch = of(all_slots());
+    watch.move_to(moving.clone()).unwrap();
+    assert_eq!(watch.move_to(after(&moving, complete)), gone(2, 3));
+    assert_eq!(of(all_slots()).move_to(after(&moving, abort)), gone(1, 3), "nobody saw what was between");
+    // A cursor is good where a change began, and where that alone was.
+    assert!(Watch::new(moving.clone(), all_slots(), Some(&cursor)).is_ok());
+    assert_eq!(Watch::new(moving.clone(), all_slots(), Some(&watch.cursor())).map(drop), Ok(()));
+    for next in [after(&moving, abort), after(&first, |_| {}), after(&moving, |_| {})] {
+        let resumed = Watch::new(next.clone(), all_slots(), Some(&cursor));
+        assert_eq!(resumed.map(drop), gone(1, next.epoch().0));
+    }
+    // Another instance, of a member that is followed and of one that is not.
+    let replaced = after(&first, |next| next.members[0].instance = InstanceId(Uuid::from_u128(99)));
+    assert_eq!(of(all_slots()).move_to(replaced.clone()), gone(1, 2));
+    let one = [Slot(1)].into_iter().collect();
+    assert_eq!(of(one).members().collect::<Vec<_>>(), [2, 3].map(NodeNum));
+    assert_eq!(of(one).move_to(replaced), Ok(()));
 }
 
-struct Replica {
-    rows: BTreeMap<u8, u64>,
-    /// What it stored in this life.
-    log: Vec<KeyChange>,
-    boot: u64,
-    /// The watch cannot reach it.
-    cut: bool,
-}
-
-impl Replica {
-    /// At most two changes behind that place.
-    fn page(&self, from: Option<Position>) -> ChangesPage {
-        let end = self.log.len();
-        let at = |seq: usize| Position { boot: self.boot, seq: seq as u64 };
-        let Some(from) = from.filter(|from| from.boot == self.boot) else {
-            return page(self.boot, end as u64, false, vec![]);
-        };
-        let (from, to) = (from.seq as usize, end.min(from.seq as usize + 2));
-        ChangesPage { changes: self.log[from..to].to_vec(), at: at(to), reaches: true, more: to < end }
+#[test]
+fn a_slot_that_moves_is_covered_by_what_it_had_and_its_new_replicas_tell_no_news() {
+    let moving = after(&ring(1, 4, 2), begin(2, 2));
+    let only = [Slot(0)].into_iter().collect();
+    let watch = Watch::new(moving.clone(), only, None).unwrap();
+    assert_eq!(watch.members().collect::<Vec<_>>(), [1, 2].map(NodeNum), "3 and 4 get it");
+    let mut watch = Watch::new(moving.clone(), all_slots(), None).unwrap();
+    for node in 3..=4 {
+        watch.on_page(NodeNum(node), page(1, 10, false, vec![]), (0, 1)).unwrap();
     }
-}
-
-struct Model {
-    ring: Arc<Ring>,
-    replicas: BTreeMap<NodeNum, Replica>,
-    watch: Watch,
-    now_ms: u64,
-    version: u64,
-    /// On their way: until when, to whom, of which key.
-    sent: Vec<(u64, NodeNum, u8, u64)>,
-    acked: BTreeMap<u8, u64>,
-    told: BTreeMap<u8, u64>,
-}
-
-const KEYS: u8 = 4;
-
-impl Model {
-    fn new(members: u16, rf: u8) -> Self {
-        let ring = ring(1, members, rf);
-        let replica = || Replica { rows: BTreeMap::new(), log: Vec::new(), boot: 1, cut: false };
-        let replicas = (1..=members).map(|n| (NodeNum(n), replica())).collect();
-        let watch = Watch::new(ring.clone(), all_slots(), None).unwrap();
-        let (sent, acked, told) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        let mut model = Self { ring, replicas, watch, now_ms: 0, version: 0, sent, acked, told };
-        model.poll_all().unwrap();
-        assert!(model.watch.is_covered());
-        model.watch.begin();
-        model
-    }
-
-    fn store(&mut self, node: NodeNum, key: u8, version: u64) {
-        let replica = self.replicas.get_mut(&node).unwrap();
-        if replica.rows.get(&key).is_none_or(|row| *row < version) {
-            replica.rows.insert(key, version);
-            replica.log.push(change(&key.to_string(), version));
-        }
-    }
-
-    fn homes(&self, key: u8) -> Vec<NodeNum> {
-        self.ring.placement(Slot(key)).home_replicas().to_vec()
-    }
-
-    fn poll(&mut self, node: NodeNum) -> Result<bool, Gone> {
-        let replica = &self.replicas[&node];
-        if replica.cut {
-            return Ok(false);
-        }
-        let page = replica.page(self.watch.place(node));
-        for change in self.watch.on_page(node, page, (self.now_ms, self.now_ms))? {
-            let told = self.told.entry(change.key.to_string().parse().unwrap()).or_default();
-            *told = change.version.hlc.0.max(*told);
-        }
-        Ok(true)
-    }
-
-    fn poll_all(&mut self) -> Result<(), Gone> {
-        for node in self.replicas.keys().copied().collect::<Vec<_>>() {
-            self.poll(node)?;
-        }
-        Ok(())
-    }
-
-    fn happens(&mut self, event: Event) -> Result<(), Gone> {
-        let members = self.replicas.len();
-        let node = |choice: u8| NodeNum((usize::from(choice) % members) as u16 + 1);
-        match event {
-            Event::Write(key, choice) => {
-                let (key, mut homes) = (key % KEYS, self.homes(key % KEYS));
-                self.version += 1;
-                let first = choice as usize % homes.len();
-                homes.rotate_left(first);
-                for (at, home) in homes.iter().enumerate() {
-                    if at < majority(homes.len()) {
-                        self.store(*home, key, self.version);
-                    } else {
-                        self.sent.push((self.now_ms + IN_FLIGHT_MS, *home, key, self.version));
-                    }
-                }
-                self.acked.insert(key, self.version);
-            }
-            Event::Arrive(which, arrives) if !self.sent.is_empty() => {
-                let (_, to, key, version) = self.sent.remove(usize::from(which) % self.sent.len());
-                if arrives {
-                    self.store(to, key, version);
-                }
-            }
-            Event::Arrive(..) => {}
-            Event::Restart(which) => {
-                let replica = self.replicas.get_mut(&node(which)).unwrap();
-                replica.boot += 1;
-                replica.log.clear();
-            }
-            Event::Poll(which) => drop(self.poll(node(which))?),
-            Event::Cut(which, cut) => self.replicas.get_mut(&node(which)).unwrap().cut = cut,
-            Event::Resume => {
-                let cursor = Cursor::from_bytes(&self.watch.cursor().to_bytes()).unwrap();
-                self.watch = Watch::new(self.ring.clone(), all_slots(), Some(&cursor))?;
-            }
-            Event::Later(ms) => {
-                self.now_ms += u64::from(ms);
-                let now_ms = self.now_ms;
-                self.sent.retain(|(until, ..)| *until >= now_ms);
-            }
-        }
-        Ok(())
-    }
-
-    /// Everybody is heard, and whoever lacks something is repaired.
-    fn ends(&mut self) -> Result<(), Gone> {
-        for key in 0..KEYS {
-            let newest = self.replicas.values().filter_map(|replica| replica.rows.get(&key)).max().copied();
-            for home in self.homes(key) {
-                newest.into_iter().for_each(|version| self.store(home, key, version));
-            }
-        }
-        self.replicas.values_mut().for_each(|replica| replica.cut = false);
-        let most = self.replicas.values().map(|replica| replica.log.len()).max().unwrap_or(0);
-        (0..=most).try_for_each(|_| self.poll_all())
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
-    #[test]
-    fn no_acknowledged_write_is_missed(members in 1u16..5, rf in 1u8..4, events in prop::collection::vec(event(), 1..60)) {
-        let mut model = Model::new(members, rf.min(members as u8));
-        let gone = events.iter().try_for_each(|event| model.happens(*event)).and_then(|()| model.ends());
-        if gone.is_ok() {
-            for (key, acked) in &model.acked {
-                let told = model.told.get(key).copied().unwrap_or_default();
-                prop_assert!(told >= *acked, "of key {key} {told} was told and {acked} acknowledged");
-            }
-        }
-    }
+    assert!(watch.uncovered().contains(Slot(0)) && !watch.uncovered().contains(Slot(2)));
+    watch.on_page(NodeNum(1), page(1, 10, false, vec![]), (0, 1)).unwrap();
+    watch.begin();
+    let (gets, has) = (change(&key_of(&moving, 0), 5), change(&key_of(&moving, 2), 5));
+    let told = watch.on_page(NodeNum(3), page(1, 12, true, vec![gets.clone(), has.clone()]), (2, 3));
+    assert_eq!(told, Ok(vec![has]), "it may just have caught up with the other");
+    assert_eq!(watch.on_page(NodeNum(1), page(1, 11, true, vec![gets.clone()]), (2, 3)), Ok(vec![gets]));
 }
