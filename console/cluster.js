@@ -25,13 +25,14 @@ export function build(root) {
   parts.said = el("p", { class: "said" });
   parts.ring = ring.create(slot => replace(parts.slot, ...told(slot)));
   parts.slot = el("p", { class: "legend", "aria-live": "polite" });
+  parts.notes = el("div", { class: "result", role: "status" });
   parts.cards = el("div", { class: "cards" });
   parts.none = el("div", {});
   root.append(
     el("section", { class: "panel hero", "aria-label": "Health" }, el("div", {}, parts.word, parts.said), parts.figures),
     parts.none,
     el("div", { class: "split" },
-      panel("Ring", [parts.ring.picture, parts.slot, finder()]),
+      panel("Ring", [parts.ring.picture, parts.slot, parts.notes, finder()]),
       el("section", { "aria-label": "Nodes" }, parts.cards)),
   );
   rest();
@@ -43,7 +44,7 @@ function rest() {
 }
 
 function told(slot) {
-  return [`Slot ${slot.slot}: `, chips(slot.replicas)];
+  return [`Slot ${slot.slot}: `, chips(slot.replicas), ...(slot.before ? [" before: ", chips(slot.before)] : [])];
 }
 
 /** Where a key lives. */
@@ -73,7 +74,8 @@ export function update(snapshot) {
   remember(cluster.members);
   const gone = new Set(cluster.members.filter(member => !member.reachable).map(member => member.id));
   parts.cards.classList.toggle("few", cluster.members.length <= FEW);
-  follow(parts.cards, cluster.members, member => member.id, card, (node, member) => refresh(node, member, snapshot));
+  const copies = cluster.members.reduce((all, member) => all + member.slots, 0);
+  follow(parts.cards, cluster.members, member => member.id, card, (node, member) => refresh(node, member, snapshot, copies));
   if (drawn !== cluster.epoch) redraw(cluster.epoch, gone);
   parts.ring.gone(gone);
   parts.ring.rest(counted(cluster.members.length, "node"), `${counted(cluster.rf, "copy", "copies")} of each key`);
@@ -83,7 +85,11 @@ async function redraw(epoch, gone) {
   drawn = epoch;
   const answer = await api.ring();
   if (!answer.ok) return void (drawn = null);
-  parts.ring.draw(answer.body.slots);
+  /** @type {import("./types").Ring} */
+  const { slots, warnings, moving } = answer.body;
+  parts.ring.draw(slots);
+  if (moving) warnings.unshift(`${moving.text}, since epoch ${moving.since}: ${counted(moving.slots, "slot")} move`);
+  replace(parts.notes, ...warnings.map(note => el("p", { class: "hint" }, note)));
   parts.ring.gone(gone);
 }
 
@@ -139,8 +145,8 @@ function card(member) {
     el("footer", {}, el("span", { class: "facts" }), el("a", {})));
 }
 
-/** @param {Element} node @param {Member} member @param {Snapshot} snapshot */
-function refresh(node, member, snapshot) {
+/** @param {Element} node @param {Member} member @param {Snapshot} snapshot @param {number} copies of all */
+function refresh(node, member, snapshot, copies) {
   const [kind, word] = condition(member);
   say(node.querySelector(".is"), kind, word);
   node.dataset.state = word;
@@ -152,7 +158,7 @@ function refresh(node, member, snapshot) {
     ["p99", now(duration(member.latency_p99_ms))],
     ["Keys", count(member.keys)],
     ["Bytes", bytes(member.bytes)],
-    ["Slots", count(member.slots)],
+    ["Slots", `${count(member.slots)} (${count((100 * member.slots) / copies)}%)`],
     ["Hints owed", count(member.hints_owed)],
   ]);
   node.querySelector("dl").lastChild.classList.toggle("owed", member.hints_owed > 0);

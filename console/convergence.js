@@ -2,7 +2,7 @@
  * The map of how the copies agree: a line for each pair of nodes, a field for each of the 16 chunks of the keyspace.
  */
 import * as api from "./api.js";
-import { el, empty, panel, replace, table } from "./dom.js";
+import { button, el, empty, panel, replace, table } from "./dom.js";
 import { chip, count, counted, moment, state } from "./format.js";
 
 const CHUNKS = 16;
@@ -20,8 +20,8 @@ export function create() {
   parts.map = el("div", {}, el("p", { class: "quiet" }, "Asking every pair of nodes …"));
   parts.keys = el("div", {});
   parts.said = el("span", { role: "status" });
-  parts.compare = el("button", { type: "button", onclick: () => compare(false) }, "Compare now");
-  parts.name = el("button", { type: "button", onclick: () => compare(true) }, "Name the keys that differ");
+  parts.compare = button("Compare now", () => compare(false));
+  parts.name = button("Name the keys that differ", () => compare(true));
   return panel("Do the copies agree?", [
     el("p", { class: "quiet" }, "Each pair of nodes that keeps the same keys is asked anew. Writes under way show as ≠ for a moment."),
     parts.map, (parts.scrubs = el("p", { class: "quiet" })),

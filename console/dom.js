@@ -75,6 +75,16 @@ export function follow(parent, items, key, create, update) {
   for (const gone of known.values()) gone.remove();
 }
 
+/** A button that sends no form. @param {string} label @param {(event: Event) => void} onclick @param {Props} [props] */
+export function button(label, onclick, props) {
+  return el("button", { type: "button", onclick, ...props }, label);
+}
+
+/** A row of a table. @param {...Child} cells what stands in each */
+export function row(...cells) {
+  return el("tr", {}, ...cells.map(cell => el("td", {}, ...[cell].flat())));
+}
+
 /** A panel with a heading; what stands beside the heading comes last. */
 export function panel(title, body, beside) {
   return el("section", { class: "panel" }, el("div", { class: "head" }, el("h2", {}, title), beside), ...[body].flat());

@@ -2,7 +2,7 @@
  * The view "Healing": how the copies agree, repairs and how far they are, hints and tombstones and whom they wait for.
  */
 import * as api from "./api.js";
-import { attribute, el, empty, follow, panel, replace, table, text } from "./dom.js";
+import { attribute, button, el, empty, follow, panel, replace, table, text } from "./dom.js";
 import { UNKNOWN, bytes, chip, count, counted, duration, moment, say, state } from "./format.js";
 import * as convergence from "./convergence.js";
 
@@ -41,7 +41,7 @@ function repairs() {
     text(parts.begun, answer.ok ? "" : `${answer.problem.title}: ${answer.problem.detail}`);
   };
   return panel("Repairs", [
-    el("div", { class: "row" }, el("button", { type: "button", class: "primary", onclick: begin(false) }, "Repair now"), el("button", { type: "button", onclick: begin(true) }, "Count what differs")),
+    el("div", { class: "row" }, button("Repair now", begin(false), { class: "primary" }), button("Count what differs", begin(true))),
     parts.begun, parts.noRepair, parts.operations]);
 }
 
@@ -52,10 +52,10 @@ function line(operation) {
     el("div", { class: "head" }, el("strong", {}, what), el("small", {}, "begun ", moment(operation.started_ms)), el("span", { class: "is" })),
     el("progress", { max: 1, "aria-label": `${what}: progress` }),
     el("p", { class: "quiet" }),
-    el("button", { type: "button", onclick: event => {
+    button("Abort", event => {
       event.target.disabled = true;
       api.abort(operation.id);
-    } }, "Abort"));
+    }));
 }
 
 /** @param {Element} node @param {Operation} operation */

@@ -2,7 +2,7 @@
  * The view "Keys": all of them in order; reading, writing and deleting one.
  */
 import * as api from "./api.js";
-import { choice, el, empty, field, panel, replace } from "./dom.js";
+import { button, choice, el, empty, field, panel, replace } from "./dom.js";
 import * as record from "./record.js";
 
 /** How long a first press on "Delete" waits for the second, in milliseconds. */
@@ -19,7 +19,7 @@ export function build(root) {
   parts.result = el("div", { "aria-live": "polite", id: "result" });
   parts.prefix = el("input", { class: "mono", placeholder: "all", spellcheck: "false", oninput: () => list() });
   parts.list = el("ul", { class: "recent" });
-  parts.more = el("button", { type: "button", onclick: () => list(parts.next) }, "More");
+  parts.more = button("More", () => list(parts.next));
   root.append(el("div", { class: "split keys" },
     panel("Key", [form()]), panel("Answer", [parts.result]), panel("Keys", [field("Prefix", parts.prefix), parts.list, parts.more])));
   list();
@@ -34,7 +34,7 @@ function form() {
   parts.version = el("input", { id: "version", class: "mono", autocomplete: "off", spellcheck: "false" });
   parts.versionField = field("Version", parts.version);
   parts.versionField.hidden = true;
-  parts.remove = el("button", { type: "button", class: "danger", onclick: sure }, "Delete");
+  parts.remove = button("Delete", sure, { class: "danger" });
   return el("form", { onsubmit: event => {
     event.preventDefault();
     event.submitter?.value === "put" ? put() : get();
@@ -166,7 +166,7 @@ async function list(cursor) {
 
 /** What is no text cannot be typed. */
 const entry = ({ key, key_base64 }) =>
-  el("li", {}, el("button", { type: "button", class: "link mono", disabled: key_base64, onclick: () => show(key) }, key));
+  el("li", {}, button(key, () => show(key), { class: "link mono", disabled: key_base64 }));
 
 /** The answer stands until the next question. */
 export function update() {}

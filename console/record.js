@@ -1,7 +1,7 @@
 /**
  * What a request about a key came to: a record with its copies, a receipt, or a problem.
  */
-import { el, table } from "./dom.js";
+import { button, el, row, table } from "./dom.js";
 import { bytes, chip, chips, counted, listed, moment, state } from "./format.js";
 import { bytesOf, viewer } from "./value.js";
 
@@ -28,8 +28,8 @@ export function found(record, edit) {
     ]),
     viewer(record),
     el("div", { class: "row" },
-      record.value !== undefined && el("button", { type: "button", onclick: () => edit(record) }, "Edit"),
-      el("button", { type: "button", onclick: () => download(record) }, "Download")),
+      record.value !== undefined && button("Edit", () => edit(record)),
+      button("Download", () => download(record))),
     el("h4", {}, "Copies"),
     copies(record));
 }
@@ -40,9 +40,9 @@ function copies(record) {
   const homes = new Set(record.replicas);
   const silent = record.replicas.filter(node => !record.copies.some(copy => copy.node === node));
   for (const copy of record.copies) {
-    body.append(el("tr", {}, el("td", {}, chip(copy.node), !homes.has(copy.node) && el("small", {}, " stand-in")), el("td", {}, held(copy, record.version)), el("td", {}, el("code", {}, copy.version ?? "–"))));
+    body.append(row([chip(copy.node), !homes.has(copy.node) && el("small", {}, " stand-in")], held(copy, record.version), el("code", {}, copy.version ?? "–")));
   }
-  for (const node of silent) body.append(el("tr", {}, el("td", {}, chip(node)), el("td", {}, state("bad", "no answer")), el("td", {}, "–")));
+  for (const node of silent) body.append(row(chip(node), state("bad", "no answer"), "–"));
   return whole;
 }
 

@@ -68,7 +68,9 @@ export interface Snapshot {
 /** An event of the stream. */
 export interface Happening { number: number; at_ms: number; node: string; kind: string; text: string }
 
-export interface Slot { slot: string; replicas: string[] }
+export interface Slot { slot: string; replicas: string[]; before?: string[] }
+
+export interface Ring { slots: Slot[]; warnings: string[]; moving: { since: number; text: string; slots: number } | null }
 
 export interface Tombstones {
   tombstones: number;

@@ -1,7 +1,7 @@
 /**
  * A value as text, as JSON or as bytes. It is looked at and never run: all of it goes onto the page as text.
  */
-import { el, replace } from "./dom.js";
+import { button, el, replace } from "./dom.js";
 import { bytes } from "./format.js";
 
 /** Bytes of a value that are shown at first; all of it on demand. */
@@ -25,13 +25,13 @@ export function viewer(record) {
     Hex: whole => hex(whole ? raw : raw.subarray(0, SHOWN_MAX)),
   };
   const body = el("pre", { class: "value", tabindex: 0, "aria-label": "Value" }), more = el("div", {});
-  const buttons = Object.keys(views).map(name => el("button", { type: "button", disabled: !views[name], title: views[name] ? false : `The value is no ${name === "JSON" ? "JSON" : "text (UTF-8)"}`, onclick: () => show(name) }, name));
+  const buttons = Object.keys(views).map(name => button(name, () => show(name), { disabled: !views[name], title: views[name] ? false : `The value is no ${name === "JSON" ? "JSON" : "text (UTF-8)"}` }));
 
   function show(name, whole = raw.length <= SHOWN_MAX) {
     buttons.forEach(button => button.setAttribute("aria-pressed", String(button.textContent === name)));
     body.textContent = raw.length ? views[name](whole) : "";
     body.dataset.empty = raw.length ? "" : "the empty value";
-    replace(more, !whole && el("button", { type: "button", onclick: () => show(name, true) }, `Show all ${bytes(raw.length)}`));
+    replace(more, !whole && button(`Show all ${bytes(raw.length)}`, () => show(name, true)));
   }
 
   show(json !== undefined && /json/i.test(record.content_type) ? "JSON" : views.Text ? "Text" : "Hex");

@@ -1,6 +1,8 @@
 //! The command line as a process: exit codes, what goes to stdout and what to stderr.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "cli/membership.rs"]
+mod membership;
 #[path = "cli/moving.rs"]
 mod moving;
 
@@ -141,6 +143,13 @@ fn a_wrong_command_line_is_2_and_says_what_was_meant() {
         &["put", "k", "v", "--idempotency-key", "a\nb"],
         &["touch", "k"],
         &["touch", "k", "soon"],
+        &["leave", "node2"],
+        &["zone", "n1"],
+        &["zone", "n1", "b", "--none"],
+        &["plan", "grow"],
+        &["change", "--abort", "--wait"],
+        &["replace"],
+        &["replace", "n3", "--node-num", "4", "--seeds", "127.0.0.1:1"],
     ] {
         let (code, stdout, stderr) = run(wrong);
         assert_eq!((code, stdout.as_str()), (2, ""), "{wrong:?}: {stderr}");
@@ -161,6 +170,8 @@ fn wrong_settings_are_78_and_start_nothing() {
         (a3(&["config", "--config", "/nowhere.toml"]), "/nowhere.toml: "),
         (a3(&["serve", "--bind-addr", "0.0.0.0", "--mesh-insecure"]), "ADVERTISE_ADDR"),
         (a3(&["serve", "--seeds", "127.0.0.1:1"]), "NODE_NUM must be set"),
+        (a3(&["join", "--node-num", "4"]), "a3 join: SEEDS must be set"),
+        (a3(&["replace", "n4"]), "a3 replace: SEEDS must be set"),
     ] {
         let mut command = command;
         let (code, stdout, stderr) = told(command.current_dir(dir.path()).output().unwrap());

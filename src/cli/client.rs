@@ -68,7 +68,7 @@ impl FromStr for Host {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Asked {
     /// The node to ask.
-    #[arg(long, env = "A3_HOST", default_value = "http://127.0.0.1:8001")]
+    #[arg(long, global = true, env = "A3_HOST", default_value = "http://127.0.0.1:8001")]
     pub(super) host: Host,
 }
 

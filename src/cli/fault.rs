@@ -16,19 +16,24 @@ pub enum Fault {
     /// The command line makes no sense. Exit code 2, as for what clap refuses itself.
     #[error("{0}")]
     Usage(String),
-    /// The key holds no value. Exit code 3.
+    /// The key holds no value; there is no such member, or no change under way. Exit code 3.
     #[error("{0}")]
     NotFound(String),
     /// The condition of the request is false; nothing was written. Exit code 4.
     #[error("{0}")]
     ConditionFailed(String),
-    /// No node answered, too few replicas did, or other writes of the key were always first; trying again may help. Exit code 69 (`EX_UNAVAILABLE`).
+    /// No node answered, too few replicas did, or others were first (writes of the key, another change); trying again may help. Exit code 69 (`EX_UNAVAILABLE`).
     #[error("{0}")]
     Unavailable(String),
     /// Exit code 78 (`EX_CONFIG`).
     #[error("{0}")]
     Configuration(String),
 }
+
+/// What was asked for by its name is not there.
+const NOT_FOUND: &[&str] = &["no-such-key", "no-such-member", "no-such-change"];
+/// Conflicts that pass.
+const AGAIN: &[&str] = &["conflict", "change-under-way"];
 
 impl Fault {
     pub fn exit_code(&self) -> ExitCode {
@@ -46,8 +51,8 @@ impl Fault {
     pub(super) fn of_answer(status: u16, body: &[u8]) -> Self {
         let text = readable(status, body);
         match status {
-            404 if code_is(body, "no-such-key") => Fault::NotFound(text),
-            409 if code_is(body, "conflict") => Fault::Unavailable(text),
+            404 if NOT_FOUND.iter().any(|code| code_is(body, code)) => Fault::NotFound(text),
+            409 if AGAIN.iter().any(|code| code_is(body, code)) => Fault::Unavailable(text),
             412 => Fault::ConditionFailed(text),
             429 | 503 | 504 => Fault::Unavailable(text),
             _ => Fault::Failed(text),
@@ -145,6 +150,9 @@ mod tests {
         assert_eq!(of(412, "precondition-failed"), Fault::ConditionFailed("T".into()));
         assert_eq!(of(409, "conflict"), Fault::Unavailable("T".into()));
         assert_eq!(of(409, "condition-count-exhausted"), Fault::Failed("T".into()));
+        assert_eq!(of(409, "change-under-way"), Fault::Unavailable("T".into()));
+        assert_eq!(of(409, "change-unfit"), Fault::Failed("T".into()));
+        assert_eq!(of(404, "no-such-change"), Fault::NotFound("T".into()));
         assert_eq!(of(422, "idempotency-key-reused"), Fault::Failed("T".into()));
     }
 

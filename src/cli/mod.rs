@@ -19,8 +19,10 @@ mod fault;
 mod get;
 mod health;
 mod import;
+mod join;
 mod logging;
 mod ls;
+mod membership;
 mod moving;
 mod openapi;
 mod output;
@@ -70,6 +72,14 @@ enum Command {
     Import(import::Import),
     Status(status::Status),
     Ring(ring::Ring),
+    Plan(membership::Plan),
+    Join(join::Join),
+    Leave(membership::Leave),
+    Replace(join::Replace),
+    Weight(membership::Weight),
+    Zone(membership::Zone),
+    ReplicationFactor(membership::ReplicationFactor),
+    Change(membership::Change),
     Convergence(convergence::Convergence),
     Repair(repair::Repair),
     Tombstones(tombstones::Tombstones),
@@ -90,8 +100,10 @@ impl Cli {
     /// The [`Fault`] to print and exit with. Whether anything was written is in its text, where it matters.
     pub fn run(self) -> Result<ExitCode, Fault> {
         let done = match self.command {
-            // The two that end with a code of their own.
+            // Those that end with a code of their own.
             Command::Serve(command) => return command.run(),
+            Command::Join(command) => return command.run(),
+            Command::Replace(command) => return command.run(),
             Command::Dev(command) => return command.run(),
             Command::Put(command) => command.run(),
             Command::Get(command) => command.run(),
@@ -103,6 +115,12 @@ impl Cli {
             Command::Import(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Ring(command) => command.run(),
+            Command::Plan(command) => command.run(),
+            Command::Leave(command) => command.run(),
+            Command::Weight(command) => command.run(),
+            Command::Zone(command) => command.run(),
+            Command::ReplicationFactor(command) => command.run(),
+            Command::Change(command) => command.run(),
             Command::Convergence(command) => command.run(),
             Command::Repair(command) => command.run(),
             Command::Tombstones(command) => command.run(),

@@ -21,7 +21,7 @@ pub(super) enum Format {
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Output {
     /// How to print the answer.
-    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub(super) format: Format,
 }
 

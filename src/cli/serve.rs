@@ -21,12 +21,22 @@ pub(super) struct Serve {
     #[arg(long, hide = true)]
     parent_pipe: bool,
     #[command(flatten)]
-    settings: SettingFlags,
+    pub(super) settings: SettingFlags,
 }
 
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, Fault> {
-        let (_, config) = self.settings.load()?;
+        let config = self.config()?;
+        self.serve(config, None)
+    }
+
+    /// What the settings say.
+    pub(super) fn config(&self) -> Result<Config, Fault> {
+        Ok(self.settings.clone().load()?.1)
+    }
+
+    /// The node; `what` it is about to do is logged first.
+    pub(super) fn serve(self, config: Config, what: Option<String>) -> Result<ExitCode, Fault> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|e| Fault::Failed(format!("cannot start: {e}")))?;
         // Let go of before the runtime, which what is left to be written needs.
@@ -36,6 +46,9 @@ impl Serve {
         };
         for warning in &config.warnings {
             tracing::warn!("{warning}");
+        }
+        if let Some(what) = what {
+            tracing::info!("{what}");
         }
         runtime.block_on(serve(config, self.parent_pipe))?;
         Ok(ExitCode::SUCCESS)

@@ -38,6 +38,25 @@ impl SettingFlags {
     }
 }
 
+impl SettingFlags {
+    /// States a setting as if by its flag.
+    ///
+    /// # Errors
+    /// [`Fault::Usage`] where the flag says something else.
+    pub(super) fn set(&mut self, name: &'static str, text: String) -> Result<(), Fault> {
+        match self.flags.iter().find(|(flag, _)| *flag == name) {
+            Some((_, given)) if *given != text => {
+                Err(Fault::Usage(format!("{name} is {text}, and its flag says {given}")))
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.flags.push((name, text));
+                Ok(())
+            }
+        }
+    }
+}
+
 impl Args for SettingFlags {
     fn augment_args(command: Command) -> Command {
         let file = Arg::new(FILE).long(FILE).value_name("FILE").value_parser(value_parser!(PathBuf));

@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::Fault;
 use super::client::{Client, Host};
@@ -29,6 +30,7 @@ pub(super) struct Member {
     pub(super) http_address: String,
     pub(super) mesh_address: String,
     pub(super) zone: Option<String>,
+    pub(super) weight: Option<u64>,
     pub(super) program: Option<String>,
     pub(super) epoch: Option<u64>,
     pub(super) requests_per_second: Option<u64>,
@@ -82,6 +84,9 @@ pub(super) struct Ring {
     pub(super) epoch: u64,
     pub(super) rf: u64,
     pub(super) slots: Vec<Slot>,
+    pub(super) members: Vec<Share>,
+    pub(super) warnings: Vec<String>,
+    pub(super) moving: Option<Moving>,
 }
 
 /// The home replicas of one slot; the slots come in their order.
@@ -89,6 +94,85 @@ pub(super) struct Ring {
 #[serde(default)]
 pub(super) struct Slot {
     pub(super) replicas: Vec<String>,
+    pub(super) before: Option<Vec<String>>,
+}
+
+/// What a member keeps of all copies.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Share {
+    pub(super) node: String,
+    pub(super) zone: Option<String>,
+    pub(super) weight: u64,
+    pub(super) slots: u64,
+    pub(super) share: f64,
+    pub(super) slots_by_weight: u64,
+}
+
+/// A change of the topology, as the ring shows it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Moving {
+    pub(super) since: u64,
+    pub(super) text: String,
+    pub(super) slots: u64,
+}
+
+/// `POST /cluster/plan`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Plan {
+    pub(super) text: String,
+    pub(super) epoch: u64,
+    pub(super) rf: u64,
+    pub(super) rf_before: u64,
+    pub(super) slots: u64,
+    pub(super) copies: u64,
+    pub(super) copies_ideal: u64,
+    pub(super) bytes_estimate: u64,
+    pub(super) members: Vec<PlanMember>,
+    pub(super) warnings: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PlanMember {
+    pub(super) node: String,
+    pub(super) zone: Option<String>,
+    pub(super) weight: u64,
+    pub(super) slots_before: u64,
+    pub(super) slots: u64,
+    pub(super) slots_by_weight: u64,
+    pub(super) gained: u64,
+    pub(super) given_up: u64,
+    pub(super) bytes_estimate: u64,
+}
+
+/// `GET /cluster/change`. `ended` is what this program adds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Change {
+    pub(super) text: String,
+    pub(super) since: u64,
+    pub(super) epoch: u64,
+    pub(super) slots: u64,
+    pub(super) done: u64,
+    pub(super) total: u64,
+    pub(super) eta_ms: Option<u64>,
+    pub(super) members: Vec<ChangeMember>,
+    pub(super) waiting_for: Vec<Waiting>,
+    pub(super) ended: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ChangeMember {
+    pub(super) node: String,
+    pub(super) slots: u64,
+    pub(super) done: u64,
+    pub(super) keys: u64,
+    pub(super) bytes: u64,
+    pub(super) error: Option<String>,
 }
 
 /// `GET /cluster/convergence`.
@@ -158,6 +242,11 @@ pub(super) struct Operation {
     pub(super) bytes: u64,
     pub(super) per_second: f64,
     pub(super) eta_ms: Option<u64>,
+}
+
+/// One of these, of what came.
+pub(super) fn read<T: DeserializeOwned>(told: &Value) -> Result<T, Fault> {
+    T::deserialize(told).map_err(|e| Fault::Failed(format!("that is not what an a3 node answers: {e}")))
 }
 
 /// Asks a node for one of these.

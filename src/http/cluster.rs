@@ -53,7 +53,8 @@ async fn health(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<HealthBody
 
 /// The ring
 ///
-/// The home replicas of each of the 256 slots.
+/// The home replicas of each of the 256 slots, what each member keeps of them, and what the zones cannot carry. While the
+/// topology changes, what slots had before.
 #[utoipa::path(get, path = "/cluster/ring", operation_id = "getRing", tag = "cluster",
     responses((status = 200, description = "The ring.", body = RingBody)))]
 async fn ring(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<RingBody>, Problem> {

@@ -200,6 +200,13 @@ const COMMON: &[(u16, &str)] = &[
 ];
 const NOT_FOUND: (u16, &str) = (404, "There is nothing at this path.");
 const NO_OPERATION: (u16, &str) = (404, "The node knows no such operation.");
+const NO_MEMBER: (u16, &str) = (404, "There is no such member.");
+const NO_CHANGE: (u16, &str) = (404, "No change of the topology is under way.");
+const UNFIT: (u16, &str) = (
+    409,
+    "Nothing was begun. `change-under-way`: there is one change at a time; `change-unfit`: the detail says why there can be no such one.",
+);
+const UNDECIDED: (u16, &str) = (504, "No majority of the members answered in time: it may have been decided, or not.");
 const WATCH_GONE: (u16, &str) =
     (410, "What changed since the cursor is remembered no more: watch anew, and list the keys.");
 const NO_VALUE: (u16, &str) =
@@ -238,6 +245,12 @@ fn problems_of(operation: &str) -> Vec<(u16, &'static str)> {
         "importRecords" => &[CROSS_SITE, STALLED, ENCODED, TIMED_OUT, DISK_FULL],
         "createBackup" => &[CROSS_SITE, NO_ROOM],
         "repair" => &[CROSS_SITE, BODY_TIMEOUT, TOO_LARGE],
+        "planChange" => &[CROSS_SITE, NO_MEMBER, BODY_TIMEOUT, UNFIT, TOO_LARGE],
+        "leaveCluster" => &[CROSS_SITE, NO_MEMBER, UNFIT, UNDECIDED],
+        "changeMember" => &[CROSS_SITE, NO_MEMBER, BODY_TIMEOUT, UNFIT, TOO_LARGE, UNDECIDED],
+        "changeReplicationFactor" => &[CROSS_SITE, BODY_TIMEOUT, UNFIT, TOO_LARGE, UNDECIDED],
+        "getChange" => &[NO_CHANGE],
+        "abortChange" => &[CROSS_SITE, NO_CHANGE, UNDECIDED],
         "getOperation" | "getOperationEvents" => &[NO_OPERATION],
         "abortOperation" => &[CROSS_SITE, NO_OPERATION],
         "listKeys" | "exportRecords" => &[TIMED_OUT],
@@ -280,10 +293,13 @@ pub fn openapi_json() -> String {
     text
 }
 
+/// Operations that are nothing without a body.
+const NEED_BODIES: &[&str] = &["batch", "planChange", "changeMember", "changeReplicationFactor"];
+
 fn describe_parts(operation: &mut Operation, bodies: bool) {
     let id = operation.operation_id.clone().unwrap_or_default();
     if let Some(RefOr::T(body)) = &mut operation.request_body
-        && id != "batch"
+        && !NEED_BODIES.contains(&id.as_str())
     {
         // No body is an empty value. The macro would say that by allowing null in its place.
         body.required = Some(Required::False);
@@ -364,8 +380,9 @@ mod tests {
                     assert!(operation[member].as_str().is_some_and(|t| !t.is_empty()), "{at}: {member}");
                 }
                 assert_eq!(operation["tags"].as_array().unwrap().len(), 1, "{at}");
-                let success = if operation["operationId"] == "repair" { "202" } else { "200" };
-                for status in [success, "400", "500", "503"] {
+                let success = |status: &&str| operation["responses"][status].is_object();
+                assert!(["200", "202"].iter().any(success), "{at}: no success");
+                for status in ["400", "500", "503"] {
                     assert!(operation["responses"][status]["description"].is_string(), "{at}: {status}");
                 }
             }

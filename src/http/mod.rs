@@ -18,6 +18,7 @@ mod backup;
 mod batch;
 mod bodies;
 mod body;
+mod change;
 mod cluster;
 mod conditions;
 mod console;
@@ -144,6 +145,8 @@ struct Api {
     long_polls: Arc<Semaphore>,
     /// Imports that may begin.
     imports: Arc<Semaphore>,
+    /// Of the change of the topology under way.
+    pace: change::Pace,
 }
 
 impl fmt::Debug for Api {
@@ -165,6 +168,7 @@ pub fn router(node: Arc<Node>, entropy: Arc<dyn Entropy>, options: &Options, ren
         watches: Arc::new(Semaphore::new(watch::WATCHES_MAX)),
         long_polls: Arc::new(Semaphore::new(kv::LONG_POLLS_MAX)),
         imports: Arc::new(Semaphore::new(moving::IMPORTS_MAX)),
+        pace: change::Pace::default(),
     };
     let (documented, _) = routes().split_for_parts();
     let router = documented.merge(docs::swagger_ui()).merge(console::routes()).with_state(Arc::new(api));
@@ -183,6 +187,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .merge(batch::routes())
         .merge(moving::routes())
         .merge(cluster::routes())
+        .merge(change::routes())
         .merge(live::routes())
         .merge(convergence::routes())
         .merge(operations::routes())

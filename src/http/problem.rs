@@ -68,6 +68,10 @@ codes! {
         "The path is none of the API's. GET / lists where to start, /openapi.json describes everything.";
     NoSuchOperation = "no-such-operation", NOT_FOUND, false, "There is no such operation",
         "Operations are known to the node that began them, until it stops; of those that ended, the last hundred are.";
+    NoSuchMember = "no-such-member", NOT_FOUND, false, "There is no such member",
+        "No member of the cluster has this name. GET /cluster lists them.";
+    NoSuchChange = "no-such-change", NOT_FOUND, false, "No change of the topology is under way",
+        "The last one has ended or was taken back, or another node has begun one that this node has not heard of yet.";
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, false, "The path does not know this method",
         "The header Allow lists the methods that the path knows.";
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, true, "The body did not arrive in time",
@@ -78,6 +82,10 @@ codes! {
         "Said of a line within an import's answer: its version stands there with another content, as where two clusters went on from one export, or a line was edited. What is there stays. With restamp=true, or without version and written, the line is written above it.";
     Exhausted = "condition-count-exhausted", CONFLICT, false, "The key cannot take another conditional write",
         "A version counts the conditional writes since the last plain one, and this key's count is used up. PUT it once without a condition and without an Idempotency-Key: that begins a new count.";
+    ChangeUnderWay = "change-under-way", CONFLICT, true, "Another change of the topology is under way",
+        "There is one at a time. GET /cluster/change says how far it is, DELETE /cluster/change takes it back. Nothing was begun.";
+    ChangeUnfit = "change-unfit", CONFLICT, false, "The cluster cannot be changed so",
+        "The detail says why: it would change nothing, or leave fewer members than copies, or the node is a member already. Nothing was begun.";
     WatchGone = "watch-gone", GONE, false, "What changed since is remembered no more",
         "Each node remembers its last 100,000 changes until it restarts, and too few of them reach back to this watch's place; or the topology changed since. Changes may have been missed: watch anew without a cursor, and once that has begun list the keys that matter (GET /kv?prefix=).";
     PreconditionFailed = "precondition-failed", PRECONDITION_FAILED, false, "The condition is false",
@@ -116,6 +124,8 @@ codes! {
         "A node takes and sends one backup of itself at a time. Ask again when that one is through.";
     TimedOut = "timed-out", GATEWAY_TIMEOUT, true, "Not enough replicas answered in time",
         "For a write, outcome says what is known of it: unknown means that it may be found later.";
+    ChangeUndecided = "change-undecided", GATEWAY_TIMEOUT, true, "No majority of the members decided in time",
+        "The change may have been decided, or be decided yet. Once a majority of the members answers, GET /cluster/change tells.";
     DiskFull = "disk-full", INSUFFICIENT_STORAGE, true, "The replicas' disks are full",
         "Not enough replicas have room for the write.";
 }

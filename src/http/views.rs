@@ -4,8 +4,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::bodies::{NodeName, key_texts, names};
+use super::change::kind;
 use crate::node::views::{ClusterHealth, ClusterView, HealthView, HintsView, MemberView, PlacementView, RingView};
 use crate::ports::NodeState;
+use crate::protocol::spread::Share;
 use crate::types::{NodeNum, Slot, Topology};
 
 /// The cluster, as the asked node sees it.
@@ -168,7 +170,7 @@ impl From<HealthView> for HealthBody {
     }
 }
 
-/// The ring: for each slot its home replicas.
+/// The ring: for each slot its home replicas, and how it spreads the copies.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Ring)]
 pub(super) struct RingBody {
@@ -178,6 +180,15 @@ pub(super) struct RingBody {
     rf: u8,
     /// In order of the slots.
     slots: Vec<SlotBody>,
+    members: Vec<ShareBody>,
+    /// Whether every member keeps what its weight gives it, to within one slot.
+    even: bool,
+    /// Slots whose copies stand in fewer zones than they could.
+    slots_in_fewer_zones: usize,
+    /// What a person should know of the ring.
+    warnings: Vec<String>,
+    /// The change of the topology that is under way; null where there is none. Until it ends what was before counts too.
+    moving: Option<MovingBody>,
 }
 
 /// One of 256 pieces of the keyspace.
@@ -187,21 +198,90 @@ pub(super) struct SlotBody {
     /// The first byte of the tokens in it, in hexadecimal.
     #[schema(example = "0c", pattern = "^[0-9a-f]{2}$")]
     slot: String,
-    /// The home replicas; the first is asked first.
+    /// The home replicas; the first is asked first. While it moves, those that it is to have.
     replicas: Vec<NodeName>,
+    /// While it moves: those that it had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    before: Option<Vec<NodeName>>,
+}
+
+/// What a member keeps of all copies.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Share)]
+pub(super) struct ShareBody {
+    node: NodeName,
+    zone: Option<String>,
+    weight: u32,
+    /// Slots it is a home replica of, of 256.
+    slots: usize,
+    /// Its part of all copies, 0 to 1.
+    share: f64,
+    /// Slots that its weight alone would give it.
+    slots_by_weight: usize,
+}
+
+impl From<Share> for ShareBody {
+    fn from(share: Share) -> Self {
+        Self {
+            node: NodeName(share.node),
+            zone: share.zone,
+            weight: share.weight,
+            slots: share.slots,
+            share: share.part,
+            slots_by_weight: share.by_weight,
+        }
+    }
+}
+
+/// A change of the topology that is under way, as the ring shows it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Moving)]
+pub(super) struct MovingBody {
+    /// The epoch in which it began.
+    since: u64,
+    /// `join`, `leave`, `weight`, `zone` or `replication-factor`.
+    #[schema(example = "leave")]
+    change: &'static str,
+    /// The same in words.
+    #[schema(example = "n2 leaves")]
+    text: String,
+    /// Copies of each key that were asked for before.
+    rf_before: u8,
+    /// Slots that move.
+    slots: usize,
+}
+
+impl MovingBody {
+    fn of(topology: &Topology) -> Option<Self> {
+        let moving = topology.moving.as_ref()?;
+        Some(Self {
+            since: moving.since.0,
+            change: kind(&moving.change),
+            text: moving.change.to_string(),
+            rf_before: moving.rf,
+            slots: topology.moving_slots().count(),
+        })
+    }
 }
 
 impl From<RingView> for RingBody {
-    fn from(topology: RingView) -> Self {
-        let slot = |slot: Slot, topology: &Topology| SlotBody {
+    fn from(RingView { topology, spread }: RingView) -> Self {
+        let slot = |slot: Slot| SlotBody {
             slot: slot.to_string(),
             replicas: names(topology.home_replicas(slot)),
+            before: topology.replicas_before(slot).map(names),
         };
         Self {
             cluster_id: topology.cluster_id.to_string(),
             epoch: topology.epoch.0,
             rf: topology.rf,
-            slots: Slot::all().map(|s| slot(s, &topology)).collect(),
+            slots: Slot::all().map(slot).collect(),
+            members: spread.shares.into_iter().map(ShareBody::from).collect(),
+            even: spread.even,
+            slots_in_fewer_zones: spread.narrow,
+            warnings: spread.warnings,
+            moving: MovingBody::of(&topology),
         }
     }
 }

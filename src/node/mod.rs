@@ -31,6 +31,7 @@ pub mod options;
 pub mod own;
 mod pace;
 pub mod parts;
+mod plan;
 pub mod purge;
 pub mod reach;
 mod reaper;

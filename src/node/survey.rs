@@ -9,6 +9,7 @@ use crate::node::views::{
 };
 use crate::ports::NodeState;
 use crate::protocol::ring::{Ring, SlotHealth};
+use crate::protocol::spread::Spread;
 use crate::types::{Key, Member, NodeNum, Slot};
 
 impl Node {
@@ -94,8 +95,10 @@ impl Node {
         here + others.map(told).sum::<u64>()
     }
 
+    /// The ring. `None` before there is a topology.
     pub fn ring(&self) -> Option<RingView> {
-        self.routing.ring().map(|ring| ring.topology().clone())
+        let topology = Arc::clone(self.routing.ring()?.topology());
+        Some(RingView { spread: Spread::of(&topology), topology })
     }
 
     /// Where a key lives. `None` before there is a topology.

@@ -1,6 +1,8 @@
 //! What a node tells people about itself and its cluster: plain values, gathered from memory.
 
 use crate::ports::{HintTotals, NodeInfo};
+use crate::protocol::spread::Spread;
+use crate::protocol::transfer::Transfer;
 use crate::types::{ClusterId, Convergence, Epoch, InstanceId, Key, NodeNum, Slot, Token, Topology, TopologyChange};
 use std::sync::Arc;
 
@@ -155,8 +157,28 @@ pub struct Event {
     pub text: String,
 }
 
-/// The ring, slot by slot.
-pub type RingView = Arc<Topology>;
+/// The ring, slot by slot, and how it spreads the copies.
+#[derive(Clone, Debug)]
+pub struct RingView {
+    pub topology: Arc<Topology>,
+    pub spread: Spread,
+}
+
+/// What a change of the topology would do. Nothing is changed by it.
+#[derive(Clone, Debug)]
+pub struct PlanView {
+    pub asked: NodeNum,
+    /// The epoch in force, from which the change would go.
+    pub epoch: Epoch,
+    pub change: TopologyChange,
+    /// Copies asked for, before and after.
+    pub rf: (u8, u8),
+    pub transfer: Transfer,
+    /// How the copies would be spread.
+    pub spread: Spread,
+    /// What each member would fetch, of the parts of `transfer` in their order: an estimate, in bytes of keys and values.
+    pub bytes: Vec<u64>,
+}
 
 /// The change of the topology that is under way.
 #[derive(Clone, Debug, PartialEq, Eq)]

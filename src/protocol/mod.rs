@@ -17,5 +17,7 @@ pub mod register;
 pub mod replica;
 pub mod ring;
 pub mod skew;
+pub mod spread;
 pub mod succession;
+pub mod transfer;
 pub mod watch;

@@ -26,12 +26,7 @@ use crate::types::{Member, NodeNum, Slot};
 /// The home replicas of every slot, in order; the first is asked first. `current` is the ring in force, of which as
 /// much stays as can. No members give empty slots. Where no member has weight, one copy of everything is spread evenly.
 pub fn plan(members: &[Member], rf: u8, current: Option<&[Vec<NodeNum>]>) -> Vec<Vec<NodeNum>> {
-    let mut able: Vec<&Member> = members.iter().filter(|m| m.weight > 0).collect();
-    let mut copies = usize::from(rf).min(able.len());
-    if able.is_empty() {
-        able = members.iter().collect();
-        copies = able.len().min(1);
-    }
+    let (mut able, copies) = able(members, rf);
     able.sort_by_key(|m| m.node);
     let index: BTreeMap<NodeNum, usize> = able.iter().enumerate().map(|(i, m)| (m.node, i)).collect();
     let kept: Vec<Vec<usize>> = (0..Slot::COUNT)
@@ -47,6 +42,30 @@ pub fn plan(members: &[Member], rf: u8, current: Option<&[Vec<NodeNum>]>) -> Vec
     layout.even_out();
     layout.spread_firsts();
     layout.homes.iter().map(|homes| homes.iter().map(|m| able[*m].node).collect()).collect()
+}
+
+/// Those who keep slots, and how many copies they keep together.
+fn able(members: &[Member], rf: u8) -> (Vec<&Member>, usize) {
+    let able: Vec<&Member> = members.iter().filter(|m| m.weight > 0).collect();
+    if able.is_empty() {
+        return (members.iter().collect(), members.len().min(1));
+    }
+    let copies = usize::from(rf).min(able.len());
+    (able, copies)
+}
+
+fn weights(able: &[&Member]) -> Vec<u64> {
+    able.iter().map(|m| u64::from(m.weight.max(1))).collect()
+}
+
+/// The slots that weight alone would give each member that keeps some, as if every member were a zone of its own. What cannot
+/// be divided goes to those who hold more already.
+pub fn shares(members: &[Member], rf: u8, held: impl Fn(NodeNum) -> usize) -> Vec<(NodeNum, usize)> {
+    let (able, copies) = able(members, rf);
+    let held: Vec<usize> = able.iter().map(|m| held(m.node)).collect();
+    let zones: Vec<Vec<usize>> = (0..able.len()).map(|m| vec![m]).collect();
+    let quotas = quota::quotas(&weights(&able), &zones, copies, &held);
+    able.iter().map(|m| m.node).zip(quotas).collect()
 }
 
 /// Members by index into the list of those that may keep slots; zones by index, too.
@@ -90,8 +109,7 @@ impl Layout {
         }
         let mut load = vec![0; able.len()];
         homes.iter().flatten().for_each(|m| load[*m] += 1);
-        let weights: Vec<u64> = able.iter().map(|m| u64::from(m.weight.max(1))).collect();
-        let quota = quota::quotas(&weights, &zone_members, copies, &load);
+        let quota = quota::quotas(&weights(able), &zone_members, copies, &load);
         let zone_max =
             zone_members.iter().map(|z| z.iter().map(|m| quota[*m]).sum::<usize>().div_ceil(Slot::COUNT)).collect();
         let salt = able.iter().map(|m| m.node.0).collect();

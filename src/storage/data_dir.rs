@@ -32,6 +32,7 @@ use crate::ports::Entropy;
 use crate::types::{Identity, InstanceId, NodeNum};
 
 pub(super) const DATABASE: &str = "a3.db";
+const IDENTITY: &str = "identity";
 const WAL: &str = "a3.db-wal";
 const SHM: &str = "a3.db-shm";
 /// There while a backup is being restored into the directory.
@@ -60,6 +61,22 @@ struct Kept {
     identity: Identity,
     #[serde(flatten)]
     marks: Marks,
+}
+
+/// Whose a directory is; `None` where it is nobody's yet. It may be held by another process.
+///
+/// # Errors
+/// When there is an identity that cannot be read.
+pub fn identity_of(dir: &Path) -> Result<Option<Identity>, OpenError> {
+    let path = dir.join(IDENTITY);
+    match fs::read(&path) {
+        Ok(bytes) => match serde_json::from_slice::<Kept>(&bytes) {
+            Ok(kept) => Ok(Some(kept.identity)),
+            Err(e) => Err(OpenError::Identity { path, reason: e.to_string() }),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(OpenError::Io { path, source }),
+    }
 }
 
 /// A directory this process holds. Dropping it lets go.
@@ -248,7 +265,7 @@ impl DataDir {
     }
 
     fn identity_path(&self) -> PathBuf {
-        self.path.join("identity")
+        self.path.join(IDENTITY)
     }
 }
 

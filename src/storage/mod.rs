@@ -60,6 +60,7 @@ mod walk;
 
 pub use backup::{ExportError, RestoreError, RestoreOptions, Restored, export, restore};
 pub use connection::Durability;
+pub use data_dir::identity_of;
 pub use engine::{BatchError, Change, Engine, Now, Outcome};
 pub use opening::OpenError;
 pub use store::{Options, SqliteStore};

@@ -105,7 +105,7 @@ async fn the_description_is_served_and_tried_without_leaving_the_host() {
         let served = node.open(&path.replace("{key}", "k").replace("{code}", "internal"), &[]).await;
         assert!(served.headers().contains_key("content-type"), "{path}");
         let status = match item["get"]["operationId"].as_str() {
-            Some("getValue" | "getOperation" | "getOperationEvents") => 404,
+            Some("getValue" | "getOperation" | "getOperationEvents" | "getChange") => 404,
             Some("getPlacement") => 400,
             Some(_) => 200,
             None => 405,

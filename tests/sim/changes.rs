@@ -56,7 +56,7 @@ impl World {
     pub(crate) fn is_settled(&self) -> bool {
         let Some(last) = self.topology().filter(|topology| topology.moving.is_none()) else { return false };
         let knows = |place: &Place| match place.node() {
-            Some((node, _)) => node.ring().is_some_and(|ring| ring.epoch == last.epoch),
+            Some((node, _)) => node.ring().is_some_and(|ring| ring.topology.epoch == last.epoch),
             None => last.member(place.number).is_none(),
         };
         self.places.iter().all(knows)
