@@ -8,16 +8,19 @@
 //! - the fewest copies move;
 //! - every member is the first of its slots' replicas, the one asked first, about equally often.
 //!
-//! How: shares are rounded to quotas (`quota`), what fits the quotas stays where it is, and each copy that is left is
-//! placed, directly or along a shortest augmenting path of a flow slot -> zone -> member. Such a path exists whenever
-//! the quotas can be met, and they always can: members laid zone by zone on a line that is wound around the slots meet
-//! them, and put no more of a zone on one slot than the bound that the flow is given.
+//! How: shares are rounded to quotas (`quota`), and copies are a flow slot -> zone -> member in which a copy that stays costs
+//! nothing and one that moves costs 1. What fits the quotas stays, then each copy that is left is placed: directly, or by the
+//! cheapest chain of moves (`chain`), so that what comes out is the cheapest flow there is. Such a chain exists whenever the
+//! quotas can be met, and they always can: members laid zone by zone on a line that is wound around the slots meet them, and
+//! put no more of a zone on one slot than the bound that the flow is given.
 //!
 //! The same arguments give the same ring on every node.
 
+mod chain;
+mod firsts;
 mod quota;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -39,7 +42,6 @@ pub fn plan(members: &[Member], rf: u8, current: Option<&[Vec<NodeNum>]>) -> Vec
     let mut layout = Layout::new(&able, copies, kept);
     layout.trim();
     layout.fill();
-    layout.even_out();
     layout.spread_firsts();
     layout.homes.iter().map(|homes| homes.iter().map(|m| able[*m].node).collect()).collect()
 }
@@ -78,19 +80,10 @@ struct Layout {
     /// The most copies of one slot that a zone may hold.
     zone_max: Vec<usize>,
     zone_members: Vec<Vec<usize>>,
+    /// Who keeps each slot in the ring in force.
+    had: Vec<Vec<usize>>,
     homes: Vec<Vec<usize>>,
     load: Vec<usize>,
-}
-
-/// A step of the search for an augmenting path.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Step {
-    /// This slot wants one more copy.
-    Slot(usize),
-    /// This slot wants one more copy in this zone.
-    Zone(usize, usize),
-    /// This member takes one more copy.
-    Member(usize),
 }
 
 impl Layout {
@@ -113,7 +106,7 @@ impl Layout {
         let zone_max =
             zone_members.iter().map(|z| z.iter().map(|m| quota[*m]).sum::<usize>().div_ceil(Slot::COUNT)).collect();
         let salt = able.iter().map(|m| m.node.0).collect();
-        Self { copies, quota, salt, zone, zone_max, zone_members, homes, load }
+        Self { copies, quota, salt, zone, zone_max, zone_members, had: homes.clone(), homes, load }
     }
 
     fn scatter(&self, slot: usize, member: usize) -> u64 {
@@ -140,7 +133,7 @@ impl Layout {
         self.load[member] as isize - self.quota[member] as isize
     }
 
-    /// Takes away what no quota could justify: too much of one zone on a slot, too many copies.
+    /// Takes away what no quota justifies: too much of one zone on a slot, too many copies, too much on a member.
     fn trim(&mut self) {
         for slot in 0..self.homes.len() {
             for zone in 0..self.zone_max.len() {
@@ -152,6 +145,12 @@ impl Layout {
                 self.drop_one(slot, |_, _| true);
             }
         }
+        for giver in 0..self.quota.len() {
+            let mut slots: Vec<usize> = (0..self.homes.len()).filter(|s| self.homes[*s].contains(&giver)).collect();
+            slots.sort_by_key(|slot| self.scatter(*slot, giver));
+            slots.truncate(self.load[giver].saturating_sub(self.quota[giver]));
+            slots.iter().for_each(|slot| self.remove(*slot, giver));
+        }
     }
 
     fn drop_one(&mut self, slot: usize, may: impl Fn(usize, &Self) -> bool) {
@@ -161,10 +160,14 @@ impl Layout {
         }
     }
 
-    /// Gives every slot all its copies.
+    /// Gives every slot all its copies: first as many as can stay where they were, at once.
     fn fill(&mut self) {
+        while self.keep_one_more() {}
         for slot in 0..self.homes.len() {
-            while self.homes[slot].len() < self.copies && (self.place(slot) || self.augment(slot)) {}
+            while self.homes[slot].len() < self.copies && (self.place(slot) || self.place_by_moves(slot)) {}
+        }
+        for (homes, had) in self.homes.iter_mut().zip(&self.had) {
+            homes.sort_by_key(|m| had.iter().position(|before| before == m).unwrap_or(usize::MAX));
         }
     }
 
@@ -180,125 +183,6 @@ impl Layout {
             .filter(fits)
             .max_by_key(|m| (self.quota[*m] - self.load[*m]) as u64 * (self.scatter(slot, *m) >> 32));
         drawn.map(|member| self.add(slot, member)).is_some()
-    }
-
-    /// Places a copy by moving others out of its way: the shortest such chain.
-    fn augment(&mut self, slot: usize) -> bool {
-        let mut came_from = BTreeMap::from([(Step::Slot(slot), None)]);
-        let mut queue = VecDeque::from([Step::Slot(slot)]);
-        while let Some(step) = queue.pop_front() {
-            if let Step::Member(m) = step
-                && self.load[m] < self.quota[m]
-            {
-                self.apply(&came_from, step);
-                return true;
-            }
-            for next in self.steps_from(step) {
-                came_from.entry(next).or_insert_with(|| {
-                    queue.push_back(next);
-                    Some(step)
-                });
-            }
-        }
-        false
-    }
-
-    fn steps_from(&self, step: Step) -> Vec<Step> {
-        match step {
-            Step::Slot(slot) => (0..self.zone_max.len())
-                .filter(|z| self.in_zone(slot, *z) < self.zone_max[*z])
-                .map(|z| Step::Zone(slot, z))
-                .collect(),
-            Step::Zone(slot, zone) => {
-                let takers = self.zone_members[zone].iter().filter(|m| !self.homes[slot].contains(m));
-                takers.map(|m| Step::Member(*m)).chain([Step::Slot(slot)]).collect()
-            }
-            Step::Member(member) => {
-                let gives = (0..self.homes.len()).filter(|slot| self.homes[*slot].contains(&member));
-                gives.map(|slot| Step::Zone(slot, self.zone[member])).collect()
-            }
-        }
-    }
-
-    fn apply(&mut self, came_from: &BTreeMap<Step, Option<Step>>, last: Step) {
-        let mut step = last;
-        while let Some(Some(before)) = came_from.get(&step) {
-            match (*before, step) {
-                (Step::Zone(slot, _), Step::Member(member)) => self.add(slot, member),
-                (Step::Member(member), Step::Zone(slot, _)) => self.remove(slot, member),
-                _ => {}
-            }
-            step = *before;
-        }
-    }
-
-    /// Moves copies from members over their quota to members below it; every slot stays complete.
-    fn even_out(&mut self) {
-        for giver in 0..self.quota.len() {
-            while self.load[giver] > self.quota[giver] {
-                let mut slots: Vec<usize> = (0..self.homes.len()).filter(|s| self.homes[*s].contains(&giver)).collect();
-                slots.sort_by_key(|slot| self.scatter(*slot, giver));
-                let direct = slots.iter().find(|slot| {
-                    (0..self.quota.len()).any(|taker| {
-                        let zone = self.zone[taker];
-                        let freed = usize::from(zone == self.zone[giver]);
-                        self.load[taker] < self.quota[taker]
-                            && !self.homes[**slot].contains(&taker)
-                            && self.in_zone(**slot, zone) - freed < self.zone_max[zone]
-                    })
-                });
-                // A member over its quota keeps a slot: an empty one would not be over anything.
-                let Some(slot) = direct.or(slots.first()).copied() else { return };
-                self.remove(slot, giver);
-                // The giver is full even without it, so the copy ends elsewhere.
-                if !(self.place(slot) || self.augment(slot)) {
-                    self.add(slot, giver);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Chooses each slot's first replica: the one it had, unless a shift along a chain of slots makes it more even.
-    fn spread_firsts(&mut self) {
-        let mut firsts = vec![0usize; self.quota.len()];
-        self.homes.iter().filter_map(|h| h.first()).for_each(|m| firsts[*m] += 1);
-        while self.shift_first(&mut firsts) {}
-    }
-
-    /// One shift from a member that is first too often to one that is first too seldom. Each makes the counts more
-    /// even, so they end.
-    fn shift_first(&mut self, firsts: &mut [usize]) -> bool {
-        // In units of one `copies`-th of a slot: a member should be first in quota / copies of them.
-        let over = |m: usize, firsts: &[usize]| (firsts[m] * self.copies) as isize - self.load[m] as isize;
-        let mut givers: Vec<usize> = (0..firsts.len()).collect();
-        givers.sort_by_key(|m| -over(*m, firsts));
-        for giver in givers {
-            let mut came_from: BTreeMap<usize, Option<(usize, usize)>> = BTreeMap::from([(giver, None)]);
-            let mut queue = VecDeque::from([giver]);
-            while let Some(member) = queue.pop_front() {
-                if over(giver, firsts) - over(member, firsts) > self.copies as isize {
-                    firsts[giver] -= 1;
-                    firsts[member] += 1;
-                    let mut taker = member;
-                    while let Some(Some((slot, before))) = came_from.get(&taker) {
-                        self.homes[*slot].retain(|m| *m != taker);
-                        self.homes[*slot].insert(0, taker);
-                        taker = *before;
-                    }
-                    return true;
-                }
-                for (slot, homes) in self.homes.iter().enumerate().filter(|(_, h)| h.first() == Some(&member)) {
-                    for taker in &homes[1..] {
-                        came_from.entry(*taker).or_insert_with(|| {
-                            queue.push_back(*taker);
-                            Some((slot, member))
-                        });
-                    }
-                }
-            }
-        }
-        false
     }
 }
 

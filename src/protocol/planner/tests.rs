@@ -1,5 +1,7 @@
 //! Balance, zones, weights and movement, over many clusters.
 
+mod growth;
+
 use super::*;
 use crate::types::{ClusterId, Epoch, InstanceId, Topology, Writer};
 use proptest::prelude::*;
@@ -32,10 +34,10 @@ fn moved(before: &[Vec<NodeNum>], after: &[Vec<NodeNum>]) -> usize {
 
 /// The most slots in which some zone (a member without one is a zone of its own) holds a copy too many.
 fn crowded(members: &[Member], ring: &[Vec<NodeNum>], most: usize) -> usize {
-    let zone = |n: &NodeNum| members.iter().find(|m| m.node == *n).and_then(|m| m.zone.clone());
+    let zones: BTreeMap<NodeNum, &str> = members.iter().filter_map(|m| Some((m.node, m.zone.as_deref()?))).collect();
     ring.iter()
         .filter(|homes| {
-            let named: Vec<String> = homes.iter().filter_map(zone).collect();
+            let named: Vec<&str> = homes.iter().filter_map(|n| zones.get(n).copied()).collect();
             named.iter().any(|z| named.iter().filter(|other| *other == z).count() > most)
         })
         .count()
