@@ -3,7 +3,7 @@
 //! What it must know of a slot is whatever the old instance helped to decide: records and registers that a majority of the
 //! home replicas had, it among them. A majority of the *other* home replicas of the slot holds all of that, one of them at
 //! least each piece, so what they hold together is merged here: the greater record, the higher promise, the state accepted
-//! under the higher ballot.
+//! under the higher ballot. While a slot moves that is so of each write set that has this node.
 //!
 //! Invariants:
 //! - Until every slot is fetched this replica refuses every request, so that it counts towards no level, votes in no register
@@ -39,7 +39,7 @@ use super::succession::Succession;
 use crate::metrics;
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, StoreError};
 use crate::protocol::ring::Ring;
-use crate::types::{Epoch, Floor, Key, LeafSet, NodeNum, Slot, majority};
+use crate::types::{Epoch, Floor, Key, LeafSet, NodeNum, Slot};
 use head_start::Start;
 
 /// How long a page is waited for.
@@ -260,7 +260,7 @@ impl Rebuild {
             let why = match asked {
                 Ok(()) => {
                     pending.done.insert(source);
-                    if pending.done.len() >= majority(others.len()) {
+                    if ring.placement(slot).knows_without(self.me, |node| pending.done.contains(&node)) {
                         return Ok(true);
                     }
                     continue;

@@ -131,7 +131,11 @@ impl Coordinator {
         writing.epoch = ring.epoch();
         writing.round += 1;
         let placement = ring.placement(ring.token(&writing.key).slot());
-        let gone = succession::gone(older.topology(), ring.topology());
+        let gone = match ring.epoch().0 == older.epoch().0 + 1 {
+            true => succession::gone(older.topology(), ring.topology()),
+            // Whoever kept the slot before, and keeps it now, may have begun it from nothing between the two.
+            false => writing.fold.replicas(),
+        };
         let asks = writing.fold.move_to(Arc::clone(placement), &gone, &self.asking(placement));
         self.drive(writing, asks).await
     }
@@ -156,7 +160,12 @@ impl Coordinator {
         match self.drive(&mut writing, asks).await {
             End::State(WriteState::Met) => Ok(writing.fold.acked().collect()),
             End::TimedOut => Err(self.failure(&writing, FailureKind::TimedOut)),
-            End::State(_) | End::Stale(_) => Err(self.failure(&writing, FailureKind::Unavailable)),
+            End::State(_) => Err(self.failure(&writing, FailureKind::Unavailable)),
+            End::Stale(topology) => {
+                // Whoever asked for it begins again under that one.
+                self.adopt(topology, writing.fold.level()).await?;
+                Err(self.failure(&writing, FailureKind::Unavailable))
+            }
         }
     }
 
