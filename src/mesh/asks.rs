@@ -79,11 +79,7 @@ impl Asks {
                 let request = rare::replace_request(header, newcomer, &succeeds);
                 rare::split_replace_reply(answer(client.replace(request).await)?)
             }
-            PeerRequest::CatchUp { epoch } => {
-                let request = proto::CatchUpRequest { header, epoch: epoch.0 };
-                let mut reply = answer(client.catch_up(request).await)?;
-                (reply.header.take(), rare::read_catch_up_reply(reply))
-            }
+            PeerRequest::CatchUp { epoch } => caught_up(client, header, epoch).await?,
             PeerRequest::Vote { epoch, ballot, proposal } => {
                 let request = rare::vote_request(header, epoch, ballot, proposal);
                 rare::split_vote_reply(answer(client.vote(request).await)?)
@@ -188,6 +184,15 @@ type Split = (Option<proto::Header>, Result<PeerReply, Malformed>);
 async fn purged(mut client: MeshClient<Channel>, request: proto::PurgeRequest) -> Result<Split, PeerError> {
     let mut reply = answer(client.purge(request).await)?;
     Ok((reply.header.take(), purge::read_reply(reply)))
+}
+
+async fn caught_up(
+    mut client: MeshClient<Channel>,
+    header: Option<proto::Header>,
+    epoch: Epoch,
+) -> Result<Split, PeerError> {
+    let mut reply = answer(client.catch_up(proto::CatchUpRequest { header, epoch: epoch.0 }).await)?;
+    Ok((reply.header.take(), rare::read_catch_up_reply(reply)))
 }
 
 async fn scanned(mut client: MeshClient<Channel>, request: proto::ScanRequest) -> Result<Split, PeerError> {

@@ -179,15 +179,10 @@ impl Node {
         let succession = Succession::new(me, &ports, &routing, &clock, &directory, &journal);
         let rebuild = Rebuild::new(me, &ports, &routing, &replica, &succession);
         let (heard, told) = (Arc::clone(&reach), Arc::clone(&own));
-        let gossip = Gossip::new(
-            options.gossip(),
-            ports.clone(),
-            Arc::clone(&routing),
-            Arc::clone(&directory),
-            Box::new(move |node, liveness| heard.gossip(node, liveness)),
-            Box::new(move |stamp| told.info(stamp)),
-            Arc::clone(&journal),
-        );
+        let (heard, told) =
+            (Box::new(move |node, liveness| heard.gossip(node, liveness)), Box::new(move |stamp| told.info(stamp)));
+        let (known, log) = (Arc::clone(&directory), Arc::clone(&journal));
+        let gossip = Gossip::new(options.gossip(), ports.clone(), Arc::clone(&routing), known, heard, told, log);
         let node = Arc::new(Self {
             lister: Lister::new(&ports, (&routing, &clock, &reach), &coordinator, &succession),
             watches: Watches::new(me, &ports, &routing, &succession),

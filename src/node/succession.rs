@@ -199,7 +199,7 @@ impl Succession {
                 self.ports.store.save_vote(vote.clone()).await.map_err(|e| refused(e.to_string()))?;
                 Ok(PeerReply::Voted(Box::new(vote)))
             }
-            Err(Some(stands)) => Ok(PeerReply::Voted(Box::new(stands))),
+            Err(Some(stands)) => Ok(PeerReply::Voted(stands)),
             Err(None) => Err(refused(format!("epoch {epoch} does not follow from epoch {}", ring.epoch()))),
         }
     }

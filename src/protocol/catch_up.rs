@@ -46,6 +46,11 @@ impl Sources {
                 (false, _) => {}
             }
         }
+        if sets.is_empty() {
+            // Nobody else had a copy: whoever gets the slot may have caught up on it.
+            let rest = placement.write_sets.iter().filter(|set| !set.contains(&me));
+            sets.extend(rest.map(|set| (set.clone(), majority(set.len()))));
+        }
         Self::new(sets, placement)
     }
 
@@ -112,6 +117,8 @@ mod tests {
         assert!(heard(&Sources::to_rebuild(&placement(&[&[1, 2]]), NodeNum(1)), &[2]));
         let only = Sources::to_rebuild(&placement(&[&[1]]), NodeNum(1));
         assert!(only.all().is_empty() && heard(&only, &[]));
+        let gone = Sources::to_rebuild(&placement(&[&[1], &[3]]), NodeNum(1));
+        assert!(!heard(&gone, &[]) && heard(&gone, &[3]), "nobody else had a copy");
         let moving = placement(&[&[1, 2, 3], &[3, 4, 5]]);
         let gets = Sources::to_rebuild(&moving, NodeNum(4));
         assert!(!heard(&gets, &[3, 5]) && !heard(&gets, &[1, 2]) && heard(&gets, &[2, 3, 5]));

@@ -99,8 +99,8 @@ impl World {
         // Drawn apart, so that the other worlds are as they would be without.
         let purging = Seeded::new(seed, 3);
         let grace = (purging.below(4) == 0).then(|| Duration::from_secs(*purging.pick(&[4, 8, 15])));
-        let skew_ms = *random.pick(&[0, 50, 500, 4_000]);
-        let skew_ms = if grace.is_some() { skew_ms.min(500) } else { skew_ms };
+        let most_ms = if grace.is_some() { 500 } else { 4_000 };
+        let skew_ms = most_ms.min(*random.pick(&[0, 50, 500, 4_000]));
         let clock_skew_max = Duration::from_secs(*random.pick(&[300, 300, 300, 2]));
         let sync_ms = *random.pick(&[1, 4, 40]);
         let sql = random.below(10) == 0;
@@ -123,20 +123,13 @@ impl World {
                 lives: Mutex::default(),
             }
         };
-        let outsiders = outsiders(seed);
-        let places: Vec<Place> = (1..=nodes + outsiders).map(place).collect();
-        let rough = random.per_mille(700);
-        let weather = Weather {
-            lost: if rough { *random.pick(&[0, 5, 30]) } else { 0 },
-            doubled: *random.pick(&[0, 20, 100]),
-            late: *random.pick(&[0, 20, 100]),
-            late_ms: *random.pick(&[50, 300, 2_000]),
-            haunting: if grace.is_some() { *purging.pick(&[0, 20, 200]) } else { 0 },
-        };
+        let places: Vec<Place> = (1..=nodes + outsiders(seed)).map(place).collect();
+        let weather = draw_weather(&random, grace.map(|_| &*purging));
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
-            "{nodes} nodes and {outsiders} more, rf {rf}, {exact} of 1000 exact, {ending} of 1000 values end, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
-             sql {sql}, tombstones kept for {grace:?}, {weather:?}"
+            "{} nodes, {nodes} of them founders, rf {rf}, {exact} of 1000 exact, {ending} of 1000 values end, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
+             sql {sql}, tombstones kept for {grace:?}, {weather:?}",
+            places.len()
         ));
         Arc::new(Self {
             seed,
@@ -465,4 +458,16 @@ impl World {
 
 fn is_ready(place: &Place) -> bool {
     place.node().is_some_and(|(node, _)| node.readiness().ready)
+}
+
+/// `purging`: where tombstones are purged, old messages come up again.
+fn draw_weather(random: &Seeded, purging: Option<&Seeded>) -> Weather {
+    let rough = random.per_mille(700);
+    Weather {
+        lost: if rough { *random.pick(&[0, 5, 30]) } else { 0 },
+        doubled: *random.pick(&[0, 20, 100]),
+        late: *random.pick(&[0, 20, 100]),
+        late_ms: *random.pick(&[50, 300, 2_000]),
+        haunting: purging.map_or(0, |purging| *purging.pick(&[0, 20, 200])),
+    }
 }

@@ -98,7 +98,9 @@ pub(in crate::mesh) fn catch_up_reply(
     match reply {
         PeerReply::CaughtUp(CatchUp { slots, done, caught_up, keys, bytes, hints, stuck }) => {
             let mut stuck = stuck.unwrap_or_default();
-            stuck.truncate(stuck.floor_char_boundary(STUCK_BYTES_MAX));
+            while stuck.len() > STUCK_BYTES_MAX {
+                stuck.pop();
+            }
             Ok(proto::CatchUpReply { header, wrong_epoch: None, slots, done, caught_up, keys, bytes, hints, stuck })
         }
         PeerReply::WrongEpoch { epoch } => {

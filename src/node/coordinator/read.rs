@@ -72,7 +72,10 @@ impl Coordinator {
             };
             let asks = reading.fold.start(self.me, &|n| self.reach.ask_unprobed(n));
             match self.drive_read(&mut reading, asks).await {
-                End::State(ReadState::Met) => return self.found(reading, &ring).await,
+                End::State(ReadState::Met) => match self.found(reading, &ring).await {
+                    Err(_) if self.routing.epoch() > ring.epoch() => ring = self.ring(get.level)?,
+                    found => return found,
+                },
                 End::Stale(topology) => ring = self.adopt(topology, get.level, get.deadline).await?,
                 End::State(_) => return Err(read_failure(&reading, FailureKind::Unavailable)),
                 End::TimedOut => return Err(read_failure(&reading, FailureKind::TimedOut)),

@@ -1,5 +1,6 @@
 //! A coordinator among replicas that answer, fail or fall silent as they are told; time is virtual.
 
+mod epochs;
 mod import;
 
 use std::collections::BTreeMap;

@@ -160,7 +160,12 @@ impl Coordinator {
         match self.drive(&mut writing, asks).await {
             End::State(WriteState::Met) => Ok(writing.fold.acked().collect()),
             End::TimedOut => Err(self.failure(&writing, FailureKind::TimedOut)),
-            End::State(_) | End::Stale(_) => Err(self.failure(&writing, FailureKind::Unavailable)),
+            End::State(_) => Err(self.failure(&writing, FailureKind::Unavailable)),
+            End::Stale(topology) => {
+                // Whoever asked for it begins again under that one.
+                self.adopt(topology, writing.fold.level(), deadline).await?;
+                Err(self.failure(&writing, FailureKind::Unavailable))
+            }
         }
     }
 

@@ -10,8 +10,8 @@ use super::*;
 use crate::protocol::quorum::Ask;
 use crate::protocol::ring::Ring;
 use crate::types::{
-    ClusterId, Epoch, Hlc, InstanceId, Member, NodeNum, Outline, Scan, ScanPage, Slot, SlotSet, Topology, Version,
-    Writer,
+    ClusterId, Epoch, Hlc, InstanceId, Member, Moving, NodeNum, Outline, Scan, ScanPage, Slot, SlotSet, Topology,
+    TopologyChange, Version, Writer,
 };
 
 const NOW: u64 = 1_000;
@@ -21,6 +21,19 @@ fn key(text: &str) -> Key {
 }
 
 fn ring(members: u16, rf: u8) -> Arc<Ring> {
+    Arc::new(Ring::new(Arc::new(topology(members, rf))))
+}
+
+/// All slots move on to the next member.
+fn moving(members: u16, rf: u8) -> Arc<Ring> {
+    let mut topology = topology(members, rf);
+    let change = TopologyChange::ReplicationFactor;
+    topology.moving = Some(Moving { since: topology.epoch, change, rf, ring: topology.ring.clone() });
+    topology.ring.rotate_left(1);
+    Arc::new(Ring::new(Arc::new(topology)))
+}
+
+fn topology(members: u16, rf: u8) -> Topology {
     let member = |n: u16| Member {
         node: NodeNum(n),
         instance: InstanceId(Uuid::from_u128(n.into())),
@@ -41,7 +54,7 @@ fn ring(members: u16, rf: u8) -> Arc<Ring> {
         moving: None,
     };
     topology.check().unwrap();
-    Arc::new(Ring::new(Arc::new(topology)))
+    topology
 }
 
 fn outline(hlc: u64, live: bool) -> Outline {
@@ -397,4 +410,46 @@ fn a_place_behind_the_prefix_has_nothing_to_tell() {
     let mut world = world(3, 2, names(20), Vec::new());
     let page = world.page(Question { from: Bytes::from_static(b"z"), ..question("k", "", 10) }).unwrap();
     assert_eq!((page.items.len(), page.next, world.asked), (0, None, 0));
+}
+
+#[test]
+fn while_slots_move_a_majority_of_what_was_and_of_what_comes_tells() {
+    // With one copy each slot has one member before and another one after, which holds nothing yet.
+    let mut world = world(3, 1, names(30), vec![]);
+    world.ring = moving(3, 1);
+    let (keys, _, strict) = world.all(&question("", "", 100)).unwrap();
+    assert_eq!((keys.len(), strict), (30, true), "each is at the one that had it");
+    // What is written now is at both, and who had it may be behind with another key.
+    let two = key("k00");
+    let token = world.ring.token(&two);
+    let after = world.ring.topology().home_replicas(token.slot())[0];
+    world.replicas.get_mut(&after).unwrap().held.insert(two.clone(), Some(outline(9, false)));
+    world.truth.insert(two.clone(), outline(9, false));
+    assert!(!world.all(&question("", "", 100)).unwrap().0.contains(&two), "the newest of both counts");
+    // Neither of the two is enough.
+    world.replicas.get_mut(&after).unwrap().down = true;
+    let lost = world.all(&question("", "", 100)).unwrap_err();
+    assert!(lost.contains(&token.slot()));
+}
+
+#[test]
+fn a_change_in_the_middle_of_a_page_keeps_what_is_settled_and_asks_the_rest_anew() {
+    let mut world = world(3, 1, names(30), vec![]);
+    let yes = |_| Ask::Yes;
+    let mut fold = Listing::new(question("", "", 30), NodeNum(1), Arc::clone(&world.ring), Hlc::from_ms(NOW));
+    for ask in fold.start(&yes) {
+        // So short that nobody tells all at once.
+        let few = ScanAsk { scan: Scan { limit: 6, ..ask.scan.clone() }, ..ask };
+        fold.on_answer(few.number, world.answer(&few), &yes);
+    }
+    assert!(fold.has_advanced() && fold.state() == ListingState::Waiting);
+    world.ring = moving(3, 1);
+    let mut under_way = fold.restart(Arc::clone(&world.ring), &yes);
+    assert!(under_way.iter().all(|ask| ask.scan.from > Bytes::new()), "not from the beginning");
+    while fold.state() == ListingState::Waiting {
+        let ask = under_way.pop().unwrap();
+        under_way.extend(fold.on_answer(ask.number, world.answer(&ask), &yes));
+    }
+    let told: Vec<Key> = fold.into_page().items.into_iter().map(|item| item.key).collect();
+    assert_eq!(told, world.truth.keys().cloned().collect::<Vec<_>>(), "each once, in order");
 }

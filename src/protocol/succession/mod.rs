@@ -76,7 +76,7 @@ pub fn vote(
     epoch: Epoch,
     ballot: Ballot,
     proposal: Option<&Topology>,
-) -> Result<Vote, Option<Vote>> {
+) -> Result<Vote, Option<Box<Vote>>> {
     if epoch.0 != topology.epoch.0 + 1 || proposal.is_some_and(|proposal| !follows(topology, proposal)) {
         return Err(None);
     }
@@ -84,7 +84,7 @@ pub fn vote(
     let mut vote = held.filter(|held| held.epoch == epoch).unwrap_or(blank);
     let outbid = if proposal.is_some() { ballot < vote.promised } else { ballot <= vote.promised };
     if outbid {
-        return Err(Some(vote));
+        return Err(Some(Box::new(vote)));
     }
     vote.promised = ballot;
     if let Some(proposal) = proposal {
@@ -204,8 +204,8 @@ mod tests {
         let next = replaced(&old, &newcomer(2, 20)).unwrap();
         let promised = vote(&old, None, Epoch(2), ballot(5, 1), None).unwrap();
         let ask = |ballot, proposal| vote(&old, Some(promised.clone()), Epoch(2), ballot, proposal);
-        assert_eq!(ask(ballot(5, 1), None), Err(Some(promised.clone())), "a ballot is prepared once");
-        assert_eq!(ask(ballot(4, 9), Some(&next)), Err(Some(promised.clone())));
+        assert_eq!(ask(ballot(5, 1), None), Err(Some(Box::new(promised.clone()))), "a ballot is prepared once");
+        assert_eq!(ask(ballot(4, 9), Some(&next)), Err(Some(Box::new(promised.clone()))));
         let accepted = ask(ballot(5, 1), Some(&next)).unwrap();
         let later = vote(&old, Some(accepted.clone()), Epoch(2), ballot(6, 1), None).unwrap();
         assert_eq!((later.promised, later.accepted), (ballot(6, 1), accepted.accepted.clone()));
@@ -230,7 +230,7 @@ mod tests {
                             *held = Some(vote.clone());
                             round.on_vote(NodeNum(n as u16 + 1), vote);
                         }
-                        Err(stands) => stands.into_iter().for_each(|vote| round.on_vote(NodeNum(n as u16 + 1), vote)),
+                        Err(stands) => stands.into_iter().for_each(|vote| round.on_vote(NodeNum(n as u16 + 1), *vote)),
                     }
                 }
                 round
