@@ -21,7 +21,7 @@ def change(node, numbers, text, consistency="one"):
     """Writes these keys at one node."""
     client = Client(node.http)
     for number in numbers:
-        answer = client.ask("PUT", path_of(name(number), consistency=consistency), f"{text} {number}".encode())
+        answer = client.ask("PUT", path_of(name(number), consistency=consistency, timeout="10s"), f"{text} {number}".encode())
         if not answer.ok:
             raise Failed(f"{name(number)} at {consistency}: {answer}")
     client.close()

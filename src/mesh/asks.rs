@@ -79,6 +79,11 @@ impl Asks {
                 let request = rare::replace_request(header, newcomer, &succeeds);
                 rare::split_replace_reply(answer(client.replace(request).await)?)
             }
+            PeerRequest::CatchUp { epoch } => {
+                let request = proto::CatchUpRequest { header, epoch: epoch.0 };
+                let mut reply = answer(client.catch_up(request).await)?;
+                (reply.header.take(), rare::read_catch_up_reply(reply))
+            }
             PeerRequest::Vote { epoch, ballot, proposal } => {
                 let request = rare::vote_request(header, epoch, ballot, proposal);
                 rare::split_vote_reply(answer(client.vote(request).await)?)

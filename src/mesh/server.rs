@@ -23,6 +23,7 @@ use super::replies::{Bounds, Reading, Serving};
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
 use super::wire::{self, Malformed, changes, propose, proto, purge, rare, scan, status, tree};
 use crate::ports::{PeerHandler, PeerReply, PeerRequest};
+use crate::types::Epoch;
 
 /// Metadata of a stream: the link it belongs to, and which of its two streams it is.
 pub(super) const LINK: &str = "a3-link";
@@ -247,6 +248,12 @@ impl Mesh for Door {
             }
             (_, other) => Err(mismatch(&other)),
         }
+    }
+
+    async fn catch_up(&self, request: Request<proto::CatchUpRequest>) -> Result<Response<proto::CatchUpReply>, Status> {
+        let proto::CatchUpRequest { header, epoch } = request.into_inner();
+        let (header, reply) = self.answer(header, Ok(PeerRequest::CatchUp { epoch: Epoch(epoch) })).await?;
+        rare::catch_up_reply(header, reply).map(Response::new).map_err(|other| mismatch(&other))
     }
 
     async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundReply>, Status> {

@@ -150,8 +150,13 @@ impl Founding {
         self.routing.set_rebuilding(identity.rebuilding);
         if let Some(topology) = self.store.topology().await? {
             self.accept_as_ours(&topology, "the data directory")?;
-            self.meet(topology.cluster_id).await?;
-            return self.put_in_force(Arc::new(topology)).await;
+            let newer = self.meet(&topology).await?;
+            self.put_in_force(Arc::new(topology)).await?;
+            if let Some(newer) = newer {
+                self.check_listed(&newer)?;
+                self.routing.adopt(&*self.store, newer).await?;
+            }
+            return Ok(());
         }
         let accepted = self.store.proposal().await?.map(Arc::new);
         {
@@ -298,6 +303,7 @@ impl Founding {
     async fn take(&self, topology: Arc<Topology>, there: &str) -> Result<(), FoundingError> {
         match self.accept_as_ours(&topology, there) {
             Err(stop @ Stop::Replaced { .. }) => self.wait_for_place(&topology, stop).await,
+            Err(Stop::NotListed { cluster, .. }) => self.join_members(cluster).await,
             accepted => {
                 accepted?;
                 self.commit(topology).await

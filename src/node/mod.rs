@@ -10,6 +10,8 @@ pub mod answers;
 pub mod anti_entropy;
 mod backup;
 pub mod batch;
+mod behind;
+pub mod change;
 pub mod clock;
 pub mod conditional;
 pub mod coordinator;
@@ -27,6 +29,7 @@ pub mod listing;
 pub mod operations;
 pub mod options;
 pub mod own;
+mod pace;
 pub mod parts;
 pub mod purge;
 pub mod reach;
@@ -59,6 +62,7 @@ use crate::ports::{
 use crate::types::{ClusterId, Identity, InstanceId, Level, NodeNum, Topology};
 
 use anti_entropy::AntiEntropy;
+use change::Changer;
 use clock::NodeClock;
 use conditional::Conditional;
 use coordinator::Coordinator;
@@ -114,6 +118,7 @@ pub struct Node {
     replica: Arc<Replica>,
     succession: Arc<Succession>,
     rebuild: Arc<Rebuild>,
+    changer: Arc<Changer>,
     lister: Lister,
     watches: Arc<Watches>,
     founding: Arc<Founding>,
@@ -185,6 +190,7 @@ impl Node {
         let node = Arc::new(Self {
             lister: Lister::new(&ports, (&routing, &clock, &reach), &coordinator, &succession),
             watches: Watches::new(me, &ports, &routing, &succession),
+            changer: Changer::new(me, &ports, &routing, &succession, &directory, &rebuild),
             identity,
             store,
             routing,
@@ -220,6 +226,9 @@ impl Node {
         spawn.spawn(Box::pin(reaper::run(store, clock, Arc::clone(&self.own))));
         spawn.spawn(Box::pin(Arc::clone(&self.succession).run()));
         spawn.spawn(Box::pin(Arc::clone(&self.own).keep_rates()));
+        let behind = Arc::clone(self.replica.behind());
+        spawn.spawn(Box::pin(behind.run(Arc::clone(&self.replica), Arc::clone(&self.succession))));
+        spawn.spawn(Box::pin(Arc::clone(&self.changer).run()));
         self.coordinator.start(spawn);
         self.watches.start(spawn);
     }
@@ -242,6 +251,7 @@ impl Node {
         }
         self.clock.trust();
         self.rebuild.run().await?;
+        self.ports.spawn.spawn(Box::pin(Arc::clone(&self.rebuild).keep_up()));
         self.own.set_state(NodeState::Serving);
         self.note("serves clients");
         self.gossip.refresh();
@@ -349,6 +359,7 @@ impl PeerHandler for Node {
                 PeerRequest::FetchSlot { epoch, slot, leaves, after } => {
                     self.rebuild.answer(epoch, slot, leaves, after).await
                 }
+                PeerRequest::CatchUp { epoch } => self.rebuild.answer_catch_up(epoch),
                 PeerRequest::Scan { epoch, scan } => self.lister.answer(from.node, epoch, scan).await,
                 PeerRequest::Changes { epoch, ask } => self.watches.answer(from.node, epoch, ask).await,
                 PeerRequest::Purge { epoch, step } => self.purge.answer(from.node, epoch, step).await,

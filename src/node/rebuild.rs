@@ -1,12 +1,12 @@
-//! A new instance under a known number fetches its slots from the others before it answers for them.
+//! Slots that this replica is to keep are fetched from those that have them: by a new instance under a known number, before it
+//! answers for any, and by whoever gets slots in a change of the topology (`catch_up`), before it counts alone.
 //!
-//! What it must know of a slot is whatever the old instance helped to decide: records and registers that a majority of the
-//! home replicas had, it among them. A majority of the *other* home replicas of the slot holds all of that, one of them at
-//! least each piece, so what they hold together is merged here: the greater record, the higher promise, the state accepted
-//! under the higher ballot. While a slot moves that is so of each write set that has this node.
+//! What must be known of a slot is whatever was decided about it: records and registers that a majority of home replicas had.
+//! `protocol::catch_up` says who holds all of that together, one of them at least each piece; it is merged here: the greater
+//! record, the higher promise, the state accepted under the higher ballot.
 //!
 //! Invariants:
-//! - Until every slot is fetched this replica refuses every request, so that it counts towards no level, votes in no register
+//! - Until every slot is fetched a new instance refuses every request, so that it counts towards no level, votes in no register
 //!   and answers no read. Stand-ins keep hints for it meanwhile. (`identity.rebuilding` outlives restarts.)
 //! - It is fetched from a replica that has the same epoch in force. From then on that replica refuses what was computed under
 //!   an older one, and so under the old instance; what it had let in before is on its disk before it tells.
@@ -20,12 +20,14 @@
 //! says so. And where so many are rebuilt at once that a slot has no majority of other sources, they wait for each other
 //! until a person decides otherwise (docs/operations.md): `waiting` and the log name such a slot.
 
+mod answer;
+mod catch_up;
 mod head_start;
+mod pending;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
@@ -33,14 +35,17 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::Ports;
+use super::pace::Pace;
 use super::replica::Replica;
 use super::routing::Routing;
 use super::succession::Succession;
 use crate::metrics;
-use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, StoreError};
+use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, SlotEntry, StoreError};
+use crate::protocol::catch_up::Sources;
 use crate::protocol::ring::Ring;
-use crate::types::{Epoch, Floor, Key, LeafSet, NodeNum, Slot};
+use crate::types::{Epoch, Floor, Key, NodeNum, Record, Slot, Token};
 use head_start::Start;
+use pending::{Fetching, Part, Pending};
 
 /// How long a page is waited for.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -58,10 +63,7 @@ pub struct Rebuild {
     routing: Arc<Routing>,
     replica: Arc<Replica>,
     succession: Arc<Succession>,
-    /// Slots that are fetched.
-    fetched: AtomicUsize,
-    /// A slot that is not among them, and what it waits for.
-    stuck: Mutex<Option<String>>,
+    fetching: Mutex<Fetching>,
     meters: Meters,
 }
 
@@ -103,8 +105,7 @@ impl Rebuild {
             routing: Arc::clone(routing),
             replica: Arc::clone(replica),
             succession: Arc::clone(succession),
-            fetched: AtomicUsize::new(0),
-            stuck: Mutex::default(),
+            fetching: Mutex::default(),
             meters: Meters::new(),
         })
     }
@@ -112,9 +113,9 @@ impl Rebuild {
     /// What it waits for, for a person to read; `None` where nothing has to be fetched.
     pub fn waiting(&self) -> Option<String> {
         self.routing.is_rebuilding().then(|| {
-            let (fetched, all) = (self.fetched.load(Ordering::Relaxed), Slot::COUNT);
-            let stuck = self.stuck.lock().as_ref().map_or_else(String::new, |stuck| format!("; {stuck}"));
-            format!("is a new instance and fetches its slots from the others: {fetched} of {all} are here{stuck}")
+            let Fetching { slots, done, stuck, .. } = &*self.fetching.lock();
+            let stuck = stuck.as_ref().map_or_else(String::new, |stuck| format!("; {stuck}"));
+            format!("is a new instance and fetches its slots from the others: {done} of {slots} are here{stuck}")
         })
     }
 
@@ -142,17 +143,22 @@ impl Rebuild {
     /// Every slot once; `false` where the epoch changed meanwhile.
     async fn fetch_all(&self) -> Result<bool, StoreError> {
         let Some(ring) = self.routing.ring() else { return Ok(false) };
-        self.fetched.store(0, Ordering::Relaxed);
-        let mut left: Vec<Pending> = Slot::all().map(Pending::new).collect();
+        let sources = |slot: Slot| Sources::to_rebuild(ring.placement(slot), self.me);
+        self.fetch(&ring, Slot::all().map(|slot| Pending::new(slot, sources(slot))).collect()).await
+    }
+
+    /// These slots once each; `false` where the epoch changed meanwhile.
+    async fn fetch(&self, ring: &Ring, mut left: Vec<Pending>) -> Result<bool, StoreError> {
+        *self.fetching.lock() = Fetching::begin(ring.epoch(), left.len());
         let mut warn_at = Instant::now() + WARN_AFTER;
         loop {
             let before = left.len();
-            left = match self.round(&ring, left).await? {
+            left = match self.round(ring, left).await? {
                 Some(left) => left,
                 None => return Ok(false),
             };
             let stuck = left.iter().find_map(Pending::stuck);
-            self.stuck.lock().clone_from(&stuck);
+            self.fetching.lock().stuck.clone_from(&stuck);
             if left.is_empty() {
                 return Ok(self.routing.epoch() == ring.epoch());
             }
@@ -163,7 +169,7 @@ impl Rebuild {
             if now >= warn_at {
                 warn_at = now + WARN_EVERY;
                 let stuck = stuck.unwrap_or_default();
-                tracing::warn!(slots = left.len(), %stuck, "the rebuild waits for sources (docs/operations.md, Backups)");
+                tracing::warn!(slots = left.len(), %stuck, "slots to be fetched wait for sources (docs/operations.md)");
             }
             let pause = PAUSE_MS + self.ports.entropy.below(PAUSE_JITTER_MS);
             sleep(Duration::from_millis(pause)).await;
@@ -178,9 +184,9 @@ impl Rebuild {
         slots.sort_by_key(|pending| pending.failures);
         let mut left = Vec::new();
         for mut pending in slots {
-            self.meters.slots.set((Slot::COUNT - self.fetched.load(Ordering::Relaxed)) as f64);
+            self.meters.slots.set(self.fetching.lock().left() as f64);
             if self.fetch_slot(ring, &mut pending, &mut failed).await? {
-                self.fetched.fetch_add(1, Ordering::Relaxed);
+                self.fetching.lock().done += 1;
             } else {
                 left.push(pending);
             }
@@ -191,7 +197,7 @@ impl Rebuild {
         Ok(Some(left))
     }
 
-    /// One slot from a majority of its other home replicas; `false` where it is not here yet.
+    /// One slot from as many sources as it takes; `false` where it is not here yet.
     async fn fetch_slot(
         &self,
         ring: &Ring,
@@ -199,14 +205,14 @@ impl Rebuild {
         failed: &mut BTreeSet<NodeNum>,
     ) -> Result<bool, StoreError> {
         let slot = pending.slot;
-        let placement = ring.placement(slot);
-        if !placement.is_home(self.me) {
+        if !ring.placement(slot).is_home(self.me) {
             return Ok(true);
         }
-        let others: Vec<NodeNum> = placement.home_replicas().iter().copied().filter(|n| *n != self.me).collect();
-        if others.is_empty() {
-            let keys = self.ports.store.leaf_sums(slot).map_or(0, |sums| sums.iter().map(|sum| sum.records).sum());
-            tracing::error!(%slot, keys, "this was the only copy of the slot; it has what is here, and nothing else");
+        if pending.sources.all().is_empty() {
+            if self.routing.is_rebuilding() {
+                let keys = self.ports.store.leaf_sums(slot).map_or(0, |sums| sums.iter().map(|sum| sum.records).sum());
+                tracing::error!(%slot, keys, "this was the only copy of the slot; it has what is here, and nothing else");
+            }
             return Ok(true);
         }
         let mut start = match pending.start.take() {
@@ -218,7 +224,7 @@ impl Rebuild {
             }
         };
         loop {
-            if !self.of_majority(ring, pending, &others, &mut start, failed).await? {
+            if !self.of_sources(ring, pending, &mut start, failed).await? {
                 pending.start = Some(start);
                 return Ok(false);
             }
@@ -228,28 +234,31 @@ impl Rebuild {
                     self.drop_covered(ring, slot, &mut start).await?;
                     pending.part = Part::Fetch;
                 }
-                Part::Fetch if start.is_settled() => return Ok(true),
+                Part::Fetch if start.is_settled(!self.routing.is_rebuilding()) => return Ok(true),
                 // A floor that rose meanwhile may cover more of what was here: once more under that floor, whoever is asked then.
                 // It finds the rest in place.
                 Part::Fetch => {
                     pending.floor = start.floor();
+                    self.ports.store.raise(vec![(slot, pending.floor)]).await?;
                     return Ok(false);
                 }
             }
         }
     }
 
-    /// Does the slot's next part with those of the others that have not done it; whether a majority has by now.
-    async fn of_majority(
+    /// Does the slot's next part with those of the sources that have not done it; whether enough have by now.
+    async fn of_sources(
         &self,
         ring: &Ring,
         pending: &mut Pending,
-        others: &[NodeNum],
         start: &mut Start,
         failed: &mut BTreeSet<NodeNum>,
     ) -> Result<bool, StoreError> {
         let slot = pending.slot;
-        for source in others.iter().copied() {
+        for source in pending.sources.all().to_vec() {
+            if pending.sources.are_heard(&pending.done) {
+                return Ok(true);
+            }
             if pending.done.contains(&source) || failed.contains(&source) {
                 continue;
             }
@@ -260,9 +269,6 @@ impl Rebuild {
             let why = match asked {
                 Ok(()) => {
                     pending.done.insert(source);
-                    if ring.placement(slot).knows_without(self.me, |node| pending.done.contains(&node)) {
-                        return Ok(true);
-                    }
                     continue;
                 }
                 Err(Unfetched::Store(error)) => return Err(error),
@@ -284,7 +290,17 @@ impl Rebuild {
                 return Ok(false);
             }
         }
-        Ok(false)
+        Ok(pending.sources.are_heard(&pending.done))
+    }
+
+    fn count(&self, fetched: &[(Token, SlotEntry)]) {
+        self.meters.received.increment(fetched.len() as u64);
+        let bytes = |(_, (key, record, _)): &(Token, SlotEntry)| {
+            key.as_bytes().len() + record.as_ref().map_or(0, Record::content_bytes)
+        };
+        let mut fetching = self.fetching.lock();
+        fetching.keys += fetched.len() as u64;
+        fetching.bytes += fetched.iter().map(bytes).sum::<usize>() as u64;
     }
 
     /// All pages of a slot from one source.
@@ -294,6 +310,7 @@ impl Rebuild {
             self.compare_with(ring, slot, source, start).await?;
         }
         let leaves = start.wanted_of(source);
+        let mut pace = Pace::of(self.replica.served());
         let mut after: Option<Key> = None;
         let mut floors = Floor::default();
         loop {
@@ -316,9 +333,10 @@ impl Rebuild {
                 checked.push((token, entry));
             }
             if !checked.is_empty() {
-                self.meters.received.increment(checked.len() as u64);
+                self.count(&checked);
                 self.ports.store.absorb(checked).await.map_err(Unfetched::Store)?;
             }
+            pace.rest().await;
             match next {
                 Some(key) => after = Some(key),
                 None => break,
@@ -330,91 +348,6 @@ impl Rebuild {
             self.ports.store.raise(vec![(slot, floors)]).await.map_err(Unfetched::Store)?;
         }
         Ok(())
-    }
-
-    /// A page of a slot, for a member that is being rebuilt: its registers, and the records of those leaves.
-    ///
-    /// # Errors
-    /// `Refused` where this node cannot tell all that it ever acknowledged. Nothing was told.
-    pub async fn answer(
-        &self,
-        epoch: Epoch,
-        slot: Slot,
-        leaves: LeafSet,
-        after: Option<Key>,
-    ) -> Result<PeerReply, PeerError> {
-        let ring = match self.as_source(epoch, slot)? {
-            Ok(ring) => ring,
-            Err(wrong_epoch) => return Ok(wrong_epoch),
-        };
-        if after.is_none() {
-            self.let_in_is_on_disk(&ring).await?;
-        }
-        let page = self.ports.store.slot_page(slot, after).await.map_err(|e| refused(e.to_string()))?;
-        let mut entries = page.entries;
-        if leaves != LeafSet::ALL {
-            for (key, record, _) in &mut entries {
-                record.take_if(|_| !leaves.contains(ring.token(key)));
-            }
-            entries.retain(|(_, record, register)| record.is_some() || register.is_some());
-        }
-        self.meters.sent.increment(entries.len() as u64);
-        Ok(PeerReply::SlotPage { entries, floor: page.floor, next: page.next })
-    }
-
-    /// The ring of that epoch, or what to answer where another one is in force.
-    fn as_source(&self, epoch: Epoch, slot: Slot) -> Result<Result<Arc<Ring>, PeerReply>, PeerError> {
-        let ring = self.routing.ring().ok_or_else(|| refused("it has no topology".into()))?;
-        if ring.epoch() != epoch {
-            return Ok(Err(PeerReply::WrongEpoch { epoch: ring.epoch() }));
-        }
-        if self.routing.is_rebuilding() {
-            return Err(refused("it is being rebuilt itself".into()));
-        }
-        if !ring.placement(slot).is_home(self.me) {
-            return Err(refused("it has no copy of that slot".into()));
-        }
-        Ok(Ok(ring))
-    }
-
-    /// Whatever was let in under the epoch before is queued by now, and on disk after the next change.
-    async fn let_in_is_on_disk(&self, ring: &Ring) -> Result<(), PeerError> {
-        self.replica.settle();
-        let topology = Arc::clone(ring.topology());
-        self.ports.store.save_topology(topology).await.map_err(|e| refused(e.to_string()))
-    }
-}
-
-/// What is asked of a majority.
-#[derive(Clone, Copy)]
-enum Part {
-    Compare,
-    Fetch,
-}
-
-/// A slot that is not here yet, and how far it came.
-struct Pending {
-    slot: Slot,
-    start: Option<Start>,
-    /// What is asked next, and who has done it.
-    part: Part,
-    done: BTreeSet<NodeNum>,
-    /// The greatest floor that was told before it was begun anew.
-    floor: Floor,
-    failures: u32,
-    /// Who failed last, and why.
-    waits_for: Option<(NodeNum, String)>,
-}
-
-impl Pending {
-    fn new(slot: Slot) -> Self {
-        let (done, floor) = (BTreeSet::new(), Floor::default());
-        Self { slot, start: None, part: Part::Fetch, done, floor, failures: 0, waits_for: None }
-    }
-
-    /// What it waits for, for a person.
-    fn stuck(&self) -> Option<String> {
-        self.waits_for.as_ref().map(|(source, why)| format!("slot {} waits for {source} ({why})", self.slot))
     }
 }
 

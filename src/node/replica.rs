@@ -7,7 +7,7 @@
 //! - A message stays one batch, in its order, so that its writes become one transaction.
 //!
 //! A request computed under an older topology is told the newer one. One computed under a newer topology is served
-//! where this node's own ring has it serve the key anyway.
+//! where this node's own ring has it serve the key anyway; else it waits until that topology is fetched (see `behind`).
 //!
 //! Caveat: this node's own requests are not checked against their checksum: they were sealed a moment ago.
 
@@ -17,12 +17,13 @@ use std::sync::Arc;
 use ::metrics::Counter;
 use parking_lot::RwLock;
 
+use super::behind::Behind;
 use super::clock::NodeClock;
 use super::events;
 use super::parts::{Parts, Served};
 use super::routing::Routing;
 use crate::metrics;
-use crate::ports::{Deliveries, Refusal, ReplicaReply, ReplicaRequest, Store, Submission, Submissions};
+use crate::ports::{Deliveries, Delivery, Refusal, ReplicaReply, ReplicaRequest, Store, Submission, Submissions};
 use crate::protocol::replica::too_far_ahead;
 use crate::protocol::ring::Ring;
 use crate::types::{Content, Hlc, Key, NodeNum, Record, Token};
@@ -44,6 +45,7 @@ pub struct Replica {
     store: Arc<dyn Store>,
     served: Arc<Served>,
     stamps_refused: Counter,
+    behind: Arc<Behind>,
     /// Held while a message is checked and queued: whoever held all of it knows that what came before is queued.
     under_way: RwLock<()>,
 }
@@ -57,8 +59,14 @@ impl Replica {
             store: Arc::clone(&parts.store),
             served: Arc::clone(&parts.served),
             stamps_refused: metrics::counter(metrics::CLOCK_REFUSED, &[]),
+            behind: Arc::default(),
             under_way: RwLock::new(()),
         })
+    }
+
+    /// What clients had of it so far.
+    pub(super) fn served(&self) -> &Served {
+        &self.served
     }
 
     /// Waits until every message that was let in under a topology before the one in force is queued at the store.
@@ -75,13 +83,25 @@ impl Replica {
     /// A whole message of requests. Only queues; each is answered where its `reply_to` says, those that are refused at
     /// once and the rest when the store has them on disk.
     pub fn deliver(&self, from: NodeNum, batch: Deliveries) {
+        self.take(from, batch, false);
+    }
+
+    /// The same, of requests that waited for a newer topology.
+    pub(super) fn deliver_late(&self, from: NodeNum, batch: Deliveries) {
+        self.take(from, batch, true);
+    }
+
+    /// Where requests wait that this replica is behind for.
+    pub(super) fn behind(&self) -> &Arc<Behind> {
+        &self.behind
+    }
+
+    fn take(&self, from: NodeNum, batch: Deliveries, late: bool) {
         let _under_way = self.under_way.read();
         let Some(ring) = self.routing.ring().filter(|_| !self.routing.is_rebuilding()) else {
             return refuse_all(batch, Refusal::NotReady);
         };
-        if ring.topology().member(from).is_none() {
-            return refuse_all(batch, Refusal::NotMember);
-        }
+        let is_member = ring.topology().member(from).is_some();
         let door = Door { replica: self, ring: &ring, from, wall_ms: self.clock.wall_ms() };
         let mut passed = Submissions::with_capacity(batch.len());
         let mut newest = Hlc::ZERO;
@@ -93,7 +113,8 @@ impl Replica {
                 delivery.reply_to.send(Ok(ReplicaReply::WrongEpoch { topology }));
                 continue;
             }
-            match door.check(&call.request) {
+            let checked = if is_member { door.check(&call.request) } else { Err(Refusal::NotMember) };
+            match checked {
                 Ok((token, stamp)) => {
                     newest = newest.max(stamp);
                     let reply_to = match log {
@@ -101,6 +122,9 @@ impl Replica {
                         false => delivery.reply_to,
                     };
                     passed.push(Submission { token, request: call.request, reply_to, behind: call.behind });
+                }
+                Err(refusal @ Refusal::NotMember) if call.epoch > ring.epoch() && !late => {
+                    self.behind.wait(from, Delivery { call, reply_to: delivery.reply_to }, refusal);
                 }
                 Err(refusal) => delivery.reply_to.send(Ok(ReplicaReply::Refused(refusal))),
             }
@@ -204,7 +228,7 @@ mod tests {
     use crate::node::answers::Answers;
     use crate::node::fakes::{FakeClock, FakeEntropy, FakePeers, FakeStore, journal, topology};
     use crate::node::reach::Reach;
-    use crate::ports::{Delivery, ReadPart, ReplicaCall};
+    use crate::ports::{ReadPart, ReplicaCall};
     use crate::types::{Epoch, Moving, TopologyChange, Version, Writer};
 
     const ME: NodeNum = NodeNum(1);

@@ -1,4 +1,8 @@
 //! The topology in force: one ring at a time, replaced whole, read by every request.
+//!
+//! Invariant: a slot that a change gives to this member begins from nothing here. What it may hold of one that it kept in earlier
+//! epochs is dropped before the topology is in force in which it answers for it again: purged keys would come back from there,
+//! and promises that were given in its absence are not in it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::ports::{PeerError, PeerReply, Store, StoreError};
 use crate::protocol::ring::Ring;
-use crate::types::{Epoch, NodeNum, Topology};
+use crate::types::{Epoch, NodeNum, Slot, SlotSet, Topology};
 
 /// Holds the ring. It only ever moves to a higher epoch.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub struct Routing {
     /// This node's slots are not all here yet: see `rebuild`.
     rebuilding: AtomicBool,
     epoch: watch::Sender<Epoch>,
+    /// One topology is adopted at a time: what it drops must not be what is written under it.
+    adopting: tokio::sync::Mutex<()>,
 }
 
 impl Default for Routing {
@@ -25,6 +31,7 @@ impl Default for Routing {
             ring: RwLock::new(None),
             rebuilding: AtomicBool::new(false),
             epoch: watch::Sender::new(Epoch::default()),
+            adopting: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -83,8 +90,14 @@ impl Routing {
     /// # Errors
     /// When it could not be saved; the one before stays in force.
     pub async fn adopt(&self, store: &dyn Store, topology: Arc<Topology>) -> Result<(), StoreError> {
-        let ours = self.ring().is_none_or(|ring| ring.topology().cluster_id == topology.cluster_id);
+        let _one = self.adopting.lock().await;
+        let before = self.ring();
+        let ours = before.as_ref().is_none_or(|ring| ring.topology().cluster_id == topology.cluster_id);
         if ours && topology.epoch > self.epoch() {
+            let begun = before.as_ref().and_then(|ring| ring.topology().moving.as_ref()).map(|moving| moving.since);
+            if topology.moving.as_ref().is_some_and(|moving| Some(moving.since) != begun) {
+                store.drop_slots(gained(&topology, store.identity().node)).await?;
+            }
             store.save_topology(Arc::clone(&topology)).await?;
             self.install(topology);
         }
@@ -95,4 +108,13 @@ impl Routing {
     pub fn subscribe(&self) -> watch::Receiver<Epoch> {
         self.epoch.subscribe()
     }
+}
+
+/// The slots that a change gives to that member.
+fn gained(topology: &Topology, node: NodeNum) -> SlotSet {
+    let gains = |slot: &Slot| {
+        let had = topology.replicas_before(*slot).is_none_or(|before| before.contains(&node));
+        !had && topology.home_replicas(*slot).contains(&node)
+    };
+    Slot::all().filter(gains).collect()
 }

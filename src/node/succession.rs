@@ -1,14 +1,16 @@
-//! The topology in force, and the next one: a member that comes back as a new instance is given its old place.
+//! The topology in force, and the next one: who votes on it, who proposes it, and who hears of it.
 //!
-//! The driver of [`protocol::succession`](crate::protocol::succession). Any member proposes for a newcomer that asks it;
-//! what is decided is told to all, and whoever missed it sees the epoch in what the others tell about themselves and fetches
-//! it.
+//! The driver of [`protocol::succession`](crate::protocol::succession). Any member proposes: for a newcomer that asks it for a
+//! place, and for a change that a person asks for or that has come to its end (`node::change`). What is decided is told to all,
+//! and whoever missed it sees the epoch in what the others tell about themselves and fetches it.
 //!
 //! Invariants:
 //! - A vote is on disk before it is told, and votes are given one at a time.
 //! - The member that is replaced cannot be alive, as far as anybody can know: the newcomer holds its data directory, or it
 //!   has been down for [`DOWN_FOR`] here and a direct call to it fails. One that lives all the same is fenced out: nobody
 //!   counts an answer of another instance than the topology lists, and once it hears of the epoch it stops.
+
+mod propose;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +19,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Ports;
 use super::clock::NodeClock;
@@ -25,10 +27,10 @@ use super::directory::Directory;
 use super::journal::Journal;
 use super::routing::Routing;
 use super::views::{EventKind, Liveness};
-use crate::ports::{Announcement, Destination, PeerError, PeerReply, PeerRequest};
+use crate::ports::{Destination, PeerError, PeerReply, PeerRequest};
 use crate::protocol::ring::Ring;
-use crate::protocol::succession::{self, Round};
-use crate::types::{Ballot, Epoch, Hlc, InstanceId, Member, NodeNum, Topology};
+use crate::protocol::succession;
+use crate::types::{Ballot, Epoch, InstanceId, Member, NodeNum, Topology};
 
 /// A member that cannot be proven dead must have been down for so long before another instance takes its place.
 pub const DOWN_FOR: Duration = Duration::from_secs(60);
@@ -38,10 +40,6 @@ pub(super) const LIVES: &str = "lives as instance";
 const WITHIN: Duration = Duration::from_secs(1);
 /// How often the members are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Ballots for one newcomer before it is told to ask again.
-const BALLOTS_MAX: usize = 5;
-/// Between two of them, in milliseconds at most: whoever proposes too gets the time to finish.
-const PAUSE_MS: u64 = 300;
 
 /// Decides with the other members what comes next.
 pub struct Succession {
@@ -107,6 +105,11 @@ impl Succession {
     /// Where the new instances are is known from the topology until gossip knows better.
     fn introduce(&self, before: &Ring, now: &Ring) {
         self.journal.note(self.me, EventKind::Topology, format!("has epoch {} in force", now.epoch()));
+        let new = |m: &&Member| before.topology().member(m.node).is_none() && m.node != self.me;
+        for m in now.topology().members.iter().filter(new) {
+            self.journal.note(m.node, EventKind::Topology, format!("is a member since epoch {}", now.epoch()));
+            self.ports.peers.introduce(m.node, m.instance, &m.mesh_address);
+        }
         for node in succession::gone(before.topology(), now.topology()) {
             if let Some(m) = now.topology().member(node).filter(|m| m.node != self.me) {
                 tracing::info!(epoch = %now.epoch(), instance = %m.instance, "{node} is another instance from now on");
@@ -127,6 +130,17 @@ impl Succession {
             .filter(|m| self.directory.liveness(m.node) == Liveness::Down)
             .map(|m| (m.instance, before.get(&m.instance).copied().unwrap_or(now)))
             .collect();
+    }
+
+    /// Whether every member has that topology in force, or a newer one, as far as is known.
+    pub(super) fn is_everywhere(&self, ring: &Ring) -> bool {
+        let others = ring.topology().members.iter().filter(|m| m.node != self.me);
+        others.into_iter().all(|m| self.directory.info(m.node).is_some_and(|info| info.epoch >= ring.epoch()))
+    }
+
+    /// How long that instance has been held down here.
+    pub(super) fn down_for(&self, instance: InstanceId) -> Duration {
+        self.down.lock().get(&instance).map_or(Duration::ZERO, Instant::elapsed)
     }
 
     /// Somebody tells of a higher epoch than this node's.
@@ -188,98 +202,6 @@ impl Succession {
             Err(Some(stands)) => Ok(PeerReply::Voted(Box::new(stands))),
             Err(None) => Err(refused(format!("epoch {epoch} does not follow from epoch {}", ring.epoch()))),
         }
-    }
-
-    // ---------------------------------------------------------------------------------------------------- proposing
-
-    /// A newcomer asks for the place of the member of its number; it held the directory of those instances.
-    ///
-    /// # Errors
-    /// `Refused` where the number is nobody's, or its member lives. Nothing was changed.
-    pub async fn answer_replace(
-        &self,
-        newcomer: Announcement,
-        succeeds: Vec<InstanceId>,
-    ) -> Result<PeerReply, PeerError> {
-        let ring = self.routing.ring().ok_or_else(|| PeerError::Refused("it has no topology".into()))?;
-        let Some(listed) = ring.topology().member(newcomer.node) else {
-            return Err(PeerError::Refused(format!("{} is not a member", newcomer.node)));
-        };
-        if listed.instance == newcomer.instance {
-            return Ok(PeerReply::Replaced { topology: Some(Arc::clone(ring.topology())) });
-        }
-        if listed.node == self.me || !(succeeds.contains(&listed.instance) || self.is_gone(listed).await?) {
-            return Ok(PeerReply::Replaced { topology: None });
-        }
-        Ok(PeerReply::Replaced { topology: self.decide(&newcomer).await })
-    }
-
-    /// Whether a member may be taken for dead; not yet, where it is not known for long enough.
-    ///
-    /// # Errors
-    /// `Refused` where it lives.
-    async fn is_gone(&self, listed: &Member) -> Result<bool, PeerError> {
-        let lives = || {
-            let (node, instance, there) = (listed.node, listed.instance, &listed.mesh_address);
-            Err(PeerError::Refused(format!("{node} {LIVES} {instance} at {there}")))
-        };
-        if self.ask(listed.node, PeerRequest::Topology).await.is_ok() {
-            return lives();
-        }
-        let since = self.down.lock().get(&listed.instance).copied();
-        Ok(since.is_some_and(|since| since.elapsed() >= DOWN_FOR))
-    }
-
-    /// The topology that lists the newcomer, once it is decided and in force here.
-    async fn decide(&self, newcomer: &Announcement) -> Option<Arc<Topology>> {
-        let _one = self.proposing.lock().await;
-        let mut above = Hlc::ZERO;
-        for _ in 0..BALLOTS_MAX {
-            let ring = self.routing.ring()?;
-            let topology = ring.topology();
-            if topology.member(newcomer.node).is_some_and(|m| m.instance == newcomer.instance) {
-                self.tell(topology.members.iter().map(|m| m.node)).await;
-                return Some(Arc::clone(topology));
-            }
-            let own = succession::replaced(topology, newcomer)?;
-            let writer = topology.member(self.me)?.writer;
-            let ballot = Ballot { hlc: self.clock.stamp_reserved(above).await?, writer };
-            let promised = self.round(topology, ballot, None).await;
-            above = promised.outbid().map_or(above, |outbid| outbid.hlc);
-            if promised.is_met() {
-                let proposal = Arc::new(promised.proposal(own));
-                let accepted = self.round(topology, ballot, Some(&proposal)).await;
-                above = accepted.outbid().map_or(above, |outbid| outbid.hlc);
-                if accepted.is_met() {
-                    self.adopt(proposal).await;
-                    continue;
-                }
-            }
-            sleep(Duration::from_millis(self.ports.entropy.below(PAUSE_MS))).await;
-        }
-        None
-    }
-
-    /// Asks all members for their votes, this one too.
-    async fn round(&self, topology: &Topology, ballot: Ballot, proposal: Option<&Arc<Topology>>) -> Round {
-        let epoch = Epoch(topology.epoch.0 + 1);
-        let votes = topology.members.iter().map(|m| async move {
-            let answer = if m.node == self.me {
-                self.answer_vote(epoch, ballot, proposal.cloned()).await
-            } else {
-                self.ask(m.node, PeerRequest::Vote { epoch, ballot, proposal: proposal.cloned() }).await
-            };
-            (m.node, answer)
-        });
-        let mut round = Round::new(topology, ballot);
-        for (node, answer) in join_all(votes).await {
-            if let Ok(PeerReply::Voted(vote)) = answer
-                && vote.epoch == epoch
-            {
-                round.on_vote(node, *vote);
-            }
-        }
-        round
     }
 
     async fn ask(&self, node: NodeNum, request: PeerRequest) -> Result<PeerReply, PeerError> {

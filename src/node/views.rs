@@ -1,7 +1,7 @@
 //! What a node tells people about itself and its cluster: plain values, gathered from memory.
 
 use crate::ports::{HintTotals, NodeInfo};
-use crate::types::{ClusterId, Convergence, Epoch, InstanceId, Key, NodeNum, Slot, Token, Topology};
+use crate::types::{ClusterId, Convergence, Epoch, InstanceId, Key, NodeNum, Slot, Token, Topology, TopologyChange};
 use std::sync::Arc;
 
 /// What gossip holds of a member.
@@ -157,6 +157,36 @@ pub struct Event {
 
 /// The ring, slot by slot.
 pub type RingView = Arc<Topology>;
+
+/// The change of the topology that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeView {
+    /// The epoch in which it began, which names it.
+    pub since: Epoch,
+    /// The one in force.
+    pub epoch: Epoch,
+    pub change: TopologyChange,
+    /// Slots that move.
+    pub slots: u64,
+    /// How far the members are that have something to do. None was asked yet where the change has just begun or ended.
+    pub members: Vec<MemberProgress>,
+    /// For whom it waits, and why.
+    pub waiting_for: Vec<(NodeNum, String)>,
+}
+
+/// How far one member is with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberProgress {
+    pub node: NodeNum,
+    /// Slots to catch up on, and those of which it has everything.
+    pub slots: u64,
+    pub done: u64,
+    /// Fetched for that: keys, and the bytes of them and their contents.
+    pub keys: u64,
+    pub bytes: u64,
+    /// Why it said nothing.
+    pub error: Option<String>,
+}
 
 /// How the copies on each pair of members agree.
 #[derive(Clone, Debug)]

@@ -50,9 +50,12 @@ pub enum Stop {
     )]
     Lives { node: NodeNum, why: String },
     #[error(
-        "cluster {cluster} has the members {members}, and {node} is not one of them; this version admits members only \
-         when a cluster is founded, so start {node} with SEEDS of a cluster that is being founded"
+        "{node} (instance {mine}) is not a member of cluster {cluster} any more: it left, was removed, or the change by which it joined \
+         was taken back; the members are {members}. Start it with an empty data directory to join anew"
     )]
+    Removed { cluster: ClusterId, node: NodeNum, mine: InstanceId, members: String },
+    /// It is to ask for a place.
+    #[error("cluster {cluster} has the members {members}, and {node} is not one of them yet")]
     NotListed { cluster: ClusterId, node: NodeNum, members: String },
     #[error("this data directory belongs to cluster {mine}, and {there} to cluster {theirs}; check SEEDS and DATA_DIR")]
     Foreign { mine: ClusterId, theirs: ClusterId, there: String },
@@ -328,10 +331,12 @@ pub fn may_serve(me: &Announcement, cluster: Option<ClusterId>, topology: &Topol
             there: member.mesh_address.clone(),
             mine: me.instance,
         }),
-        None => Err(Stop::NotListed {
-            cluster: theirs,
-            node: me.node,
-            members: list(topology.members.iter().map(|m| &m.node)),
-        }),
+        None => {
+            let (node, members) = (me.node, list(topology.members.iter().map(|m| &m.node)));
+            Err(match cluster {
+                Some(cluster) => Stop::Removed { cluster, node, mine: me.instance, members },
+                None => Stop::NotListed { cluster: theirs, node, members },
+            })
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Every protocol is a fold (told what came, it says where it stands; side effects are returned as data); `node` drives it.
 
+pub mod catch_up;
 pub mod founding;
 pub mod hashtree;
 pub mod hints;

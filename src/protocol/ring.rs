@@ -43,16 +43,6 @@ impl Placement {
         self.write_sets.iter().map(|set| level.needed(set.len())).max().unwrap_or(0)
     }
 
-    /// Whether what these hold together is all that was ever decided with that home replica among the others: they are a majority
-    /// of the others of each write set that has it. Where it is alone in those nobody else knows, and the other sets must do.
-    pub fn knows_without(&self, node: NodeNum, told: impl Fn(NodeNum) -> bool) -> bool {
-        let others = |set: &WriteSet| set.iter().copied().filter(|n| *n != node).collect::<WriteSet>();
-        let knows = |others: &WriteSet| others.iter().filter(|n| told(**n)).count() >= majority(others.len());
-        let (its, rest): (Vec<_>, Vec<_>) = self.write_sets.iter().partition(|set| set.contains(&node));
-        let of_its: Vec<WriteSet> = its.into_iter().map(others).filter(|others| !others.is_empty()).collect();
-        if of_its.is_empty() { rest.into_iter().all(knows) } else { of_its.iter().all(knows) }
-    }
-
     /// Whether a majority of every write set is among these.
     pub fn is_majority(&self, nodes: &[NodeNum]) -> bool {
         self.write_sets.iter().all(|set| set.iter().filter(|n| nodes.contains(n)).count() >= majority(set.len()))
@@ -206,21 +196,5 @@ mod tests {
         let without = |down: &'static [u16]| five.placement(Slot(0)).health(move |n| !down.contains(&n.0));
         assert_eq!((without(&[1, 2]), without(&[1, 2, 4])), (SlotHealth::StoodIn, SlotHealth::StoodIn));
         assert_eq!(without(&[1, 2, 3]), SlotHealth::Lost, "two are left, which know nothing of it");
-    }
-
-    #[test]
-    fn what_a_lost_replica_knew_a_majority_of_the_others_of_each_of_its_sets_knows() {
-        let placement = |sets: &[&[u16]]| Placement {
-            write_sets: sets.iter().map(|set| set.iter().copied().map(NodeNum).collect()).collect(),
-            fallbacks: vec![],
-        };
-        let knows = |sets: &[&[u16]], told: &[u16]| placement(sets).knows_without(NodeNum(1), |n| told.contains(&n.0));
-        assert!(knows(&[&[1, 2]], &[2]) && !knows(&[&[1, 2]], &[]));
-        assert!(knows(&[&[1, 2, 3]], &[2, 3]) && !knows(&[&[1, 2, 3]], &[2]));
-        assert!(!knows(&[&[1, 2], &[3, 4]], &[3, 4]), "they are still catching up");
-        assert!(knows(&[&[1, 2], &[3, 4]], &[2]));
-        assert!(knows(&[&[1, 2], &[1, 3]], &[2, 3]) && !knows(&[&[1, 2], &[1, 3]], &[2]));
-        assert!(knows(&[&[1], &[3]], &[3]) && !knows(&[&[1], &[3]], &[]), "nobody else had a copy");
-        assert!(knows(&[&[3], &[1, 2]], &[2]));
     }
 }

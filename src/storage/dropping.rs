@@ -1,7 +1,7 @@
 //! Dropping whole slots: those that other members keep now, or that this one gets anew and begins from nothing.
 //!
 //! A slot goes step by step, records first, then registers, then what the list of tombstones still has; each step is one
-//! transaction and moves the sums with the rows. So it may be cut anywhere and done again.
+//! change and moves the sums with the rows. So it may be cut anywhere and done again.
 //!
 //! Invariants:
 //! - Sound or damaged, a row goes with the slot that it says, and a stray with the slot that its key belongs to, too. As a stray
@@ -11,10 +11,11 @@
 //!
 //! Caveat: the large value of a damaged row stays, and the end of one until it is due.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use rusqlite::{Connection, params};
 
 use super::book::{Count, Weight};
@@ -27,7 +28,9 @@ use super::walk::{self, Place, Walk};
 use crate::ports::StoreError;
 use crate::types::{Key, Leaf, Slot, SlotSet, Sum, TokenSeed};
 
-/// Records, and registers, that go in one transaction.
+/// Slots of which a step is asked for at a time.
+const SLOTS_AT_ONCE: usize = 16;
+/// Records, and registers, that go in one step.
 pub(super) const ROWS_MAX: usize = 256;
 /// The same in bytes of their contents; one row may have more.
 const BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -40,13 +43,16 @@ pub(super) fn drop_slots(
 ) -> BoxFuture<'static, Result<u64, StoreError>> {
     async move {
         let (mut all, Some(seed)) = (0, seed) else { return Ok(0) };
-        for slot in slots.iter() {
-            while let Outcome::DroppedPart(gone, more) =
-                change_through(&writes, Change::DropSlot { seed, slot }).await?
-            {
+        let mut left: VecDeque<Slot> = slots.iter().collect();
+        while !left.is_empty() {
+            // Most have little, or nothing: several share a transaction.
+            let some: Vec<Slot> = left.drain(..left.len().min(SLOTS_AT_ONCE)).collect();
+            let steps = some.iter().map(|slot| change_through(&writes, Change::DropSlot { seed, slot: *slot }));
+            for (slot, step) in some.iter().zip(join_all(steps).await) {
+                let Outcome::DroppedPart(gone, more) = step? else { continue };
                 all += gone;
-                if !more {
-                    break;
+                if more {
+                    left.push_front(*slot);
                 }
             }
         }

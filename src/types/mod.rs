@@ -35,8 +35,8 @@ pub use key::{Key, KeyError, Slot, Token, TokenSeed};
 pub use level::{Level, LevelParseError, majority};
 pub use listing::{Outline, Scan, ScanEntry, ScanPage};
 pub use peer::{
-    Agreement, Announcement, ChunkHashes, ChunkState, Convergence, Difference, Exchange, InfoStamp, Look, NodeInfo,
-    NodeState, PeerReply, PeerRequest,
+    Agreement, Announcement, CatchUp, ChunkHashes, ChunkState, Convergence, Difference, Exchange, InfoStamp, Look,
+    NodeInfo, NodeState, PeerReply, PeerRequest,
 };
 pub use proposal::{Proposal, Verdict};
 pub use purge::{Dropped, PurgeReply, PurgeStatus, PurgeStep, Sealed, SlotDrop, SlotFloor, Survey};

@@ -34,8 +34,9 @@ pub enum PeerRequest {
     /// This topology was decided: store it. Epoch 1 is from the founder who proposed it; a later one follows from the one
     /// in force.
     Founded { topology: Arc<Topology> },
-    /// A new instance asks to take the place of the member of its number. It held the directory of these instances before,
-    /// so that none of them can be alive; without one of them the member must have been down for a while.
+    /// A new instance asks for a place: a new one where its number is nobody's, or that of the member of its number. It held the
+    /// directory of these instances before, so that none of them can be alive; without one of them the member must have been
+    /// down for a while.
     Replace { newcomer: Announcement, succeeds: Vec<InstanceId> },
     /// Vote on the epoch after yours: promise that ballot, or accept this proposal under it.
     Vote { epoch: Epoch, ballot: Ballot, proposal: Option<Arc<Topology>> },
@@ -54,6 +55,8 @@ pub enum PeerRequest {
     CompareSlot { epoch: Epoch, slot: Slot, digests: Vec<Digest> },
     /// A page of what the asked node holds of a slot, in key order: all registers, and the records of these leaves.
     FetchSlot { epoch: Epoch, slot: Slot, leaves: LeafSet, after: Option<Key> },
+    /// How far are you with the change of that epoch?
+    CatchUp { epoch: Epoch },
     /// A step of purging tombstones.
     Purge { epoch: Epoch, step: PurgeStep },
     /// The keys of some slots, for a listing.
@@ -104,6 +107,23 @@ pub struct Convergence {
     pub differing: u64,
     /// When the one that answers last ended reading all its rows, wall milliseconds; 0 where it did not since it started.
     pub scrubbed_ms: u64,
+}
+
+/// How far a member is with a change of the topology.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CatchUp {
+    /// Slots that it keeps when the change ends and that were others' before, too; and those of which it has everything.
+    pub slots: u64,
+    pub done: u64,
+    /// It has all of them, and counts no more on what was before.
+    pub caught_up: bool,
+    /// Fetched for that since it began: keys, and the bytes of their contents.
+    pub keys: u64,
+    pub bytes: u64,
+    /// Hints that it keeps for others.
+    pub hints: u64,
+    /// A slot that it does not get on with, and why; for a person.
+    pub stuck: Option<String>,
 }
 
 /// One side's list of what it holds in some leaves of one slot.
@@ -162,7 +182,9 @@ pub enum PeerReply {
         /// Ask again after this key; `None` at the end of the slot.
         next: Option<Key>,
     },
-    /// To the four above, to `Scan` and to `Changes`: the asked node holds another topology. Nothing was compared.
+    /// To `CatchUp`.
+    CaughtUp(CatchUp),
+    /// To the five above, to `Scan` and to `Changes`: the asked node holds another topology. Nothing was compared.
     WrongEpoch {
         epoch: Epoch,
     },

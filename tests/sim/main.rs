@@ -8,6 +8,7 @@
 //! failure shows.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod changes;
 mod checks;
 mod clients;
 mod disk;
@@ -88,6 +89,9 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     world.life.spawn(faults::faults(world.clone(), until).boxed());
     for number in 0..world.random.between(2, 5) as usize {
         world.life.spawn(clients::client(world.clone(), number, until).boxed());
+    }
+    if world.changes() {
+        world.life.spawn(changes::changes(world.clone(), until).boxed());
     }
     if listing::is_in(world.seed) {
         world.life.spawn(listing::client(world.clone(), until).boxed());

@@ -396,6 +396,7 @@ impl fmt::Display for Named<'_> {
             PeerRequest::NodeInfo { .. } => "its facts",
             PeerRequest::Topology => "its topology",
             PeerRequest::Announce(_) => "its announcement",
+            PeerRequest::CatchUp { .. } => "how far it is",
             PeerRequest::Found { .. } => "its acceptance",
             PeerRequest::Founded { .. } => "its commit",
             PeerRequest::Replace { .. } => "replace",

@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
+use crate::changes::outsiders;
 use crate::clients::Shared;
 use crate::disk::{Disk, SimStore};
 use crate::history::{History, Witness};
@@ -46,7 +47,6 @@ impl Place {
 struct Keys {
     all: Vec<Key>,
     slots: BTreeMap<Key, Slot>,
-    homes: BTreeMap<Key, Vec<NodeNum>>,
 }
 
 pub(crate) struct World {
@@ -66,7 +66,9 @@ pub(crate) struct World {
     pub(crate) seen: Mutex<Option<Seen>>,
     /// Between two rounds of anti-entropy.
     interval: Duration,
+    /// The founders first, then those who are no members in the beginning.
     pub(crate) places: Vec<Place>,
+    founders: usize,
     pub(crate) network: Arc<Network>,
     pub(crate) random: Arc<Seeded>,
     pub(crate) trace: Arc<Trace>,
@@ -121,7 +123,8 @@ impl World {
                 lives: Mutex::default(),
             }
         };
-        let places: Vec<Place> = (1..=nodes).map(place).collect();
+        let outsiders = outsiders(seed);
+        let places: Vec<Place> = (1..=nodes + outsiders).map(place).collect();
         let rough = random.per_mille(700);
         let weather = Weather {
             lost: if rough { *random.pick(&[0, 5, 30]) } else { 0 },
@@ -132,7 +135,7 @@ impl World {
         };
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
-            "{nodes} nodes, rf {rf}, {exact} of 1000 exact, {ending} of 1000 values end, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
+            "{nodes} nodes and {outsiders} more, rf {rf}, {exact} of 1000 exact, {ending} of 1000 values end, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
              sql {sql}, tombstones kept for {grace:?}, {weather:?}"
         ));
         Arc::new(Self {
@@ -146,6 +149,7 @@ impl World {
             seen: Mutex::default(),
             interval,
             places,
+            founders: usize::from(nodes),
             network,
             random,
             trace,
@@ -173,7 +177,8 @@ impl World {
         self.check_promises(place);
         let options = Options {
             seeds: self.places.iter().map(|p| address(p.number)).collect(),
-            cluster_size: self.places.len() as u16,
+            // Who comes later must not found another one with others that come later.
+            cluster_size: if self.changes() && self.keys.get().is_some() { 1 } else { self.founders as u16 },
             rf: self.rf,
             zone: None,
             weight: 1,
@@ -232,10 +237,10 @@ impl World {
 
     /// From nothing to a cluster that serves.
     pub(crate) async fn found(&self) -> Result<(), String> {
-        for place in &self.places {
+        for place in &self.places[..self.founders] {
             self.start(place).await;
         }
-        self.until("every node serves", || self.all_ready()).await?;
+        self.until("every node serves", || self.places[..self.founders].iter().all(is_ready)).await?;
         let (node, _) = self.places[0].node().ok_or("no node")?;
         self.choose_keys(&node)?;
         self.network.set_weather(self.weather);
@@ -257,12 +262,7 @@ impl World {
                 all.push(key);
             }
         }
-        let homes = |key: &Key| node.placement(key).map(|p| (key.clone(), p.home_replicas));
-        let keys = Keys {
-            homes: all.iter().filter_map(homes).collect(),
-            slots: all.iter().map(|key| (key.clone(), slot(key))).collect(),
-            all,
-        };
+        let keys = Keys { slots: all.iter().map(|key| (key.clone(), slot(key))).collect(), all };
         for place in &self.places {
             *place.disk.watched.lock() = keys.slots.values().copied().collect();
         }
@@ -274,8 +274,15 @@ impl World {
         self.keys.get().map_or(&[], |keys| &keys.all)
     }
 
-    fn homes(&self, key: &Key) -> &[NodeNum] {
-        self.keys.get().and_then(|keys| keys.homes.get(key)).map_or(&[], |homes| homes)
+    /// Those that keep the key, and kept it before, by the newest topology on any disk.
+    fn homes(&self, key: &Key) -> Vec<NodeNum> {
+        let Some((topology, slot)) = self.topology().zip(self.keys.get().and_then(|keys| keys.slots.get(key))) else {
+            return Vec::new();
+        };
+        let before = topology.replicas_before(*slot).unwrap_or_default();
+        let mut homes = topology.home_replicas(*slot).to_vec();
+        homes.extend(before.iter().filter(|node| !topology.home_replicas(*slot).contains(node)));
+        homes
     }
 
     pub(crate) fn wiped(&self) -> Option<NodeNum> {
@@ -292,7 +299,7 @@ impl World {
     }
 
     pub(crate) fn may_wipe(&self) -> bool {
-        self.rf >= 3 && self.wiped().is_none()
+        self.rf >= 3 && self.wiped().is_none() && !self.changes()
     }
 
     /// A client was told that these nodes have it on disk.
@@ -306,6 +313,10 @@ impl World {
 
     /// After a crash: what was acknowledged is there.
     fn check_promises(&self, place: &Place) {
+        if self.changes() {
+            // It may have given the slot up since.
+            return;
+        }
         for ((node, key), version) in self.promised.lock().iter().filter(|((n, _), _)| *n == place.number) {
             if self.held(place, key, false) < Some(*version) {
                 let lost = format!("{node} acknowledged {version:?} of {key:?}, and its disk has lost it in a crash");
@@ -371,12 +382,13 @@ impl World {
             place.disk.set_full(false);
             // What is stamped too far ahead of a replica's clock is refused until that has caught up.
             place.clock.set_right();
-            if place.node().is_none() {
-                self.start(place).await;
-            }
+        }
+        for place in self.member_places().into_iter().filter(|place| place.node().is_none()) {
+            self.start(place).await;
         }
         self.bring_back_wiped().await?;
-        self.until("every node serves again", || self.all_ready()).await?;
+        self.until("every member serves again", || self.all_ready()).await?;
+        self.until("every change of the topology ends, and every member knows", || self.is_settled()).await?;
         // What was under way when the faults ended, hints left behind too.
         sleep(Duration::from_secs(3)).await;
         self.until("every hint is delivered", || self.hints() == 0).await?;
@@ -397,7 +409,8 @@ impl World {
 
     fn to_be_purged(&self) -> u64 {
         let slots = self.slots();
-        self.places.iter().flat_map(|place| slots.iter().map(|slot| place.disk.to_be_purged(*slot))).sum()
+        let members = self.member_places();
+        members.iter().flat_map(|place| slots.iter().map(|slot| place.disk.to_be_purged(*slot))).sum()
     }
 
     /// A node whose disk was wiped is another instance under an old number. While the members hold the old one to be alive
@@ -422,11 +435,12 @@ impl World {
 
     /// Hints that somebody may ask to be given.
     fn hints(&self) -> u64 {
-        self.places.iter().map(|p| p.disk.hints()).sum()
+        self.member_places().iter().map(|p| p.disk.hints()).sum()
     }
 
+    /// One that was removed on the way, and does not know, comes to know.
     fn all_ready(&self) -> bool {
-        self.places.iter().all(|p| p.node().is_some_and(|(node, _)| node.readiness().ready))
+        self.member_places().into_iter().all(is_ready)
     }
 
     async fn until(&self, what: &str, done: impl Fn() -> bool) -> Result<(), String> {
@@ -447,4 +461,8 @@ impl World {
         }
         self.network.close();
     }
+}
+
+fn is_ready(place: &Place) -> bool {
+    place.node().is_some_and(|(node, _)| node.readiness().ready)
 }

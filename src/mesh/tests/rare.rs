@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::mesh::wire::tests::{announcement, node_info, topology};
 use crate::ports::{Destination, InfoStamp, Peers};
-use crate::types::Vote;
+use crate::types::{CatchUp, Vote};
 
 const TWO: NodeNum = NodeNum(2);
 
@@ -42,6 +42,19 @@ async fn each_kind_makes_the_round_to_a_member_and_to_an_address() {
             PeerRequest::Replace { newcomer: announcement(4), succeeds: vec![instance(7), instance(8)] },
             PeerReply::Replaced { topology: Some(topology.clone()) },
         ),
+        (
+            PeerRequest::CatchUp { epoch: Epoch(4) },
+            PeerReply::CaughtUp(CatchUp {
+                slots: 128,
+                done: 7,
+                caught_up: false,
+                keys: 9,
+                bytes: 1000,
+                hints: 3,
+                stuck: Some("slot 3f waits for n2".into()),
+            }),
+        ),
+        (PeerRequest::CatchUp { epoch: Epoch(4) }, PeerReply::WrongEpoch { epoch: Epoch(5) }),
         (PeerRequest::Replace { newcomer: announcement(4), succeeds: vec![] }, PeerReply::Replaced { topology: None }),
         (
             PeerRequest::Vote { epoch: Epoch(2), ballot, proposal: None },

@@ -8,10 +8,12 @@ use super::proto::{self, info};
 use super::{Malformed, read_node, read_uuid, register, uuid_bytes};
 use crate::ports::{Announcement, InfoStamp, NodeInfo, NodeState, PeerReply, PeerRequest};
 use crate::types::limits::{ADDRESS_BYTES_MAX, GOSSIP_PACKET_BYTES_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
-use crate::types::{Ballot, Epoch, InstanceId, Topology, Vote};
+use crate::types::{Ballot, CatchUp, Epoch, InstanceId, Slot, Topology, Vote};
 
 /// The longest program version a node may tell, in bytes.
 const PROGRAM_BYTES_MAX: usize = 64;
+/// The longest text about a slot that does not get on, in bytes.
+const STUCK_BYTES_MAX: usize = 1024;
 
 // ------------------------------------------------------------------------------------------------------- requests
 
@@ -87,6 +89,35 @@ pub(in crate::mesh) fn split_replace_reply(reply: proto::ReplaceReply) -> Split 
 pub(in crate::mesh) fn split_vote_reply(reply: proto::VoteReply) -> Split {
     let vote = Vote::decode(&reply.vote).map_err(|e| Malformed::from(e.to_string()));
     (reply.header, vote.map(|vote| PeerReply::Voted(Box::new(vote))))
+}
+
+pub(in crate::mesh) fn catch_up_reply(
+    header: Option<proto::Header>,
+    reply: PeerReply,
+) -> Result<proto::CatchUpReply, PeerReply> {
+    match reply {
+        PeerReply::CaughtUp(CatchUp { slots, done, caught_up, keys, bytes, hints, stuck }) => {
+            let mut stuck = stuck.unwrap_or_default();
+            stuck.truncate(stuck.floor_char_boundary(STUCK_BYTES_MAX));
+            Ok(proto::CatchUpReply { header, wrong_epoch: None, slots, done, caught_up, keys, bytes, hints, stuck })
+        }
+        PeerReply::WrongEpoch { epoch } => {
+            Ok(proto::CatchUpReply { header, wrong_epoch: Some(epoch.0), ..Default::default() })
+        }
+        other => Err(other),
+    }
+}
+
+pub(in crate::mesh) fn read_catch_up_reply(reply: proto::CatchUpReply) -> Result<PeerReply, Malformed> {
+    let proto::CatchUpReply { header: _, wrong_epoch, slots, done, caught_up, keys, bytes, hints, stuck } = reply;
+    if let Some(epoch) = wrong_epoch {
+        return Ok(PeerReply::WrongEpoch { epoch: Epoch(epoch) });
+    }
+    if stuck.len() > STUCK_BYTES_MAX || slots > Slot::COUNT as u64 || done > slots {
+        return Err("a catch-up over its limits".into());
+    }
+    let stuck = (!stuck.is_empty()).then_some(stuck);
+    Ok(PeerReply::CaughtUp(CatchUp { slots, done, caught_up, keys, bytes, hints, stuck }))
 }
 
 pub(in crate::mesh) fn read_node_info_reply(reply: proto::NodeInfoReply) -> Result<PeerReply, Malformed> {

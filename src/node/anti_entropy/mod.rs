@@ -16,7 +16,6 @@ mod answer;
 mod exchange;
 mod fate;
 mod memory;
-mod pace;
 mod round;
 mod scrub;
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::fate::{Fate, Waits, fate, wrong_kind};
-use super::pace::Pace;
 use super::{AntiEntropy, Stop};
 use crate::node::answers::Answers;
 use crate::node::operations::Progress;
+use crate::node::pace::Pace;
 use crate::node::reaper;
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest, ReplicaCall, ReplicaRequest, Store};
 use crate::protocol::hashtree::{self, IN_FLIGHT_MS, Sums};

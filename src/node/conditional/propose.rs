@@ -121,7 +121,7 @@ impl Conditional {
             None => Step::Done(proposing.fold.give_up()),
             Some((_, Ok(ReplicaReply::WrongEpoch { topology }))) => {
                 // An operation of the register starts again from prepare, among the replicas of the newer topology.
-                let Ok(ring) = self.coordinator.adopt(topology, Level::Linearizable).await else {
+                let Ok(ring) = self.coordinator.adopt(topology, Level::Linearizable, proposing.deadline).await else {
                     return Step::Done(proposing.fold.give_up());
                 };
                 proposing.placement = Arc::clone(ring.placement(ring.token(&proposing.fold.proposal().key).slot()));

@@ -39,7 +39,7 @@ impl Coordinator {
         loop {
             match self.look_under(&ring, put).await? {
                 End::Found(before) => return Ok((ring, before)),
-                End::Stale(topology) => ring = self.adopt(topology, put.level).await.map_err(not_applied)?,
+                End::Stale(topology) => ring = self.adopt(topology, put.level, put.deadline).await.map_err(not_applied)?,
             }
         }
     }

@@ -171,7 +171,7 @@ impl Coordinator {
                     Arrival::Deadline => return Err(failure(&fold, FailureKind::TimedOut)),
                 };
             };
-            ring = self.adopt(newer, Level::Quorum).await?;
+            ring = self.adopt(newer, Level::Quorum, deadline).await?;
         }
     }
 

@@ -24,7 +24,7 @@ mod write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::node::clock::NodeClock;
 use crate::node::reach::Reach;
@@ -95,12 +95,21 @@ impl Coordinator {
     }
 
     /// A replica holds a newer topology: it comes into force here before the request goes on.
-    pub(in crate::node) async fn adopt(&self, topology: Arc<Topology>, level: Level) -> Result<Arc<Ring>, Failure> {
-        if let Err(error) = self.routing.adopt(&*self.store, topology).await {
-            tracing::warn!(%error, "a newer topology could not be adopted");
-            return Err(Failure::before(FailureKind::NotReady, level));
+    /// It may have to drop slots first, and go on with that later.
+    pub(in crate::node) async fn adopt(
+        &self,
+        topology: Arc<Topology>,
+        level: Level,
+        deadline: Instant,
+    ) -> Result<Arc<Ring>, Failure> {
+        match timeout_at(deadline, self.routing.adopt(&*self.store, topology)).await {
+            Ok(Ok(())) => self.ring(level),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a newer topology could not be adopted");
+                Err(Failure::before(FailureKind::NotReady, level))
+            }
+            Err(_) => Err(Failure::before(FailureKind::TimedOut, level)),
         }
-        self.ring(level)
     }
 
     /// Whom to ask of that placement: home replicas are probed where they hung, stand-ins are not.

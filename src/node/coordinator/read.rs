@@ -76,7 +76,7 @@ impl Coordinator {
                     Err(_) if self.routing.epoch() > ring.epoch() => ring = self.ring(get.level)?,
                     found => return found,
                 },
-                End::Stale(topology) => ring = self.adopt(topology, get.level).await?,
+                End::Stale(topology) => ring = self.adopt(topology, get.level, get.deadline).await?,
                 End::State(_) => return Err(read_failure(&reading, FailureKind::Unavailable)),
                 End::TimedOut => return Err(read_failure(&reading, FailureKind::TimedOut)),
             }

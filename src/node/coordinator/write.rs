@@ -107,7 +107,10 @@ impl Coordinator {
             match end {
                 End::Stale(topology) => {
                     let older = ring;
-                    ring = self.adopt(topology, put.level).await.map_err(|f| self.failure(&writing, f.kind))?;
+                    ring = self
+                        .adopt(topology, put.level, put.deadline)
+                        .await
+                        .map_err(|f| self.failure(&writing, f.kind))?;
                     end = self.write_again(&mut writing, &older, &ring).await;
                 }
                 End::State(WriteState::Restamp { above }) => {
@@ -130,13 +133,10 @@ impl Coordinator {
     async fn write_again(&self, writing: &mut Writing, older: &Ring, ring: &Ring) -> End {
         writing.epoch = ring.epoch();
         writing.round += 1;
-        let placement = ring.placement(ring.token(&writing.key).slot());
-        let gone = match ring.epoch().0 == older.epoch().0 + 1 {
-            true => succession::gone(older.topology(), ring.topology()),
-            // Whoever kept the slot before, and keeps it now, may have begun it from nothing between the two.
-            false => writing.fold.replicas(),
-        };
-        let asks = writing.fold.move_to(Arc::clone(placement), &gone, &self.asking(placement));
+        let slot = ring.token(&writing.key).slot();
+        let placement = ring.placement(slot);
+        let void = succession::void(older.topology(), ring.topology(), slot);
+        let asks = writing.fold.move_to(Arc::clone(placement), &void, &self.asking(placement));
         self.drive(writing, asks).await
     }
 
@@ -163,7 +163,7 @@ impl Coordinator {
             End::State(_) => Err(self.failure(&writing, FailureKind::Unavailable)),
             End::Stale(topology) => {
                 // Whoever asked for it begins again under that one.
-                self.adopt(topology, writing.fold.level()).await?;
+                self.adopt(topology, writing.fold.level(), writing.deadline).await?;
                 Err(self.failure(&writing, FailureKind::Unavailable))
             }
         }

@@ -1,6 +1,6 @@
-//! A new instance under a member's number asks the members for that member's place.
+//! A new instance asks the members for a place: one of its own, where its number is nobody's, or that of the member of its number.
 //!
-//! It comes from a directory whose database was moved aside, and then it can show whose directory it was; or from an empty
+//! Who asks for a member's place comes from a directory whose database was moved aside, and then it can show whose directory it was; or from an empty
 //! one, and then the old instance must have been down for a while. Either way it is marked as to be rebuilt, on disk, before
 //! a topology that lists it is: nothing it holds may be taken for what the old instance knew.
 
@@ -80,6 +80,28 @@ impl Founding {
                 }
             }
             self.pause().await;
+        }
+    }
+
+    /// The directory was empty, and its number is nobody's: asks until it is a member. What keeps it from becoming one passes (another
+    /// change that is under way), or a person mends it.
+    pub(super) async fn join_members(&self, cluster: ClusterId) -> Result<(), FoundingError> {
+        let mut told = String::new();
+        loop {
+            let why = match self.ask_for_place(cluster).await {
+                Said::Yes(topology) => return self.commit(topology).await,
+                Said::No(why) | Said::NotYet(why) => why,
+            };
+            let waits = format!("{} asks to become a member of cluster {cluster}: {why}", self.me.node);
+            if waits != told {
+                tracing::info!("{waits}");
+                told.clone_from(&waits);
+            }
+            self.state.lock().unaccepted = Some(waits);
+            self.pause().await;
+            if self.routing.ring().is_some() {
+                return Ok(());
+            }
         }
     }
 

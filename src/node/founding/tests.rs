@@ -288,6 +288,17 @@ async fn more_nodes_than_asked_for_found_nothing() {
     assert!(text.contains("CLUSTER_SIZE is 3, and there are n1, n2, n3, n4"), "{text}");
 }
 
+/// The epoch before that one, in which the owner of that disk was a member, too.
+fn listing(mut topology: Topology, disk: &Disk) -> Topology {
+    let Identity { node, instance, .. } = disk.identity.lock().clone();
+    let mut member = topology.members[0].clone();
+    (member.node, member.instance, member.writer) = (node, instance, topology.next_writer);
+    topology.next_writer.0 += 1;
+    topology.members.push(member);
+    topology.epoch.0 -= 1;
+    topology
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_served_cluster_takes_back_its_own_and_refuses_others() {
     let world = World::new(11, 3);
@@ -300,8 +311,17 @@ async fn a_served_cluster_takes_back_its_own_and_refuses_others() {
     let error = world.start(&Disk::fresh(1, 100)).end().await;
     assert!(matches!(&error, FoundingError::Stop(Stop::Replaced { node: NodeNum(1), .. })), "{error}");
     // A fourth node.
-    let error = world.start(&Disk::fresh(4, 4)).end().await;
-    assert!(error.to_string().contains("has the members n1, n2, n3, and n4 is not one of them"), "{error}");
+    let fourth = world.start(&Disk::fresh(4, 4));
+    sleep(Duration::from_secs(30)).await;
+    let waits = fourth.founding.waiting();
+    assert!(waits.contains("n4 asks to become a member of cluster") && fourth.routing.ring().is_none(), "{waits}");
+    fourth.crash();
+    // One that was a member.
+    let removed = Disk::fresh(5, 5);
+    removed.identity.lock().cluster = Some(cluster);
+    *removed.topology.lock() = Some(listing(disks[1].topology.lock().clone().unwrap(), &removed));
+    let error = world.start(&removed).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::Removed { node: NodeNum(5), .. })), "{error}");
     // A node of another cluster.
     let foreign = Disk::fresh(1, 1);
     foreign.identity.lock().cluster = Some(ClusterId(uuid::Uuid::from_u128(99)));

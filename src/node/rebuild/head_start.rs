@@ -50,6 +50,8 @@ pub(super) struct Start {
     differing: BTreeMap<NodeNum, LeafSet>,
     /// The greatest that was told.
     floor: Floor,
+    /// What was told of it before it was begun.
+    known: Floor,
     /// What was dropped, and under which floor.
     dropped: Option<(LeafSet, Floor)>,
 }
@@ -78,9 +80,11 @@ impl Start {
         self.floor = self.floor.merge(floor);
     }
 
-    /// Whether nothing was here that a floor could cover which was not known then.
-    pub(super) fn is_settled(&self) -> bool {
-        !self.is_ahead() || self.dropped.is_some_and(|(_, floor)| floor == self.floor)
+    /// Whether nothing was here that a floor could cover which was not known then. A replica that is `live` took writes meanwhile:
+    /// it must have had that floor itself since before it was compared.
+    pub(super) fn is_settled(&self, live: bool) -> bool {
+        let known = !self.is_ahead() || self.dropped.is_some_and(|(_, floor)| floor == self.floor);
+        known && (!live || self.known == self.floor)
     }
 }
 
@@ -101,7 +105,7 @@ impl Rebuild {
             // What is here is not known, so it is taken for other than anything.
             None => Some(vec![Digest(0); Leaf::IN_SLOT]),
         };
-        Start { digests, differing: BTreeMap::new(), floor, dropped: None }
+        Start { digests, differing: BTreeMap::new(), floor, known: floor, dropped: None }
     }
 
     /// Hears from a source where it is other.

@@ -16,7 +16,7 @@ use crate::node::reach::Reach;
 use crate::node::replica;
 use crate::node::world::{Disk, DiskStore, Seeded, Tasks};
 use crate::ports::{Peers, ReplicaCall, ReplicaReply, ReplicaRequest, ReplyTo, Store};
-use crate::types::{Ballot, Content, Hlc, InstanceId, Record, Register, Version, Writer};
+use crate::types::{Ballot, Content, Hlc, InstanceId, LeafSet, Register, Version, Writer};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 
@@ -98,7 +98,7 @@ fn world_over<D>(store: Arc<dyn Store>, disk: Arc<D>) -> World<D> {
     World { sources, disk, routing, rebuild }
 }
 
-fn page(entries: Vec<crate::ports::SlotEntry>) -> Result<PeerReply, PeerError> {
+fn page(entries: Vec<SlotEntry>) -> Result<PeerReply, PeerError> {
     Ok(PeerReply::SlotPage { entries, floor: Floor::default(), next: None })
 }
 

@@ -5,8 +5,8 @@ use uuid::Uuid;
 use super::*;
 use crate::node::fakes::{FakeClock, FakePeers, FakeStore, journal, topology};
 use crate::node::world::{Disk, DiskStore, Seeded, Tasks};
-use crate::ports::{Store, StoreError};
-use crate::types::Writer;
+use crate::ports::{Announcement, Store, StoreError};
+use crate::types::{Hlc, Writer};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 

@@ -212,10 +212,10 @@ impl WriteFold {
     }
 
     /// The same write goes to the replicas of a newer topology, under the same version: what was acknowledged stays
-    /// acknowledged, but not by `gone`, whose instances were replaced.
-    pub fn move_to(&mut self, to: Arc<Placement>, gone: &[NodeNum], asking: Asking<'_>) -> SmallVec<[WriteAsk; 4]> {
+    /// acknowledged, but not by `void`, who may have lost it since.
+    pub fn move_to(&mut self, to: Arc<Placement>, void: &[NodeNum], asking: Asking<'_>) -> SmallVec<[WriteAsk; 4]> {
         self.maybe_stored = self.maybe_stored || self.maybe_stored_now();
-        self.homes.retain(|(n, home)| *home == Home::Acked && to.is_home(*n) && !gone.contains(n));
+        self.homes.retain(|(n, home)| *home == Home::Acked && to.is_home(*n) && !void.contains(n));
         self.hints.clear();
         self.refused.clear();
         self.placement = to;

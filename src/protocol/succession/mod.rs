@@ -18,7 +18,7 @@ pub mod change;
 
 use std::collections::BTreeSet;
 
-use crate::types::{Announcement, Ballot, Epoch, NodeNum, Topology, Vote, Writer, majority};
+use crate::types::{Announcement, Ballot, Epoch, NodeNum, Slot, Topology, Vote, Writer, majority};
 
 /// The topology in which that newcomer is the member of its number. `None` where the number is not a member's, or is the
 /// newcomer's already.
@@ -38,6 +38,20 @@ pub fn replaced(topology: &Topology, newcomer: &Announcement) -> Option<Topology
 pub fn gone(older: &Topology, newer: &Topology) -> Vec<NodeNum> {
     let stays = |node| newer.member(node).map(|m| m.instance);
     older.members.iter().filter(|m| stays(m.node) != Some(m.instance)).map(|m| m.node).collect()
+}
+
+/// Members who may have lost by the newer topology what they acknowledged of that slot under the older: those who are gone; those
+/// who begin anew with it; and after more than one change any.
+pub fn void(older: &Topology, newer: &Topology, slot: Slot) -> Vec<NodeNum> {
+    if newer.epoch.0 > older.epoch.0 + 2 {
+        return newer.members.iter().map(|m| m.node).collect();
+    }
+    let mut void = gone(older, newer);
+    let begun = newer.moving.as_ref().is_some_and(|moving| moving.since > older.epoch);
+    if let Some(before) = newer.replicas_before(slot).filter(|_| begun) {
+        void.extend(newer.home_replicas(slot).iter().filter(|node| !before.contains(node)));
+    }
+    void
 }
 
 /// Whether a proposal is one step from the topology in force.

@@ -24,7 +24,9 @@ fn lost(world: &World) -> usize {
 pub(super) fn receipts_count_disks(world: &World, history: &[Operation]) -> Verdict {
     for o in history {
         let Some(receipt) = o.receipt() else { continue };
-        let needed = o.request.level.needed(world.replicas(o.key()));
+        // Where the number of copies changes nobody knows here how many it were then.
+        let replicas = if world.changes() { 1 } else { world.replicas(o.key()) };
+        let needed = o.request.level.needed(replicas);
         let holders = receipt.hinted.iter().map(|(_, holder)| holder);
         let named: BTreeSet<&NodeNum> = receipt.acked.iter().chain(holders).collect();
         if named.len() < needed || o.disks + lost(world) < needed {
@@ -39,6 +41,10 @@ pub(super) fn receipts_count_disks(world: &World, history: &[Operation]) -> Verd
 /// `all`, on each.
 pub(super) fn acknowledged_is_kept(world: &World, history: &[Operation]) -> Verdict {
     for write in history.iter().filter(|o| o.request.ask != Ask::Get) {
+        if world.changes() && write.request.level == Level::One {
+            // Whoever alone had it may have been out of reach when its slot went to others.
+            continue;
+        }
         let replicas = world.replicas(write.key());
         let (version, needed) = match (&write.told, write.outcome()) {
             (Told::Wrote(receipt), _) => (receipt.version, write.request.level.needed(replicas)),

@@ -38,7 +38,7 @@ use sql::SqlRows;
 pub(crate) struct Content {
     rows: Box<dyn Rows>,
     identity: Identity,
-    topology: Option<Topology>,
+    topology: Option<Arc<Topology>>,
     proposal: Option<Topology>,
     vote: Option<Vote>,
     reserved: Hlc,
@@ -95,6 +95,11 @@ impl Disk {
         let (full, synced) = (AtomicBool::new(false), Notify::new());
         let (watched, batches, backups) = Default::default();
         Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace, watched, batches, backups })
+    }
+
+    /// Committed here.
+    pub(crate) fn topology(&self) -> Option<Arc<Topology>> {
+        self.content.lock().topology.clone()
     }
 
     pub(crate) fn set_full(&self, full: bool) {
@@ -399,13 +404,13 @@ impl Store for SimStore {
     }
 
     fn topology(&self) -> BoxFuture<'static, Result<Option<Topology>, StoreError>> {
-        self.look(|content| content.topology.clone())
+        self.look(|content| content.topology.as_deref().cloned())
     }
 
     fn save_topology(&self, topology: Arc<Topology>) -> BoxFuture<'static, Result<(), StoreError>> {
         self.ordered(move |content| {
             if content.topology.as_ref().is_none_or(|t| t.epoch < topology.epoch) {
-                content.topology = Some((*topology).clone());
+                content.topology = Some(topology);
                 content.proposal = None;
             }
         })

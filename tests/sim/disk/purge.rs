@@ -8,24 +8,27 @@ use futures_util::future::BoxFuture;
 use super::{Content, SimStore};
 
 impl SimStore {
-    /// A sync for each slot, so that a crash falls between them.
+    /// A sync for each half of them.
     pub(super) fn drop_each(&self, slots: SlotSet) -> BoxFuture<'static, Result<u64, StoreError>> {
         let Self { disk, life, queue, changes } = self;
         let (disk, life, queue, changes) = (disk.clone(), life.clone(), queue.clone(), changes.clone());
         let store = Self { disk, life, queue, changes };
         async move {
             let mut all = 0;
-            for slot in slots.iter() {
-                let disk = store.disk.clone();
-                all += store
-                    .ordered(move |content| {
-                        let gone = content.seed().map_or(0, |seed| content.rows.drop_slot(seed, slot));
-                        if gone > 0 {
-                            disk.trace.note(format_args!("{} drops {gone} of slot {slot}", disk.node));
-                        }
-                        gone
-                    })
-                    .await?;
+            let slots: Vec<Slot> = slots.iter().collect();
+            // A crash may fall between the halves.
+            for half in slots.chunks(slots.len().div_ceil(2).max(1)) {
+                let (disk, half) = (store.disk.clone(), half.to_vec());
+                let drop_half = move |content: &mut Content| {
+                    let Some(seed) = content.seed() else { return 0 };
+                    let gone: Vec<(Slot, u64)> =
+                        half.into_iter().map(|slot| (slot, content.rows.drop_slot(seed, slot))).collect();
+                    for (slot, gone) in gone.iter().filter(|(_, gone)| *gone > 0) {
+                        disk.trace.note(format_args!("{} drops {gone} of slot {slot}", disk.node));
+                    }
+                    gone.iter().map(|(_, gone)| gone).sum()
+                };
+                all += store.ordered(drop_half).await?;
             }
             Ok(all)
         }

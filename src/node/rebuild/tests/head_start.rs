@@ -116,7 +116,7 @@ impl Three {
         self.stores[node - 1].put(self.token(key), key, record.clone());
     }
 
-    fn token(&self, key: &Key) -> crate::types::Token {
+    fn token(&self, key: &Key) -> Token {
         self.routing.ring().unwrap().token(key)
     }
 

@@ -1,4 +1,4 @@
-//! How much of a node's time healing takes: all that is there while nobody else wants it, and a share beside clients.
+//! How much of a node's time healing takes, and the transfer of slots: all that is there while nobody else wants it, and a share beside clients.
 //!
 //! After each *step* (a list exchanged, a window of records written) the round rests for half as long as the step took, where
 //! either side served clients meanwhile. A step takes longer the busier the two are, and so do the rests. What is written
@@ -15,27 +15,27 @@ const WORK_FACTOR: u32 = 2;
 /// The longest rest.
 const REST_MAX: Duration = Duration::from_millis(500);
 
-pub(super) struct Pace<'a> {
+pub(in crate::node) struct Pace<'a> {
     served: &'a Served,
     /// At the end of the step before.
     served_then: u64,
     began: Instant,
     /// The peer said so with its last list.
-    pub(super) peer_serves: bool,
+    pub(in crate::node) peer_serves: bool,
 }
 
 impl<'a> Pace<'a> {
-    pub(super) fn of(served: &'a Served) -> Self {
+    pub(in crate::node) fn of(served: &'a Served) -> Self {
         Self { served, served_then: served.so_far(), began: Instant::now(), peer_serves: false }
     }
 
     /// A step begins: what went before is not held against it.
-    pub(super) fn begin(&mut self) {
+    pub(in crate::node) fn begin(&mut self) {
         self.began = Instant::now();
     }
 
     /// A step has ended; the next one begins after this.
-    pub(super) async fn rest(&mut self) {
+    pub(in crate::node) async fn rest(&mut self) {
         let served = self.served.so_far();
         if self.peer_serves || served != self.served_then {
             sleep((self.began.elapsed() / WORK_FACTOR).min(REST_MAX)).await;

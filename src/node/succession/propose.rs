@@ -1,0 +1,134 @@
+//! Proposing the next epoch: for a newcomer that asks for a place, and for a step of a change.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::sleep;
+
+use super::{DOWN_FOR, LIVES, Succession};
+use crate::ports::{Announcement, PeerError, PeerReply, PeerRequest};
+use crate::protocol::succession::change::{self, Wish};
+use crate::protocol::succession::{Round, replaced};
+use crate::types::{Ballot, Epoch, Hlc, InstanceId, Member, NodeNum, Topology};
+
+/// Ballots for one step before it is given up for now.
+const BALLOTS_MAX: usize = 5;
+/// Between two of them, in milliseconds at most: whoever proposes too gets the time to finish.
+const PAUSE_MS: u64 = 300;
+
+impl Succession {
+    /// A newcomer asks for a place: that of the member of its number, whose directory it held as those instances; or one of its
+    /// own, where the number is nobody's.
+    ///
+    /// # Errors
+    /// `Refused` where the member of its number lives, or it cannot become one now. Nothing was changed.
+    pub async fn answer_replace(
+        &self,
+        newcomer: Announcement,
+        succeeds: Vec<InstanceId>,
+    ) -> Result<PeerReply, PeerError> {
+        let ring = self.routing.ring().ok_or_else(|| PeerError::Refused("it has no topology".into()))?;
+        let topology = match ring.topology().member(newcomer.node) {
+            Some(listed) if listed.instance == newcomer.instance => Some(Arc::clone(ring.topology())),
+            Some(listed) if listed.node == self.me => None,
+            Some(listed) if succeeds.contains(&listed.instance) || self.is_gone(listed).await? => {
+                self.decide(|topology| replaced(topology, &newcomer).ok_or(())).await.ok().flatten()
+            }
+            Some(_) => None,
+            None => {
+                let joins = Wish::Join(newcomer.clone());
+                let decided = self.decide(|topology| change::begin(topology, &joins)).await;
+                decided.map_err(|unfit| PeerError::Refused(unfit.to_string()))?
+            }
+        };
+        Ok(PeerReply::Replaced { topology })
+    }
+
+    /// Whether a member may be taken for dead; not yet, where it is not known for long enough.
+    ///
+    /// # Errors
+    /// `Refused` where it lives.
+    async fn is_gone(&self, listed: &Member) -> Result<bool, PeerError> {
+        if self.ask(listed.node, PeerRequest::Topology).await.is_ok() {
+            let (node, instance, there) = (listed.node, listed.instance, &listed.mesh_address);
+            return Err(PeerError::Refused(format!("{node} {LIVES} {instance} at {there}")));
+        }
+        Ok(self.down_for(listed.instance) >= DOWN_FOR)
+    }
+
+    /// Has a step decided that follows from the topology in force, whichever that is by then: in force here, and told to all,
+    /// when this ends. `None`: not in a few ballots; it may be all the same.
+    ///
+    /// # Errors
+    /// Why there is no such step from the topology in force.
+    pub(in crate::node) async fn decide<E>(
+        &self,
+        step: impl Fn(&Topology) -> Result<Topology, E>,
+    ) -> Result<Option<Arc<Topology>>, E> {
+        let _one = self.proposing.lock().await;
+        let (mut above, mut sent) = (Hlc::ZERO, None);
+        let mut tell: BTreeSet<NodeNum> = BTreeSet::new();
+        for _ in 0..BALLOTS_MAX {
+            let Some(ring) = self.routing.ring() else { return Ok(None) };
+            let topology = ring.topology();
+            if sent.as_deref() == Some(&**topology) {
+                tell.extend(topology.members.iter().map(|m| m.node));
+                self.tell(tell.into_iter()).await;
+                return Ok(sent);
+            }
+            let own = step(topology)?;
+            let Some(member) = topology.member(self.me) else { return Ok(None) };
+            let Some(hlc) = self.clock.stamp_reserved(above).await else { return Ok(None) };
+            // Whoever is no member afterwards is told so, too.
+            tell.extend(topology.members.iter().map(|m| m.node));
+            sent = Some(Arc::new(own.clone()));
+            match self.ballot(topology, Ballot { hlc, writer: member.writer }, own).await {
+                Ok(decided) => self.adopt(decided).await,
+                Err(outbid) => {
+                    above = outbid.unwrap_or(above);
+                    sleep(Duration::from_millis(self.ports.entropy.below(PAUSE_MS))).await;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// One ballot: what was decided, which may be another proposal that was under way.
+    ///
+    /// # Errors
+    /// Not in this ballot; the highest reading that was met, if one was.
+    async fn ballot(&self, topology: &Topology, ballot: Ballot, own: Topology) -> Result<Arc<Topology>, Option<Hlc>> {
+        let outbid = |round: &Round| round.outbid().map(|ballot| ballot.hlc);
+        let promised = self.round(topology, ballot, None).await;
+        if !promised.is_met() {
+            return Err(outbid(&promised));
+        }
+        let proposal = Arc::new(promised.proposal(own));
+        let accepted = self.round(topology, ballot, Some(&proposal)).await;
+        if accepted.is_met() { Ok(proposal) } else { Err(outbid(&accepted)) }
+    }
+
+    /// Asks all voters for their votes, this node too where it is one.
+    async fn round(&self, topology: &Topology, ballot: Ballot, proposal: Option<&Arc<Topology>>) -> Round {
+        let epoch = Epoch(topology.epoch.0 + 1);
+        let votes = topology.voters().map(|m| async move {
+            let answer = if m.node == self.me {
+                self.answer_vote(epoch, ballot, proposal.cloned()).await
+            } else {
+                self.ask(m.node, PeerRequest::Vote { epoch, ballot, proposal: proposal.cloned() }).await
+            };
+            (m.node, answer)
+        });
+        let mut round = Round::new(topology, ballot);
+        for (node, answer) in join_all(votes).await {
+            if let Ok(PeerReply::Voted(vote)) = answer
+                && vote.epoch == epoch
+            {
+                round.on_vote(node, *vote);
+            }
+        }
+        round
+    }
+}

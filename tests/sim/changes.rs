@@ -1,0 +1,121 @@
+//! Changes of the topology: nodes join, members leave, weights and the number of copies become others, and some changes are taken
+//! back on the way, while clients and faults are at work.
+//!
+//! Who was a member once and is none any more comes back with an empty disk, or not at all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use a3::node::Node;
+use a3::ports::Entropy;
+use a3::protocol::succession::change::Wish;
+use a3::types::{NodeNum, Topology};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::machine::Seeded;
+use crate::world::{Place, World};
+
+/// How long a member may take to say whether a change has begun.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Nodes beside the founders, in the worlds that have changes.
+pub(crate) fn outsiders(seed: u64) -> u16 {
+    let random = Seeded::new(seed, 8);
+    if random.below(4) == 0 { random.between(1, 2) as u16 } else { 0 }
+}
+
+impl World {
+    /// The newest topology on any disk.
+    pub(crate) fn topology(&self) -> Option<Arc<Topology>> {
+        self.places.iter().filter_map(|place| place.disk.topology()).max_by_key(|topology| topology.epoch)
+    }
+
+    /// Whether the topology changes in this world.
+    pub(crate) fn changes(&self) -> bool {
+        outsiders(self.seed) > 0
+    }
+
+    /// The members, by the newest topology on any disk.
+    pub(crate) fn members(&self) -> Vec<NodeNum> {
+        self.topology().map(|topology| topology.members.iter().map(|m| m.node).collect()).unwrap_or_default()
+    }
+
+    /// The places of members.
+    pub(crate) fn member_places(&self) -> Vec<&Place> {
+        let members = self.members();
+        self.places.iter().filter(|place| members.contains(&place.number)).collect()
+    }
+
+    /// The disk of a node that is down, and no member, is emptied: it comes back as somebody else.
+    pub(crate) fn forget(&self, place: &Place) {
+        self.trace.note(format_args!("the disk of {} is emptied", place.number));
+        place.disk.wipe(true, None);
+    }
+
+    /// No change is under way, whoever lives is a member, and all have the same topology in force.
+    pub(crate) fn is_settled(&self) -> bool {
+        let Some(last) = self.topology().filter(|topology| topology.moving.is_none()) else { return false };
+        let knows = |place: &Place| match place.node() {
+            Some((node, _)) => node.ring().is_some_and(|ring| ring.epoch == last.epoch),
+            None => last.member(place.number).is_none(),
+        };
+        self.places.iter().all(knows)
+    }
+}
+
+/// One change after the other until the time is up.
+pub(crate) async fn changes(world: Arc<World>, until: Instant) {
+    let random = Seeded::new(world.seed, 9);
+    let pause_ms = *random.pick(&[100, 500, 2_000]);
+    while Instant::now() < until {
+        sleep(Duration::from_millis(random.between(1, pause_ms))).await;
+        let at = random.below(world.places.len() as u64) as usize;
+        let wish = random.below(10);
+        let Some((node, life)) = world.places[at].node().filter(|(node, _)| node.readiness().ready) else { continue };
+        let word = match wish {
+            0..4 => arrive(&world, &random).await,
+            4 | 5 => take_back(&node).await,
+            _ => ask(&world, &node, wish, &random).await,
+        };
+        if life.is_alive() {
+            world.trace.note(format_args!("a change at {}: {word}", world.places[at].number));
+            world.history.count(&format!("change: {word}"));
+        }
+    }
+}
+
+/// A node that is no member starts, and joins by itself; what it was before, its disk forgets.
+async fn arrive(world: &World, random: &Seeded) -> &'static str {
+    let members = world.members();
+    let outside: Vec<_> = world.places.iter().filter(|p| !members.contains(&p.number) && p.node().is_none()).collect();
+    if outside.is_empty() {
+        return "nobody to join";
+    }
+    let place = outside[random.below(outside.len() as u64) as usize];
+    world.forget(place);
+    world.start(place).await;
+    "joins"
+}
+
+async fn take_back(node: &Node) -> &'static str {
+    match timeout(PATIENCE, node.abort_change()).await {
+        Ok(Ok(_)) => "taken back",
+        Ok(Err(_)) => "not taken back",
+        Err(_) => "died",
+    }
+}
+
+async fn ask(world: &World, node: &Node, wish: u64, random: &Seeded) -> &'static str {
+    let members: Vec<NodeNum> = world.members();
+    let Some(member) = members.get(random.below(members.len() as u64) as usize).copied() else { return "no members" };
+    let (wish, word) = match wish {
+        6 | 7 => (Wish::Leave(member), "leaves"),
+        8 => (Wish::Weight(member, random.between(0, 3) as u32), "weighs"),
+        _ => (Wish::ReplicationFactor(*random.pick(&[1, 2, 3, 3, 5])), "copies"),
+    };
+    match timeout(PATIENCE, node.begin_change(wish)).await {
+        Ok(Ok(_)) => word,
+        Ok(Err(_)) => "refused",
+        Err(_) => "died",
+    }
+}
