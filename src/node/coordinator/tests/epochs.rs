@@ -60,8 +60,8 @@ const TWO: NodeNum = NodeNum(2);
 const THREE: NodeNum = NodeNum(3);
 
 #[tokio::test(start_paused = true)]
-async fn an_acknowledgement_outlives_one_epoch_and_no_more() {
-    for (epoch, asked_again) in [(2, false), (3, true)] {
+async fn an_acknowledgement_outlives_one_change_and_no_more() {
+    for (epoch, asked_again) in [(2, false), (3, false), (4, true)] {
         let w = world(3, 2);
         let key = w.key(2);
         let (w, ahead) = w.ahead(move |to, _| (to == THREE).then(|| topology(epoch, 3, 2)));
