@@ -359,6 +359,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_it_would_refuse_under_an_older_topology_waits_for_the_newer_one() {
+        let world = world(Some(5));
+        let elsewhere = world.key(false, None);
+        let answers = Answers::new();
+        let call = |epoch| ReplicaCall {
+            epoch: Epoch(epoch),
+            request: write(&elsewhere, WALL, b"a"),
+            deadline: None,
+            behind: false,
+            trace: None,
+        };
+        let deliver = |from, epoch, late: bool| {
+            let batch = Deliveries::from_iter([Delivery { call: call(epoch), reply_to: answers.reply_to(epoch) }]);
+            if late { world.replica.deliver_late(from, batch) } else { world.replica.deliver(from, batch) }
+        };
+        deliver(FROM, 6, false);
+        deliver(NodeNum(9), 7, false);
+        assert!(answers.try_next().is_none(), "it may be told by whoever sent it");
+        deliver(FROM, 5, false);
+        assert_eq!(answers.try_next(), Some((5, Ok(refused(Refusal::NotMember)))));
+        deliver(FROM, 6, true);
+        assert_eq!(answers.try_next(), Some((6, Ok(refused(Refusal::NotMember)))), "nothing newer was found");
+        world.routing.install(topology(6, 3, 3));
+        deliver(FROM, 6, true);
+        assert!(matches!(answers.try_next(), Some((6, Ok(ReplicaReply::Stored { .. })))));
+    }
+
+    #[tokio::test]
     async fn what_a_coordinator_claims_is_checked() {
         let world = world(Some(5));
         let key = world.key(true, None);

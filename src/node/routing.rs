@@ -118,3 +118,52 @@ fn gained(topology: &Topology, node: NodeNum) -> SlotSet {
     };
     Slot::all().filter(gains).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::fakes::{FakeStore, topology};
+    use crate::protocol::succession::change::{Wish, abort, begin};
+    use crate::types::{Content, Hlc, Key, Record, Version, Writer};
+
+    /// This node's store, with a key in a slot that it does not keep.
+    fn left_over(routing: &Routing) -> (Arc<FakeStore>, Slot, Key) {
+        let (store, ring) = (FakeStore::new(), routing.ring().unwrap());
+        let me = store.identity().node;
+        let key = (0u32..).map(|n| Key::new(format!("k{n}")).unwrap());
+        let key = key.into_iter().find(|key| !ring.placement(ring.token(key).slot()).is_home(me)).unwrap();
+        let token = ring.token(&key);
+        store.put(token, &key, record(&key));
+        (store, token.slot(), key)
+    }
+
+    fn record(key: &Key) -> Record {
+        Record::seal(key, Version::plain(Hlc(5), Writer(1)), Hlc(5), Content::value("v"))
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_comes_back_begins_from_nothing_and_once_in_a_change() {
+        let routing = Routing::default();
+        routing.install(topology(1, 3, 1));
+        let (store, slot, key) = left_over(&routing);
+        let before = routing.ring().unwrap();
+        let moving = begin(before.topology(), &Wish::ReplicationFactor(3)).unwrap();
+        assert!(moving.home_replicas(slot).contains(&store.identity().node), "all keep everything");
+        routing.adopt(&*store, Arc::new(moving.clone())).await.unwrap();
+        assert_eq!((store.record(&key), routing.epoch()), (None, moving.epoch));
+        // What is written under it stays, also when a member is replaced meanwhile.
+        store.put(before.token(&key), &key, record(&key));
+        let mut replaced = moving.clone();
+        replaced.epoch.0 += 1;
+        routing.adopt(&*store, Arc::new(replaced)).await.unwrap();
+        assert!(store.record(&key).is_some());
+        let mut back = abort(&moving).unwrap();
+        back.epoch.0 += 1;
+        routing.adopt(&*store, Arc::new(back.clone())).await.unwrap();
+        assert!(store.record(&key).is_some(), "it is given up later, by itself");
+        let again = begin(&back, &Wish::ReplicationFactor(2)).unwrap();
+        let gets = again.home_replicas(slot).contains(&store.identity().node);
+        routing.adopt(&*store, Arc::new(again)).await.unwrap();
+        assert_eq!(store.record(&key).is_none(), gets);
+    }
+}

@@ -51,3 +51,38 @@ pub(super) fn view(
         waiting_for,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::fakes::topology;
+    use crate::protocol::succession::change::{Wish, begin};
+
+    fn far(slots: u64, done: u64, caught_up: bool, hints: u64) -> Said {
+        Ok(CatchUp { slots, done, caught_up, hints, ..CatchUp::default() })
+    }
+
+    #[test]
+    fn it_waits_for_who_has_not_caught_up_and_for_a_leavers_hints_unless_that_is_dead() {
+        let leaves = begin(&topology(1, 4, 2), &Wish::Leave(NodeNum(2))).unwrap();
+        assert_eq!(takes_part(&leaves), [1, 2, 3, 4].map(NodeNum));
+        let waits = |node: u16, said: Said, dead| waits_for(&leaves, NodeNum(node), &said, dead);
+        assert_eq!(waits(1, far(40, 40, true, 9), false), None, "its own hints may stay");
+        assert_eq!(waits(1, far(40, 39, false, 0), false).unwrap(), "it has caught up on 39 of 40 slots");
+        assert_eq!(waits(1, Err("unreachable".into()), true).unwrap(), "unreachable", "it keeps slots");
+        assert_eq!(waits(2, far(0, 0, true, 3), false).unwrap(), "it has 3 hints to hand over");
+        assert_eq!(waits(2, far(0, 0, false, 0), false), None);
+        assert_eq!(waits(2, Err("unreachable".into()), false).unwrap(), "unreachable", "it may come back");
+        assert_eq!(waits(2, Err("unreachable".into()), true), None);
+    }
+
+    #[test]
+    fn who_says_nothing_is_named_in_the_view() {
+        let copies = begin(&topology(1, 3, 2), &Wish::ReplicationFactor(3)).unwrap();
+        let said = vec![(NodeNum(1), far(256, 256, true, 0)), (NodeNum(2), Err("lost".into()))];
+        let view = view(&copies, said, |_| false).unwrap();
+        assert_eq!((view.slots, view.members.len(), view.members[0].done), (256, 2, 256));
+        assert_eq!(view.waiting_for, [(NodeNum(2), "lost".to_owned())]);
+        assert_eq!(super::view(&topology(1, 3, 2), Vec::new(), |_| false), None);
+    }
+}

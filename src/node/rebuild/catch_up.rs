@@ -58,7 +58,6 @@ impl Rebuild {
             tracing::info!(slots, epoch = %ring.epoch(), "{me} catches up on slots that move");
         }
         if self.fetch(ring, pending).await? {
-            // What it fetched is in no log: who watches and relied on that would miss it.
             self.fetching.lock().over = true;
             self.meters.slots.set(0.0);
         }
