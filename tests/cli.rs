@@ -1,6 +1,8 @@
 //! The command line as a process: exit codes, what goes to stdout and what to stderr.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "cli/dev.rs"]
+mod dev;
 #[path = "cli/moving.rs"]
 mod moving;
 
@@ -134,6 +136,11 @@ fn a_wrong_command_line_is_2_and_says_what_was_meant() {
         &["put", "k", "@/nowhere/at/all"],
         &["dev", "--nodes", "0"],
         &["dev", "--base-port", "65535"],
+        &["dev", "--nodes", "2", "add"],
+        &["dev", "add", "--zone", ""],
+        &["dev", "add", "--weight", "1001"],
+        &["dev", "stop"],
+        &["dev", "stop", "0"],
         &["bench", "--connections", "0"],
         &["bench", "--op", "cas", "--etcd"],
         &["bench", "--op", "cas-hot", "--consistency", "one"],

@@ -17,52 +17,82 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::super::client::Client;
 use super::super::health::ready;
 use super::super::{Fault, output};
-use super::plan::Node;
+use super::control::{Reply, Request, Row, is_found};
+use super::plan::{Addition, Node, Plan, quoted};
 use crate::system::StopSignals;
+use crate::types::limits::MEMBERS_MAX;
 
 /// All nodes are ready by then, or something is wrong.
-const READY: Duration = Duration::from_secs(60);
+pub(super) const READY: Duration = Duration::from_secs(60);
 /// A node that was told to stop has that long for it.
-const STOP: Duration = Duration::from_secs(10);
+pub(super) const STOP: Duration = Duration::from_secs(10);
 /// How often it is looked whether nodes are ready, or still there.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// How much of a log is shown when a node fails.
 const TAIL_LINES: usize = 20;
+/// How many numbers are tried for a node that is added: the ports that follow from one may be taken.
+const NUMBERS: u16 = 16;
 /// Settings that would contradict what is planned here. The others reach the nodes from the environment.
 const NOT_INHERITED: &[&str] = &["BIND_ADDR", "ADVERTISE_ADDR", "GOSSIP_PORT", "ZONE", "SEEDS", "CLUSTER_SIZE"];
 
-/// A node's process.
-struct Process {
-    node: Node,
+/// A process that runs, as far as was seen.
+struct Running {
     child: Child,
     pid: u32,
     /// Held open as long as the node shall live.
     _pipe: Option<ChildStdin>,
-    /// Set once its end was seen.
-    ended: bool,
+    /// Somebody asked for its end.
+    told_to_stop: bool,
+}
+
+/// A node, whether it runs or not.
+struct Member {
+    node: Node,
+    /// Unless it is one of those that found the cluster.
+    addition: Option<Addition>,
+    running: Option<Running>,
+    /// How its last process ended.
+    ended: String,
 }
 
 pub(super) struct Cluster {
     program: PathBuf,
-    processes: Vec<Process>,
+    plan: Plan,
+    members: Vec<Member>,
 }
 
 impl Cluster {
     /// Starts every node; those started before a failure are killed.
-    pub(super) fn start(program: PathBuf, nodes: Vec<Node>) -> Result<Self, Fault> {
-        let mut processes = Vec::new();
-        for node in nodes {
-            let started = start(&program, &node);
-            let mut child = started.map_err(|e| Fault::Failed(format!("cannot start {}: {e}", node.name)))?;
-            let pid = child.id().ok_or_else(|| Fault::Failed(format!("{} ended at once", node.name)))?;
-            processes.push(Process { node, pid, _pipe: child.stdin.take(), child, ended: false });
+    pub(super) fn start(program: PathBuf, plan: Plan) -> Result<Self, Fault> {
+        let member = |node, addition| Member { node, addition, running: None, ended: "stopped".to_owned() };
+        let mut members: Vec<Member> = plan.nodes()?.into_iter().map(|node| member(node, None)).collect();
+        for addition in plan.additions()? {
+            let beside: Vec<Node> = members.iter().map(|m| m.node.clone()).collect();
+            members.push(member(plan.addition(&addition, &beside)?, Some(addition)));
         }
-        Ok(Self { program, processes })
+        let mut cluster = Self { program, plan, members };
+        for at in 0..cluster.members.len() {
+            if !cluster.members[at].addition.as_ref().is_some_and(|addition| addition.stopped) {
+                cluster.launch(at)?;
+            }
+        }
+        Ok(cluster)
     }
 
-    /// Every node with its process id.
+    /// Starts a node that does not run.
+    fn launch(&mut self, at: usize) -> Result<u32, Fault> {
+        let Member { node, running, .. } = &mut self.members[at];
+        node.check_ports().map_err(|(port, e)| Fault::Failed(format!("port {port} for {}: {e}", node.name)))?;
+        let started = start(&self.program, node);
+        let mut child = started.map_err(|e| Fault::Failed(format!("cannot start {}: {e}", node.name)))?;
+        let pid = child.id().ok_or_else(|| Fault::Failed(format!("{} ended at once", node.name)))?;
+        *running = Some(Running { pid, _pipe: child.stdin.take(), child, told_to_stop: false });
+        Ok(pid)
+    }
+
+    /// Every node that runs, with its process id.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&Node, u32)> {
-        self.processes.iter().map(|p| (&p.node, p.pid))
+        self.members.iter().filter_map(|m| Some((&m.node, m.running.as_ref()?.pid)))
     }
 
     /// Waits until every node is ready.
@@ -72,18 +102,21 @@ impl Cluster {
     pub(super) async fn wait_ready(&mut self) -> Result<(), Fault> {
         let client = Client::new();
         let deadline = Instant::now() + READY;
-        for at in 0..self.processes.len() {
+        let started: Vec<usize> = (0..self.members.len()).filter(|at| self.members[*at].running.is_some()).collect();
+        for at in started {
             loop {
-                for process in &mut self.processes {
-                    if let Some(status) = process.try_wait()? {
-                        return Err(failed(&process.node, &format!("{} at the start", told(status))));
+                for member in &mut self.members {
+                    if let Some((_, status)) = member.try_wait()? {
+                        let what = format!("{} {} at the start", member.node.name, told(status));
+                        return Err(failed(&what, &member.node.log));
                     }
                 }
-                // `at` is below the number of processes, which does not change.
-                let node = &self.processes[at].node;
+                // `at` is below the number of members, which does not change meanwhile.
+                let node = &self.members[at].node;
                 let Err(fault) = ready(&client, &node.http(), Duration::from_secs(1)).await else { break };
                 if Instant::now() >= deadline {
-                    return Err(failed(node, &format!("is not ready after {} s: {fault}", READY.as_secs())));
+                    let what = format!("{} is not ready after {} s: {fault}", node.name, READY.as_secs());
+                    return Err(failed(&what, &node.log));
                 }
                 sleep(LOOK).await;
             }
@@ -91,62 +124,169 @@ impl Cluster {
         Ok(())
     }
 
-    /// Tells of every node that ends, once, with how to start it again. Runs until it is dropped.
-    pub(super) async fn watch(&mut self) -> Result<(), Fault> {
-        loop {
-            for process in &mut self.processes {
-                if let Some(status) = process.try_wait()? {
-                    let Process { node, pid, .. } = process;
-                    let again = node.command_line(&self.program);
-                    output::line(&format!(
-                        "{} (pid {pid}) {}; to start it again:\n  {again}",
-                        node.name,
-                        told(status)
-                    ))?;
-                }
+    /// Tells of every node that ended since the last look.
+    pub(super) fn look(&mut self) -> Result<(), Fault> {
+        for at in 0..self.members.len() {
+            let Some((gone, status)) = self.members[at].try_wait()? else { continue };
+            let Node { name, number, .. } = &self.members[at].node;
+            let (pid, how) = (gone.pid, told(status));
+            output::line(&if gone.told_to_stop {
+                format!("{name} (pid {pid}) has stopped")
+            } else {
+                let again = self.command_line(&format!("start {number}"));
+                format!("{name} (pid {pid}) {how}; to start it again:\n  {again}")
+            })?;
+            // One that gave up, or was stopped, would be in the way of the next start of all.
+            if let Some(addition) = &mut self.members[at].addition
+                && (gone.told_to_stop || status.code().is_some_and(|code| code != 0))
+            {
+                addition.stopped = true;
+                self.save_additions()?;
             }
-            sleep(LOOK).await;
         }
+        Ok(())
+    }
+
+    /// A command for this cluster, to paste into a shell.
+    pub(super) fn command_line(&self, command: &str) -> String {
+        let word = |path: &Path| quoted(&path.to_string_lossy());
+        let dir = &self.plan.dir;
+        let which = if is_found(dir) { String::new() } else { format!(" --dir {}", word(dir)) };
+        format!("{} dev {command}{which}", word(&self.program))
+    }
+
+    fn save_additions(&self) -> Result<(), Fault> {
+        let additions: Vec<&Addition> = self.members.iter().filter_map(|m| m.addition.as_ref()).collect();
+        self.plan.save_additions(&additions)
     }
 
     /// Stops every node: asks, waits, and after [`STOP`] or another signal kills.
     pub(super) async fn stop(&mut self, signals: &mut StopSignals) {
-        for process in self.processes.iter().filter(|p| !p.ended) {
-            // It may have ended by itself by now; then there is nobody to ask.
-            let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
-            let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
-        }
+        self.members.iter().filter_map(|m| m.running.as_ref()).for_each(|running| running.signal(Signal::TERM));
         let deadline = Instant::now() + STOP;
-        for process in self.processes.iter_mut().filter(|p| !p.ended) {
+        for Member { node, running, .. } in &mut self.members {
+            let Some(mut running) = running.take() else { continue };
             let gone = tokio::select! {
                 biased;
-                waited = timeout_at(deadline, process.child.wait()) => waited.is_ok(),
+                waited = timeout_at(deadline, running.child.wait()) => waited.is_ok(),
                 () = signals.next() => false,
             };
             if !gone {
-                eprintln!("a3: {} did not stop in time and is killed", process.node.name);
+                eprintln!("a3: {} did not stop in time and is killed", node.name);
                 // Fails only for a process that is gone.
-                let _ = process.child.kill().await;
+                let _ = running.child.kill().await;
             }
-            process.ended = true;
         }
     }
 
-    /// Nodes that somebody started again outside and that still run.
+    /// Nodes that somebody started by hand and that still run.
     pub(super) fn running_elsewhere(&self) -> Vec<&str> {
-        self.nodes().filter(|(node, _)| node.check_ports().is_err()).map(|(node, _)| node.name.as_str()).collect()
+        let elsewhere = |m: &&Member| m.running.is_none() && m.node.check_ports().is_err();
+        self.members.iter().filter(elsewhere).map(|m| m.node.name.as_str()).collect()
     }
 }
 
-impl Process {
-    /// How it ended, the first time that this is seen.
-    fn try_wait(&mut self) -> Result<Option<ExitStatus>, Fault> {
-        if self.ended {
-            return Ok(None);
+/// What is asked from another terminal. Nothing here waits: who asks looks again until it is so.
+impl Cluster {
+    pub(super) fn answer(&mut self, request: Request) -> Reply {
+        // Who ended a moment ago does not run.
+        let done = self.look().and_then(|()| match request {
+            Request::Ls => Ok((0..self.members.len()).collect()),
+            Request::Add { zone, weight } => self.add(zone, weight).map(|at| vec![at]),
+            Request::Start { node } => self.start_again(node).map(|at| vec![at]),
+            Request::Stop { node, kill } => self.stop_one(node, kill).map(|at| vec![at]),
+        });
+        match done {
+            Ok(members) => Reply::Nodes(members.into_iter().map(|at| self.members[at].row()).collect()),
+            Err(fault) => Reply::Refused(fault.to_string()),
         }
-        let status = self.child.try_wait().map_err(|e| Fault::Failed(format!("{}: {e}", self.node.name)))?;
-        self.ended = status.is_some();
-        Ok(status)
+    }
+
+    fn find(&self, node: u16) -> Result<usize, Fault> {
+        let at = self.members.iter().position(|m| m.node.number == node);
+        at.ok_or_else(|| Fault::Failed(format!("there is no n{node} here; `a3 dev ls` lists the nodes")))
+    }
+
+    /// Another node, under the next number whose ports are free.
+    fn add(&mut self, zone: Option<String>, weight: Option<u32>) -> Result<usize, Fault> {
+        let beside: Vec<Node> = self.members.iter().map(|m| m.node.clone()).collect();
+        let first = beside.iter().map(|node| node.number + 1).max().unwrap_or(1);
+        let mut taken = Fault::Failed(format!("a cluster has {MEMBERS_MAX} members at most"));
+        for number in (first..first + NUMBERS).filter(|number| usize::from(*number) <= MEMBERS_MAX) {
+            let addition = Addition { node: number, zone: zone.clone(), weight, stopped: false };
+            let node = self.plan.addition(&addition, &beside)?;
+            if let Err((port, e)) = node.check_ports() {
+                taken = Fault::Failed(format!("port {port} for {}: {e}", node.name));
+                continue;
+            }
+            let ended = "stopped".to_owned();
+            self.members.push(Member { node, addition: Some(addition), running: None, ended });
+            let at = self.members.len() - 1;
+            let pid = self.launch(at).inspect_err(|_| drop(self.members.pop()))?;
+            self.save_additions()?;
+            output::line(&format!("n{number} (pid {pid}) was added"))?;
+            return Ok(at);
+        }
+        Err(taken)
+    }
+
+    fn start_again(&mut self, node: u16) -> Result<usize, Fault> {
+        let at = self.find(node)?;
+        if let Some(Running { pid, .. }) = self.members[at].running {
+            return Err(Fault::Failed(format!("n{node} runs already (pid {pid})")));
+        }
+        let pid = self.launch(at)?;
+        if let Some(addition) = &mut self.members[at].addition {
+            addition.stopped = false;
+            self.save_additions()?;
+        }
+        output::line(&format!("n{node} (pid {pid}) was started again"))?;
+        Ok(at)
+    }
+
+    fn stop_one(&mut self, node: u16, kill: bool) -> Result<usize, Fault> {
+        let at = self.find(node)?;
+        let Some(running) = &mut self.members[at].running else {
+            return Err(Fault::Failed(format!("n{node} does not run")));
+        };
+        running.told_to_stop = true;
+        running.signal(if kill { Signal::KILL } else { Signal::TERM });
+        Ok(at)
+    }
+}
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        // It may have ended by itself by now; then there is nobody to ask.
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let _ = pid.map(|pid| kill_process(pid, signal));
+    }
+}
+
+impl Member {
+    /// The process that ended, and how, the first time that this is seen.
+    fn try_wait(&mut self) -> Result<Option<(Running, ExitStatus)>, Fault> {
+        let Some(running) = &mut self.running else { return Ok(None) };
+        let status = running.child.try_wait().map_err(|e| Fault::Failed(format!("{}: {e}", self.node.name)))?;
+        let Some(status) = status else { return Ok(None) };
+        self.ended = if running.told_to_stop { "stopped".to_owned() } else { told(status) };
+        Ok(self.running.take().map(|running| (running, status)))
+    }
+
+    fn row(&self) -> Row {
+        Row {
+            node: self.node.number,
+            pid: self.running.as_ref().map(|running| running.pid),
+            state: match &self.running {
+                Some(running) if running.told_to_stop => "stopping".to_owned(),
+                Some(_) => "running".to_owned(),
+                None => self.ended.clone(),
+            },
+            http: self.node.http().0,
+            mesh: self.node.mesh(),
+            data_dir: self.node.data_dir.clone(),
+            log: self.node.log.clone(),
+        }
     }
 }
 
@@ -174,10 +314,11 @@ fn told(status: ExitStatus) -> String {
     }
 }
 
-fn failed(node: &Node, what: &str) -> Fault {
-    let log = std::fs::read(&node.log).unwrap_or_default();
+/// What a node did that it should not have done, with the end of its log.
+pub(super) fn failed(what: &str, path: &Path) -> Fault {
+    let log = std::fs::read(path).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().collect();
     let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
-    Fault::Failed(format!("{} {what}\n  {tail}\n  (the end of {})", node.name, node.log.display()))
+    Fault::Failed(format!("{what}\n  {tail}\n  (the end of {})", path.display()))
 }

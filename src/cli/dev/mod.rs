@@ -1,7 +1,9 @@
 //! `a3 dev`: a cluster on this machine, for trying things out. Its nodes are processes like any other's, so killing one
-//! is a fair experiment.
+//! is a fair experiment. While it runs, `a3 dev add` and the like change it from another terminal.
 
 mod cluster;
+mod commands;
+mod control;
 mod plan;
 
 use std::os::unix::fs::DirBuilderExt as _;
@@ -10,17 +12,24 @@ use std::process::ExitCode;
 
 use clap::Args;
 use comfy_table::ContentArrangement;
-use tokio::time::Instant;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
 
 use super::{Fault, client, output};
 use crate::ports::Entropy as _;
 use crate::system::{StopSignals, SystemEntropy};
 use crate::types::limits::{MEMBERS_MAX, REPLICATION_FACTOR_MAX};
-use cluster::Cluster;
+use cluster::{Cluster, LOOK};
+use commands::Command;
+use control::Control;
+use plan::Plan;
 
 /// Start a cluster on this machine and stop it with Ctrl-C.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Dev {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=MEMBERS_MAX as i64))]
     nodes: u16,
     /// Copies of each key.
@@ -41,15 +50,25 @@ pub(super) struct Dev {
 }
 
 impl Dev {
-    pub(super) fn run(self) -> Result<ExitCode, Fault> {
+    pub(super) fn run(mut self) -> Result<ExitCode, Fault> {
+        match self.command.take() {
+            Some(command) => command.run()?,
+            None => self.run_cluster()?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn run_cluster(self) -> Result<(), Fault> {
         let program = std::env::current_exe().map_err(|e| Fault::Failed(format!("this program's own path: {e}")))?;
         let temporary = self.dir.is_none() && !self.keep;
         let dir = match &self.dir {
             Some(dir) => std::path::absolute(dir).map_err(|e| Fault::Usage(format!("{}: {e}", dir.display())))?,
-            None => std::env::temp_dir().join(format!("a3-dev-{:08x}", SystemEntropy::default().u64() as u32)),
+            None => {
+                std::env::temp_dir().join(format!("{}{:08x}", control::PREFIX, SystemEntropy::default().u64() as u32))
+            }
         };
-        let nodes = plan::nodes(self.nodes, self.rf, self.base_port, self.mesh_base_port, &dir)?;
-        for node in &nodes {
+        let plan = Plan::new(self.nodes, self.rf, self.base_port, self.mesh_base_port, &dir)?;
+        for node in plan.nodes()? {
             node.check_ports().map_err(|(port, e)| {
                 Fault::Failed(format!("port {port} for {}: {e}; --base-port moves all ports", node.name))
             })?;
@@ -57,43 +76,67 @@ impl Dev {
         create(&dir, self.dir.is_some())?;
         client::block_on(async {
             let mut signals = StopSignals::install().map_err(|e| Fault::Failed(format!("signals: {e}")))?;
+            let control = Control::listen(&dir).await?;
             eprintln!("starting in {}", dir.display());
-            let mut cluster = Cluster::start(program, nodes)?;
-            let lived = self.live(&mut cluster, &mut signals, &dir, temporary).await;
+            let mut cluster = Mutex::new(Cluster::start(program, plan)?);
+            let lived = self.live(&mut cluster, &control, &mut signals, &dir, temporary).await;
+            let cluster = cluster.get_mut();
             cluster.stop(&mut signals).await;
+            drop(control);
             if let Err(fault) = lived {
                 eprintln!("a3: the data and logs stay in {}", dir.display());
                 return Err(fault);
             }
-            if temporary { clear(&cluster, &dir) } else { output::line(&format!("stopped; kept {}", dir.display())) }
-        })?;
-        Ok(ExitCode::SUCCESS)
+            if temporary { clear(cluster, &dir) } else { output::line(&format!("stopped; kept {}", dir.display())) }
+        })
     }
 
     /// From the start of the processes until a signal comes.
     async fn live(
         &self,
-        cluster: &mut Cluster,
+        cluster: &mut Mutex<Cluster>,
+        control: &Control,
         signals: &mut StopSignals,
         dir: &Path,
         temporary: bool,
     ) -> Result<(), Fault> {
         let began = Instant::now();
+        let starting = cluster.get_mut();
         tokio::select! {
             biased;
             () = signals.next() => return Ok(()),
-            ready = cluster.wait_ready() => ready?,
+            ready = starting.wait_ready() => ready?,
         }
-        let nodes = if self.nodes == 1 { "1 node".to_owned() } else { format!("{} nodes", self.nodes) };
+        let count = starting.nodes().count();
+        let nodes = if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
         let copies = if self.rf == 1 { "copy" } else { "copies" };
         let seconds = began.elapsed().as_secs_f64();
         output::line(&format!("a3.store: {nodes}, {} {copies} of each key, ready in {seconds:.1} s\n", self.rf))?;
-        output::line(&welcome(cluster, dir, temporary))?;
+        output::line(&welcome(starting, dir, temporary))?;
         tokio::select! {
             biased;
             () = signals.next() => Ok(()),
-            fault = cluster.watch() => fault,
+            fault = watch(cluster) => fault,
+            fault = obey(cluster, control) => fault,
         }
+    }
+}
+
+/// Tells of every node that ends. Runs until it is dropped.
+async fn watch(cluster: &Mutex<Cluster>) -> Result<(), Fault> {
+    loop {
+        cluster.lock().look()?;
+        sleep(LOOK).await;
+    }
+}
+
+/// Does what other terminals ask for. Runs until it is dropped.
+async fn obey(cluster: &Mutex<Cluster>, control: &Control) -> Result<(), Fault> {
+    loop {
+        let next = control.next().await;
+        let (request, stream) = next.map_err(|e| Fault::Failed(format!("waiting for requests: {e}")))?;
+        let reply = cluster.lock().answer(request);
+        control::answer(stream, &reply).await;
     }
 }
 
@@ -103,7 +146,7 @@ fn create(dir: &Path, named: bool) -> Result<(), Fault> {
     created.map_err(|e| Fault::Failed(format!("{}: {e}", dir.display())))
 }
 
-/// Removes a temporary directory, unless a node that was started again by hand still works in it.
+/// Removes a temporary directory, unless a node that was started by hand still works in it.
 fn clear(cluster: &Cluster, dir: &Path) -> Result<(), Fault> {
     let running = cluster.running_elsewhere();
     if !running.is_empty() {
@@ -125,6 +168,7 @@ fn welcome(cluster: &Cluster, dir: &Path, temporary: bool) -> String {
     let url = |index: usize| at(index).map_or_else(String::new, |(node, _)| format!("http://{}", node.http()));
     let (first, second) = (url(0), url(1));
     let last_pid = cluster.nodes().last().map_or_else(String::new, |(_, pid)| pid.to_string());
+    let (add, ls) = (cluster.command_line("add"), cluster.command_line("ls"));
     let (dir, end) = (dir.display(), if temporary { "removes" } else { "keeps" });
     format!(
         "{}\n\n\
@@ -135,7 +179,9 @@ fn welcome(cluster: &Cluster, dir: &Path, temporary: bool) -> String {
          Paste into another terminal:\n\
          \x20 curl -X PUT {first}/kv/name -d anas\n\
          \x20 curl {second}/kv/name\n\
-         \x20 kill -9 {last_pid}\n\n\
+         \x20 kill -9 {last_pid}\n\
+         \x20 {add}\n\
+         \x20 {ls}\n\n\
          Ctrl-C stops the nodes and {end} {dir}",
         output::rendered(&table)
     )

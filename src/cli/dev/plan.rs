@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::super::Fault;
 use super::super::client::Host;
 
@@ -11,10 +13,13 @@ use super::super::client::Host;
 const LOOPBACK: &str = "127.0.0.1";
 /// From a node's REST port to its mesh port, so that one number moves both.
 const MESH_ABOVE_REST: u16 = 50_051 - 8001;
+/// Where it is remembered which nodes were added.
+const ADDITIONS: &str = "additions.json";
 
 /// A node to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Node {
+    pub(super) number: u16,
     pub(super) name: String,
     http_port: u16,
     mesh_port: u16,
@@ -33,12 +38,6 @@ impl Node {
         format!("{LOOPBACK}:{}", self.mesh_port)
     }
 
-    /// The command line that starts this node again, to paste into a shell.
-    pub(super) fn command_line(&self, program: &Path) -> String {
-        let words = std::iter::once(program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
-        words.map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
-    }
-
     /// Whether nobody listens on either port.
     ///
     /// # Errors
@@ -51,50 +50,132 @@ impl Node {
     }
 }
 
-/// The nodes of a cluster in `dir`, REST from `base_port` on, the mesh from `mesh_base_port` on.
-///
-/// # Errors
-/// When the ports do not fit below 65536, or overlap.
-pub(super) fn nodes(
-    count: u16,
+/// A node that was added to a running cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Addition {
+    pub(super) node: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) weight: Option<u32>,
+    /// It is not started with the others.
+    #[serde(default)]
+    pub(super) stopped: bool,
+}
+
+/// What all nodes of a cluster follow from.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// How many nodes found the cluster; their numbers are 1 and up.
+    pub(super) founders: u16,
     rf: u8,
     base_port: u16,
-    mesh_base_port: Option<u16>,
-    dir: &Path,
-) -> Result<Vec<Node>, Fault> {
-    let too_high = || Fault::Usage("the ports do not fit below 65536: choose --base-port and --mesh-base-port".into());
-    let mesh_base_port = mesh_base_port.or_else(|| base_port.checked_add(MESH_ABOVE_REST)).ok_or_else(too_high)?;
-    if base_port.max(mesh_base_port).checked_add(count).is_none() {
-        return Err(too_high());
+    mesh_base_port: u16,
+    pub(super) dir: PathBuf,
+}
+
+impl Plan {
+    /// A cluster in `dir`, REST from `base_port` on, the mesh from `mesh_base_port` on.
+    ///
+    /// # Errors
+    /// When the ports do not fit below 65536, or overlap.
+    pub(super) fn new(
+        founders: u16,
+        rf: u8,
+        base_port: u16,
+        mesh_base_port: Option<u16>,
+        dir: &Path,
+    ) -> Result<Self, Fault> {
+        let mesh_base_port = mesh_base_port.or_else(|| base_port.checked_add(MESH_ABOVE_REST));
+        // The highest port shows what is wrong, and below it all is well.
+        let plan =
+            Self { founders, rf, base_port, mesh_base_port: mesh_base_port.unwrap_or(u16::MAX), dir: dir.into() };
+        plan.ports(founders)?;
+        Ok(plan)
     }
-    if base_port.abs_diff(mesh_base_port) < count {
-        return Err(Fault::Usage("the ports of REST and mesh overlap: choose --mesh-base-port".into()));
+
+    /// The ports of a node, REST first.
+    fn ports(&self, number: u16) -> Result<(u16, u16), Fault> {
+        if self.base_port.max(self.mesh_base_port).checked_add(number).is_none() {
+            let choose = "choose --base-port and --mesh-base-port";
+            return Err(Fault::Usage(format!("the ports do not fit below 65536: {choose}")));
+        }
+        if self.base_port.abs_diff(self.mesh_base_port) < number {
+            return Err(Fault::Usage("the ports of REST and mesh overlap: choose --mesh-base-port".into()));
+        }
+        Ok((self.base_port + number - 1, self.mesh_base_port + number - 1))
     }
-    let all: Vec<u16> = (0..count).collect();
-    let seeds: Vec<String> = all.iter().map(|i| format!("{LOOPBACK}:{}", mesh_base_port + i)).collect();
-    let node = |i: &u16| {
-        let name = format!("n{}", i + 1);
-        let data_dir = dir.join(format!("node{}", i + 1));
-        let (http_port, mesh_port) = (base_port + i, mesh_base_port + i);
+
+    /// The nodes that found the cluster.
+    pub(super) fn nodes(&self) -> Result<Vec<Node>, Fault> {
+        let mut seeds = Vec::new();
+        for number in 1..=self.founders {
+            seeds.push(format!("{LOOPBACK}:{}", self.ports(number)?.1));
+        }
+        // A single node founds its cluster alone; seeds would make it look for others first.
+        let seeds = if self.founders > 1 { &seeds[..] } else { &[] };
+        (1..=self.founders).map(|number| self.node(number, seeds)).collect()
+    }
+
+    /// A node that is added to those.
+    ///
+    /// # Errors
+    /// When there are no ports for it.
+    pub(super) fn addition(&self, addition: &Addition, beside: &[Node]) -> Result<Node, Fault> {
+        let seeds: Vec<String> = beside.iter().filter(|n| n.number != addition.node).map(Node::mesh).collect();
+        let mut node = self.node(addition.node, &seeds)?;
+        let mut flag = |name: &str, value: &str| node.arguments.extend([format!("--{name}").into(), value.into()]);
+        addition.zone.iter().for_each(|zone| flag("zone", zone));
+        addition.weight.iter().for_each(|weight| flag("weight", &weight.to_string()));
+        Ok(node)
+    }
+
+    fn node(&self, number: u16, seeds: &[String]) -> Result<Node, Fault> {
+        let (http_port, mesh_port) = self.ports(number)?;
+        let data_dir = self.dir.join(format!("node{number}"));
         let mut arguments: Vec<OsString> = vec!["serve".into()];
         let mut flag = |name: &str, value: OsString| arguments.extend([format!("--{name}").into(), value]);
-        flag("node-num", (i + 1).to_string().into());
+        flag("node-num", number.to_string().into());
         flag("http-port", http_port.to_string().into());
         flag("grpc-port", mesh_port.to_string().into());
-        flag("replication-factor", rf.to_string().into());
-        // A single node founds its cluster alone; seeds would make it look for others first.
-        if count > 1 {
-            flag("cluster-size", count.to_string().into());
+        flag("replication-factor", self.rf.to_string().into());
+        if !seeds.is_empty() {
+            flag("cluster-size", self.founders.to_string().into());
             flag("seeds", seeds.join(",").into());
         }
         flag("data-dir", data_dir.clone().into());
-        Node { log: dir.join(format!("node{}.log", i + 1)), name, http_port, mesh_port, data_dir, arguments }
-    };
-    Ok(all.iter().map(node).collect())
+        let (name, log) = (format!("n{number}"), self.dir.join(format!("node{number}.log")));
+        Ok(Node { number, name, http_port, mesh_port, data_dir, log, arguments })
+    }
+
+    /// The nodes that were added when a cluster ran here before.
+    ///
+    /// # Errors
+    /// When they cannot be told.
+    pub(super) fn additions(&self) -> Result<Vec<Addition>, Fault> {
+        let path = self.dir.join(ADDITIONS);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Fault::Failed(format!("{}: {e}", path.display()))),
+        };
+        let all: Result<Vec<Addition>, _> = serde_json::from_slice(&text);
+        let mut all = all.map_err(|e| Fault::Failed(format!("{}: {e}", path.display())))?;
+        all.retain(|addition| addition.node > self.founders);
+        Ok(all)
+    }
+
+    /// # Errors
+    /// When they cannot be written.
+    pub(super) fn save_additions(&self, additions: &[&Addition]) -> Result<(), Fault> {
+        let path = self.dir.join(ADDITIONS);
+        let text = serde_json::to_vec_pretty(additions).map_err(|e| Fault::Failed(e.to_string()))?;
+        std::fs::write(&path, text).map_err(|e| Fault::Failed(format!("{}: {e}", path.display())))
+    }
 }
 
 /// A word as a shell takes it back.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
@@ -107,30 +188,58 @@ fn quoted(word: &str) -> String {
 mod tests {
     use super::*;
 
+    fn words(node: &Node) -> String {
+        node.arguments.iter().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
+    }
+
     #[test]
     fn each_node_is_told_where_it_is_and_who_else_there_is() {
-        let nodes = nodes(3, 2, 8001, None, Path::new("/tmp/a b")).unwrap();
+        let nodes = Plan::new(3, 2, 8001, None, Path::new("/tmp/a b")).unwrap().nodes().unwrap();
         assert_eq!((nodes[1].http().0.as_str(), nodes[1].mesh().as_str()), ("127.0.0.1:8002", "127.0.0.1:50052"));
         assert_eq!(
-            nodes[1].command_line(Path::new("/bin/a3")),
-            "/bin/a3 serve --node-num 2 --http-port 8002 --grpc-port 50052 --replication-factor 2 --cluster-size 3 \
+            words(&nodes[1]),
+            "serve --node-num 2 --http-port 8002 --grpc-port 50052 --replication-factor 2 --cluster-size 3 \
              --seeds 127.0.0.1:50051,127.0.0.1:50052,127.0.0.1:50053 --data-dir '/tmp/a b/node2'"
         );
     }
 
     #[test]
-    fn one_node_needs_no_seeds() {
-        let nodes = nodes(1, 1, 9001, Some(9101), Path::new("d")).unwrap();
-        assert!(!nodes[0].command_line(Path::new("a3")).contains("seeds"));
+    fn one_node_needs_no_seeds_and_one_that_is_added_has_them() {
+        let plan = Plan::new(1, 1, 9001, Some(9101), Path::new("d")).unwrap();
+        let nodes = plan.nodes().unwrap();
+        assert!(!words(&nodes[0]).contains("seeds"));
         assert_eq!(nodes[0].mesh(), "127.0.0.1:9101");
+        let addition = Addition { node: 2, zone: Some("b".into()), weight: Some(3), stopped: false };
+        let added = plan.addition(&addition, &nodes).unwrap();
+        assert_eq!(
+            words(&added),
+            "serve --node-num 2 --http-port 9002 --grpc-port 9102 --replication-factor 1 --cluster-size 1 \
+             --seeds 127.0.0.1:9101 --data-dir d/node2 --zone b --weight 3"
+        );
+        let beyond = plan.addition(&Addition { node: 101, ..addition }, &nodes);
+        assert!(matches!(beyond, Err(Fault::Usage(_))), "its REST port would be n1's mesh port");
     }
 
     #[test]
     fn ports_that_do_not_fit_are_a_usage_error() {
         for (base, mesh) in [(23_490, None), (65_533, Some(1000)), (8001, Some(8003)), (8001, Some(65_533))] {
-            let refused = nodes(3, 2, base, mesh, Path::new("d"));
+            let refused = Plan::new(3, 2, base, mesh, Path::new("d"));
             assert!(matches!(refused, Err(Fault::Usage(_))), "{base} {mesh:?}");
         }
+    }
+
+    #[test]
+    fn what_was_added_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan::new(3, 2, 8001, None, dir.path()).unwrap();
+        assert_eq!(plan.additions().unwrap(), []);
+        let added = |node| Addition { node, zone: None, weight: Some(2), stopped: node == 5 };
+        plan.save_additions(&[&added(4), &added(5)]).unwrap();
+        assert_eq!(plan.additions().unwrap(), [added(4), added(5)]);
+        let larger = Plan::new(4, 2, 8001, None, dir.path()).unwrap();
+        assert_eq!(larger.additions().unwrap(), [added(5)], "n4 is one of the others now");
+        std::fs::write(dir.path().join(ADDITIONS), "{").unwrap();
+        assert!(matches!(plan.additions(), Err(Fault::Failed(_))));
     }
 
     #[test]
