@@ -38,8 +38,10 @@ pub const DOWN_FOR: Duration = Duration::from_secs(60);
 pub(super) const LIVES: &str = "lives as instance";
 /// How long a member is waited for.
 const WITHIN: Duration = Duration::from_secs(1);
-/// How often the members are looked at.
+/// How often the members are looked at, and this node's vote.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For so many looks a vote may stay open before it is taken for abandoned.
+const OPEN_LOOKS: u32 = 3;
 
 /// Decides with the other members what comes next.
 pub struct Succession {
@@ -81,6 +83,7 @@ impl Succession {
     pub async fn run(self: Arc<Self>) {
         let mut epoch = self.routing.subscribe();
         let mut known = self.routing.ring();
+        let mut open = None;
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -97,6 +100,7 @@ impl Succession {
                 _ = tick.tick() => {
                     self.note_who_is_down();
                     self.fetch_newer().await;
+                    open = self.look_at_vote(open).await;
                 }
             }
         }
@@ -143,6 +147,21 @@ impl Succession {
         self.down.lock().get(&instance).map_or(Duration::ZERO, Instant::elapsed)
     }
 
+    /// What this node accepted, and for how many looks it has been neither decided nor superseded as far as is known here: whoever
+    /// proposed it may be gone. Then it is brought to its end.
+    async fn look_at_vote(&self, open: Option<(Epoch, u32)>) -> Option<(Epoch, u32)> {
+        let vote = self.ports.store.vote().await.ok().flatten()?;
+        let is_open = vote.accepted.is_some() && vote.epoch.0 == self.routing.epoch().0 + 1;
+        let looks = open.filter(|(epoch, _)| *epoch == vote.epoch).map_or(0, |(_, looks)| looks + 1);
+        if !is_open {
+            return None;
+        }
+        if looks >= OPEN_LOOKS && self.ports.entropy.below(2) == 0 {
+            self.finish().await;
+        }
+        Some((vote.epoch, looks))
+    }
+
     /// Somebody tells of a higher epoch than this node's.
     async fn fetch_newer(&self) {
         let ours = self.routing.epoch();
@@ -169,9 +188,15 @@ impl Succession {
 
     /// Tells members of the topology in force here.
     pub(super) async fn tell(&self, to: impl Iterator<Item = NodeNum>) {
-        let Some(ring) = self.routing.ring() else { return };
+        if let Some(ring) = self.routing.ring() {
+            self.tell_of(ring.topology(), to).await;
+        }
+    }
+
+    /// Tells members of a topology that was decided.
+    async fn tell_of(&self, topology: &Arc<Topology>, to: impl Iterator<Item = NodeNum>) {
         let told = to.filter(|node| *node != self.me).map(|node| {
-            let topology = Arc::clone(ring.topology());
+            let topology = Arc::clone(topology);
             // Whoever does not hear it sees the epoch later, and asks.
             async move { drop(self.ask(node, PeerRequest::Founded { topology }).await) }
         });

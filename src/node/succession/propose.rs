@@ -84,8 +84,15 @@ impl Succession {
             // Whoever is no member afterwards is told so, too.
             tell.extend(topology.members.iter().map(|m| m.node));
             sent = Some(Arc::new(own.clone()));
-            match self.ballot(topology, Ballot { hlc, writer: member.writer }, own).await {
-                Ok(decided) => self.adopt(decided).await,
+            match self.ballot(topology, Ballot { hlc, writer: member.writer }, Some(own)).await {
+                Ok(Some(decided)) => {
+                    if decided.member(self.me).is_none() {
+                        // This process ends with it, and the others are to know.
+                        self.tell_of(&decided, tell.iter().copied()).await;
+                    }
+                    self.adopt(decided).await;
+                }
+                Ok(None) => {}
                 Err(outbid) => {
                     above = outbid.unwrap_or(above);
                     sleep(Duration::from_millis(self.ports.entropy.below(PAUSE_MS))).await;
@@ -95,19 +102,39 @@ impl Succession {
         Ok(None)
     }
 
-    /// One ballot: what was decided, which may be another proposal that was under way.
+    /// Ends what somebody proposed and did not bring to its end, if anybody did: it may be decided, and nobody know. One ballot.
+    pub(super) async fn finish(&self) {
+        let _one = self.proposing.lock().await;
+        let Some(ring) = self.routing.ring() else { return };
+        let topology = ring.topology();
+        let Some(member) = topology.member(self.me) else { return };
+        let Some(hlc) = self.clock.stamp_reserved(Hlc::ZERO).await else { return };
+        if let Ok(Some(decided)) = self.ballot(topology, Ballot { hlc, writer: member.writer }, None).await {
+            let all: BTreeSet<NodeNum> = topology.members.iter().chain(&decided.members).map(|m| m.node).collect();
+            self.tell_of(&decided, all.into_iter()).await;
+            self.adopt(decided).await;
+        }
+    }
+
+    /// One ballot: what was decided, which may be another proposal that was under way; `None` where there was none and this node has
+    /// nothing to propose.
     ///
     /// # Errors
     /// Not in this ballot; the highest reading that was met, if one was.
-    async fn ballot(&self, topology: &Topology, ballot: Ballot, own: Topology) -> Result<Arc<Topology>, Option<Hlc>> {
+    async fn ballot(
+        &self,
+        topology: &Topology,
+        ballot: Ballot,
+        own: Option<Topology>,
+    ) -> Result<Option<Arc<Topology>>, Option<Hlc>> {
         let outbid = |round: &Round| round.outbid().map(|ballot| ballot.hlc);
         let promised = self.round(topology, ballot, None).await;
         if !promised.is_met() {
             return Err(outbid(&promised));
         }
-        let proposal = Arc::new(promised.proposal(own));
+        let Some(proposal) = promised.proposal(own).map(Arc::new) else { return Ok(None) };
         let accepted = self.round(topology, ballot, Some(&proposal)).await;
-        if accepted.is_met() { Ok(proposal) } else { Err(outbid(&accepted)) }
+        if accepted.is_met() { Ok(Some(proposal)) } else { Err(outbid(&accepted)) }
     }
 
     /// Asks all voters for their votes, this node too where it is one.

@@ -128,8 +128,8 @@ impl Round {
     }
 
     /// What has to be proposed after this round, if a majority promised: what may be decided already goes before one's own.
-    pub fn proposal(self, own: Topology) -> Topology {
-        self.accepted.map_or(own, |(_, topology)| topology)
+    pub fn proposal(self, own: Option<Topology>) -> Option<Topology> {
+        self.accepted.map(|(_, topology)| topology).or(own)
     }
 
     /// The highest other ballot that was met.
@@ -239,7 +239,7 @@ mod tests {
             if !prepared.is_met() {
                 continue;
             }
-            let proposal = prepared.proposal(own);
+            let Some(proposal) = prepared.proposal(Some(own)) else { continue };
             let mask = if *accepts { *reached } else { reached.rotate_left(3) };
             if ask(&mut votes, mask, Some(&proposal)).is_met() {
                 decided.push(proposal);
