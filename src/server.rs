@@ -185,7 +185,7 @@ async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>, asked
                 return Err(error.into());
             }
             error = &mut replaced => {
-                tracing::error!(%error, "another instance has this node's place; the node stops");
+                tracing::warn!(%error, "the node has no place in the topology any more, and stops");
                 return Err(error.into());
             }
             () = asked.to_stop.cancelled() => break,

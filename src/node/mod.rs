@@ -355,7 +355,7 @@ impl PeerHandler for Node {
                 PeerRequest::FetchSlot { epoch, slot, leaves, after } => {
                     self.rebuild.answer(epoch, slot, leaves, after).await
                 }
-                PeerRequest::CatchUp { epoch } => self.rebuild.answer_catch_up(epoch),
+                PeerRequest::CatchUp { epoch } => self.rebuild.answer_catch_up(epoch).await,
                 PeerRequest::Scan { epoch, scan } => self.lister.answer(from.node, epoch, scan).await,
                 PeerRequest::Changes { epoch, ask } => self.watches.answer(from.node, epoch, ask).await,
                 PeerRequest::Purge { epoch, step } => self.purge.answer(from.node, epoch, step).await,

@@ -163,7 +163,7 @@ impl Door<'_> {
         let serves = match request {
             ReplicaRequest::Read { hints: true, .. } => home || placement.fallbacks.contains(&me),
             // Who leaves takes no more: nothing may be left with it when it goes.
-            ReplicaRequest::Hint { .. } if self.ring.topology().leaver() == Some(me) => false,
+            ReplicaRequest::Hint { .. } if self.ring.topology().passes() == Some(me) => false,
             ReplicaRequest::Hint { target, .. } => {
                 *target != me && placement.is_home(*target) && (home || placement.fallbacks.contains(&me))
             }

@@ -193,14 +193,14 @@ impl Succession {
         }
     }
 
-    /// Tells members of a topology that was decided.
-    async fn tell_of(&self, topology: &Arc<Topology>, to: impl Iterator<Item = NodeNum>) {
+    /// Tells members of a topology that was decided; how many have it on their disks.
+    async fn tell_of(&self, topology: &Arc<Topology>, to: impl Iterator<Item = NodeNum>) -> usize {
         let told = to.filter(|node| *node != self.me).map(|node| {
             let topology = Arc::clone(topology);
             // Whoever does not hear it sees the epoch later, and asks.
-            async move { drop(self.ask(node, PeerRequest::Founded { topology }).await) }
+            async move { self.ask(node, PeerRequest::Founded { topology }).await == Ok(PeerReply::Done) }
         });
-        join_all(told).await;
+        join_all(told).await.into_iter().filter(|stored| *stored).count()
     }
 
     // ------------------------------------------------------------------------------------------------------- voting

@@ -2,7 +2,7 @@
 //!
 //! The preference list of a slot is its home replicas, then every other member as a fallback, nearest slots first:
 //! walking the ring from the slot, members are taken as they come up, so that neighbouring slots share fallbacks and
-//! the load of a member that is down spreads over all others.
+//! the load of a member that is down spreads over all others. One that is only joining stands in for nobody.
 
 use std::sync::Arc;
 
@@ -95,9 +95,12 @@ fn place(topology: &Topology, slot: Slot) -> Placement {
     let fallbacks = &mut placement.fallbacks;
     let around = (1..Slot::COUNT).map(|step| Slot(slot.0.wrapping_add(step as u8)));
     let nearest = around.flat_map(|s| topology.home_replicas(s).iter().copied());
-    for node in nearest.chain(topology.members.iter().map(|m| m.node)) {
+    // What it kept for others would go with it, if the change is taken back.
+    let stands_in = |node: &NodeNum| Some(*node) != topology.joiner();
+    let others = topology.members.iter().filter(|m| stands_in(&m.node) && !homes.contains(&m.node)).count();
+    for node in nearest.chain(topology.members.iter().map(|m| m.node)).filter(stands_in) {
         // The circle is long, and everybody is met early on it.
-        if homes.len() + fallbacks.len() == topology.members.len() {
+        if fallbacks.len() == others {
             break;
         }
         if !homes.contains(&node) && !fallbacks.contains(&node) {

@@ -161,6 +161,11 @@ impl Topology {
         }
     }
 
+    /// The member that may be none when the change ends, or is taken back: nothing is left with it that nobody else has.
+    pub fn passes(&self) -> Option<NodeNum> {
+        self.leaver().or(self.joiner())
+    }
+
     /// Those who decide on the next epoch: all members but one that is only joining, whose loss must not keep the others from
     /// deciding that it joins no more.
     pub fn voters(&self) -> impl Iterator<Item = &Member> {

@@ -72,16 +72,25 @@ pub(super) async fn ended(
     let mut nodes = Nodes { client, hosts: vec![host.clone()] };
     let line = Line { shown: io::stderr().is_terminal() };
     let (mut told, mut silent) = (begun.clone(), 0);
+    let mut followed = None;
     loop {
         line.show(&read(&told)?);
         match nodes.look().await {
-            Ok((Some(now), _)) if read::<Told>(&now)?.since == since => (told, silent) = (now, 0),
+            Ok((Some(now), cluster)) if read::<Told>(&now)?.since == since => {
+                followed = followed.or_else(|| Wanted::under_way(&now, &cluster));
+                (told, silent) = (now, 0);
+            }
             // Who has not heard of its beginning does not know of its end.
             Ok((_, cluster)) if cluster.epoch <= since => silent = 0,
             Ok((_, cluster)) => {
                 line.clear();
+                let wanted = wanted.or(followed.as_ref());
                 let kept = wanted.is_none_or(|wanted| wanted.holds(&cluster));
-                told["ended"] = json!(if kept { "done" } else { "taken back" });
+                told["ended"] = json!(match wanted {
+                    None => "over",
+                    Some(_) if kept => "done",
+                    Some(_) => "taken back",
+                });
                 told["epoch"] = json!(cluster.epoch);
                 let text = read::<Told>(&told)?.text;
                 return if kept { Ok(told) } else { Err(Fault::Failed(format!("{text}: the change was taken back"))) };

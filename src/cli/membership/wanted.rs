@@ -87,6 +87,27 @@ impl Wanted {
         client.send(method, host, &path, headers(), body).await?.success()?.json()
     }
 
+    /// What a change is for that somebody else began, from what is told of it and the cluster as it is while it is under way.
+    pub(super) fn under_way(told: &Value, cluster: &Cluster) -> Option<Self> {
+        let node = || told["text"].as_str()?.split(' ').next()?.parse::<NodeName>().ok();
+        let member = |node: &NodeName| cluster.members.iter().find(|m| m.id == node.to_string());
+        Some(match told["change"].as_str()? {
+            "join" => Wanted::Join { node: node()?, weight: 1, zone: None },
+            "leave" => Wanted::Leave { node: node()? },
+            "weight" => {
+                let node = node()?;
+                let weight = u32::try_from(member(&node)?.weight?).ok()?;
+                Wanted::Weight { node, weight }
+            }
+            "zone" => {
+                let node = node()?;
+                let zone = member(&node)?.zone.clone();
+                Wanted::Zone { node, zone }
+            }
+            _ => Wanted::ReplicationFactor { rf: u8::try_from(cluster.rf).ok()? },
+        })
+    }
+
     /// Whether the cluster is as this would make it.
     pub(super) fn holds(&self, cluster: &Cluster) -> bool {
         let member = |node: &NodeName| cluster.members.iter().find(|m| m.id == node.to_string());

@@ -100,11 +100,12 @@ impl Changer {
         }
     }
 
-    /// Whether no member that lives, and has a vote, has a lower number.
+    /// Whether no member that lives, and has a vote, comes before this one: by number, one that leaves last.
     fn leads(&self, topology: &Topology) -> bool {
-        let lower = topology.voters().filter(|m| m.node < self.me);
-        let mut alive = lower.filter(|m| self.directory.liveness(m.node) == Liveness::Alive);
-        alive.next().is_none() && topology.voters().any(|m| m.node == self.me)
+        let rank = |node: NodeNum| (topology.leaver() == Some(node), node);
+        let mut before = topology.voters().filter(|m| rank(m.node) < rank(self.me));
+        let lives = before.any(|m| self.directory.liveness(m.node) == Liveness::Alive);
+        !lives && topology.voters().any(|m| m.node == self.me)
     }
 
     async fn is_over(&self, ring: &Ring) -> bool {
@@ -123,7 +124,7 @@ impl Changer {
     async fn ask_all(&self, ring: &Ring) -> Vec<(NodeNum, Result<CatchUp, String>)> {
         let asked = progress::takes_part(ring.topology()).into_iter().map(|node| async move {
             let reply = if node == self.me {
-                self.rebuild.answer_catch_up(ring.epoch())
+                self.rebuild.answer_catch_up(ring.epoch()).await
             } else {
                 let request = PeerRequest::CatchUp { epoch: ring.epoch() };
                 self.ports.peers.ask(Destination::Member(node), request, Instant::now() + WITHIN).await
@@ -167,7 +168,15 @@ impl Node {
         if !self.own.has_joined() {
             return Err(ChangeFailure::NotReady);
         }
-        let decided = self.succession.decide(|topology| change::begin(topology, &wish)).await?;
+        let down = match wish {
+            Wish::Leave(node) if node != self.identity.node => self.directory.liveness(node) == Liveness::Down,
+            _ => false,
+        };
+        let step = |topology: &Topology| match wish {
+            Wish::Leave(node) if down => change::begin_without(topology, node),
+            _ => change::begin(topology, &wish),
+        };
+        let decided = self.succession.decide(step).await?;
         let topology = decided.ok_or(ChangeFailure::Undecided)?;
         progress::view(&topology, Vec::new(), |_| false).ok_or(ChangeFailure::None)
     }

@@ -12,13 +12,17 @@ impl Rebuild {
     ///
     /// # Errors
     /// `Refused` where it answers for nothing yet.
-    pub fn answer_catch_up(&self, epoch: Epoch) -> Result<PeerReply, PeerError> {
+    pub async fn answer_catch_up(&self, epoch: Epoch) -> Result<PeerReply, PeerError> {
         let ring = self.routing.ring().ok_or_else(|| refused("it has no topology".into()))?;
         if ring.epoch() != epoch {
             return Ok(PeerReply::WrongEpoch { epoch: ring.epoch() });
         }
         if self.routing.is_rebuilding() {
             return Err(refused("it is being rebuilt itself".into()));
+        }
+        if ring.topology().leaver() == Some(self.me) {
+            // Of the hints that were let in before, none may be on its way to the disk still.
+            self.let_in_is_on_disk(&ring).await?;
         }
         let hints = self.ports.store.hint_totals().iter().map(|(_, totals)| totals.count).sum();
         Ok(PeerReply::CaughtUp(CatchUp { hints, ..self.fetching.lock().told(epoch) }))

@@ -8,6 +8,8 @@
 //! Invariants:
 //! - It has caught up on a slot when it has all that a majority of the set before held under the epoch of the change. From then on
 //!   these refuse whatever was computed under an older epoch, so nothing is decided any more that it does not hear of.
+//! - One thing after the other: a slot that comes back while it is given up is caught up on only after that. What was stored or promised
+//!   for it meanwhile and is dropped comes back with that, as the set before counted all along.
 //! - What it keeps no more it gives up once every member has the epoch in force in which that is so. Nobody asks for it then.
 
 use std::sync::Arc;

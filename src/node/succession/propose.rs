@@ -85,13 +85,7 @@ impl Succession {
             tell.extend(topology.members.iter().map(|m| m.node));
             sent = Some(Arc::new(own.clone()));
             match self.ballot(topology, Ballot { hlc, writer: member.writer }, Some(own)).await {
-                Ok(Some(decided)) => {
-                    if decided.member(self.me).is_none() {
-                        // This process ends with it, and the others are to know.
-                        self.tell_of(&decided, tell.iter().copied()).await;
-                    }
-                    self.adopt(decided).await;
-                }
+                Ok(Some(decided)) => self.enact(decided, &tell).await,
                 Ok(None) => {}
                 Err(outbid) => {
                     above = outbid.unwrap_or(above);
@@ -110,8 +104,17 @@ impl Succession {
         let Some(member) = topology.member(self.me) else { return };
         let Some(hlc) = self.clock.stamp_reserved(Hlc::ZERO).await else { return };
         if let Ok(Some(decided)) = self.ballot(topology, Ballot { hlc, writer: member.writer }, None).await {
-            let all: BTreeSet<NodeNum> = topology.members.iter().chain(&decided.members).map(|m| m.node).collect();
-            self.tell_of(&decided, all.into_iter()).await;
+            let all = topology.members.iter().chain(&decided.members).map(|m| m.node).collect();
+            self.enact(decided, &all).await;
+            self.tell(all.into_iter()).await;
+        }
+    }
+
+    /// Puts a decided topology in force. A process that is no member of it ends with that, and without its vote the others may not
+    /// find it out: so one of them must have it on its disk first. Until then it serves on under the one before.
+    async fn enact(&self, decided: Arc<Topology>, tell: &BTreeSet<NodeNum>) {
+        let stays = |node: &NodeNum| decided.member(*node).is_some();
+        if stays(&self.me) || self.tell_of(&decided, tell.iter().copied().filter(stays)).await > 0 {
             self.adopt(decided).await;
         }
     }

@@ -9,7 +9,7 @@
 
 use crate::protocol::planner;
 use crate::types::limits::{MEMBERS_MAX, REPLICATION_FACTOR_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
-use crate::types::{Announcement, Epoch, Member, Moving, NodeNum, Topology, TopologyChange, Writer};
+use crate::types::{Announcement, Epoch, Member, Moving, NodeNum, Topology, TopologyChange, Writer, majority};
 
 /// A change that somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,10 @@ pub enum Unfit {
     UnderWay(String),
     #[error("{rf} copies of each key need {rf} members that keep slots, and there would be {left}")]
     TooFew { rf: u8, left: usize },
+    #[error(
+        "{0} is down, and slots that it keeps have no majority without it: have its place taken first (a3 replace {0}), then let it leave"
+    )]
+    NoMajority(NodeNum),
     #[error("{what} must be {low} to {high}")]
     OutOfRange { what: &'static str, low: u64, high: u64 },
     #[error("the cluster has as many members as it may: {MEMBERS_MAX}")]
@@ -70,6 +74,16 @@ pub fn begin(topology: &Topology, wish: &Wish) -> Result<Topology, Unfit> {
     }
     next.ring = planner::plan(&stay, next.rf, Some(&topology.ring));
     Ok(next)
+}
+
+/// The topology in which a member leaves that does not answer.
+///
+/// # Errors
+/// Why there is none; where too few of those know what it keeps without it, such a change would never end.
+pub fn begin_without(topology: &Topology, leaver: NodeNum) -> Result<Topology, Unfit> {
+    let knows = |homes: &Vec<NodeNum>| !homes.contains(&leaver) || homes.len() > majority(homes.len());
+    let next = begin(topology, &Wish::Leave(leaver))?;
+    if topology.ring.iter().all(knows) { Ok(next) } else { Err(Unfit::NoMajority(leaver)) }
 }
 
 /// Changes members and copies as is wished; the ring is still to be planned.
@@ -273,6 +287,8 @@ mod tests {
         assert_eq!(refused(Wish::Weight(NodeNum(1), 1)), Unfit::Nothing);
         assert_eq!(refused(Wish::Weight(NodeNum(1), 0)), Unfit::TooFew { rf: 3, left: 2 });
         assert!(matches!(refused(Wish::Zone(NodeNum(1), Some(String::new()))), Unfit::OutOfRange { .. }));
+        assert_eq!(begin_without(&topology(4, 2), NodeNum(4)), Err(Unfit::NoMajority(NodeNum(4))));
+        assert!(begin_without(&topology(4, 3), NodeNum(4)).is_ok(), "two of three are left of each slot");
         let under_way = begin(&old, &Wish::Join(newcomer(4))).unwrap();
         let second = begin(&under_way, &Wish::Join(newcomer(5)));
         assert_eq!(second, Err(Unfit::UnderWay("n4 joins".into())));
