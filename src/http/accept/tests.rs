@@ -14,7 +14,7 @@ struct Served {
     server: JoinSet<()>,
 }
 
-/// Serves these over real sockets: `/` answers at once, `/slow` after 300 ms, `/big` with 64 MiB, and `/events` with
+/// Serves these over real sockets: `/` answers at once, `/slow` after 300 ms, `/never` never, `/big` with 64 MiB, and `/events` with
 /// ten events in a second.
 async fn served(options: Options) -> Served {
     let slow = || async {
@@ -34,6 +34,7 @@ async fn served(options: Options) -> Served {
         .route("/events", routing::get(events))
         .route("/refuse", routing::put(|| async { axum::http::StatusCode::PAYLOAD_TOO_LARGE }))
         .route("/slow", routing::get(slow))
+        .route("/never", routing::get(std::future::pending::<&'static str>))
         .route("/big", routing::get(|| async { vec![0u8; 64 * 1024 * 1024] }));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -183,7 +184,7 @@ async fn stopping_finishes_requests_closes_idle_connections_and_takes_no_more() 
     let mut served = served(short()).await;
     let mut idle = open(&served, GET).await;
     assert!(idle.read(&mut [0; 512]).await.unwrap() > 0);
-    let mut busy = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut busy = open(&served, b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     served.stop.send(()).unwrap();
     assert_eq!(rest(&mut idle).await, "");
