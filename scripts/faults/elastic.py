@@ -105,7 +105,6 @@ class Change:
         self.is_even()
         self.moved()
         self.on_disk()
-        self.traffic.must_have_answered()
 
     def is_even(self):
         shares, whole = self.members.shares()
@@ -122,8 +121,8 @@ class Change:
         told = sum(member["bytes"] for member in self.progress.values())
         say(f"      the last told of its progress: {told:,} bytes, " + ", ".join(
             f"{who} {member['done']} of {member['slots']} slots and {member['keys']:,} keys" for who, member in sorted(self.progress.items())))
-        # What is written while it is compared differs: a few keys of those that the clients write, each at each member.
-        most = MOVED_MAX * ideal + self.traffic.rows * len(self.members.nodes)
+        # A member that was down lacks what clients wrote meanwhile, and what they write while it is compared differs.
+        most = MOVED_MAX * ideal + self.traffic.rows
         moved = transferred + repaired
         if moved > most:
             self.members.dear.append(f"{self.title}: {moved:,.0f} keys moved, of {ideal:,.0f} that had to")
@@ -215,15 +214,17 @@ def replaced(members, traffic, which, all_slots):
     """Killed, wiped, and started empty under its number."""
     node = members.named(which)
     before = members.epoch()
+    # Clients ask nodes that live, or that say themselves that they cannot; what was under way at this one is lost to them.
+    members.nodes.remove(node)
     node.kill()
     shutil.rmtree(node.data)
     change = Change(members, traffic, f"an empty {which} takes the place of a killed one", all_slots)
-    node.start()
+    members.nodes.append(node.start())
 
     def waits():
         """Whether it says what it waits for."""
         answer = node.ask("GET", "/readyz?verbose", timeout=2)
-        return answer.status == 503 and b"for long enough to replace it" in answer.body and answer
+        return answer.status == 503 and b"waits for the place of another instance" in answer.body and answer
 
     told = wait_until(f"{which} says what it waits for", waits, 30)
     say(f"  ok  it waits: {told.body.decode()[:300]!r}")
