@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 
-from cluster import Client, Cluster, Failed, Node, check, free_ports, say, wait_until
+from cluster import Client, Cluster, Failed, Node, check, free_ports, path_of, say, wait_until
 from load import store_many
 
 from .healing import in_step, name
@@ -14,6 +14,8 @@ KEYS, KEYS_IN_CI = 20_000, 6_000
 # Of those, deleted before anything changes: they must not come back.
 DELETED = 200
 SLOTS = 256
+# Keys on which strict operations are tried, enough that some are of every node's slots.
+STRICT = 100
 # Keys that a change may move, as a share of the fewest it could.
 MOVED_MAX = 1.3
 # For so long a change may go on, on a machine that does other things too.
@@ -36,14 +38,22 @@ class Members:
         return [node for node in self.nodes if node.process.poll() is None]
 
     def moved_little(self):
-        check(not self.dear, f"each change moved at most {MOVED_MAX} times the keys that had to {self.dear or ''}")
+        """As it was told at each change."""
+        check(not self.dear, f"each change moved at most {MOVED_MAX} times the keys that had to" + "".join(f"; {dear}" for dear in self.dear))
 
     def epochs(self):
-        return {node.ask("GET", "/cluster").json().get("epoch") for node in self.up()}
+        """Those in force; None for a node that has none, or ends."""
+        told = [node.ask("GET", "/cluster") for node in self.up()]
+        return {answer.json()["epoch"] if answer.ok else None for answer in told}
 
     def epoch(self):
         """The one epoch that all have in force."""
-        return wait_until("one epoch everywhere", lambda: min(self.epochs()) if len(self.epochs()) == 1 else None, PATIENCE)
+
+        def one():
+            found = self.epochs()
+            return found.pop() if len(found) == 1 else None
+
+        return wait_until("one epoch is everywhere", one, PATIENCE)
 
     def changing(self):
         """What is told of the change under way by those that know of one."""
@@ -135,10 +145,18 @@ class Change:
 
 
 def begun(node, method, path, body=None):
-    answer = node.ask(method, path, json.dumps(body) if body else None)
-    if answer.status != 202:
-        raise Failed(f"{method} {path} at {node.name}: {answer}")
-    return answer.json()
+    """Has a change begin. Where no majority answered in time it may have all the same, and is asked for again."""
+    undecided = []
+
+    def asked():
+        answer = node.ask(method, path, json.dumps(body) if body else None, timeout=60)
+        if answer.status == 504:
+            undecided.append(answer)
+        elif answer.status != 202 and not (undecided and answer.status in (404, 409)):
+            raise Failed(f"{method} {path} at {node.name}: {answer}")
+        return answer.status != 504
+
+    wait_until(f"{method} {path} is decided", asked, PATIENCE)
 
 
 def joins(cluster, members, traffic):
@@ -189,18 +207,20 @@ def leaves(members, traffic):
     first.start().wait_ready(PATIENCE)
     # It is followed at those that stay; clients find out for themselves.
     code = second.exit_code(PATIENCE)
-    say(f"  ok  n1 is back and n2 ended by itself with exit code {code} after {time.monotonic() - begin:.1f} s: {last_words(second, 'n2')}")
+    say(f"  ok  n1 is back and n2 ended by itself with exit code {code} after "
+        f"{time.monotonic() - begin:.1f} s: {last_words(second)}")
     traffic.more(500)
     members.nodes.remove(second)
     change.ended()
     removed_stays_out(second)
 
 
-def last_words(node, *words):
-    said = [line.strip(" |") for line in node.tail(8).splitlines() if "not a member" in line and all(word in line for word in words)]
+def last_words(node):
+    """What a node said last that ended because it is no member."""
+    said = [line.split("a3: ", 1)[-1] for line in node.tail(8).splitlines() if "is not a member of cluster" in line]
     if not said:
         raise Failed(f"{node.name} did not say why it ended:\n{node.tail()}")
-    return said[-1][:400]
+    return repr(said[-1][:180] + "...")
 
 
 def removed_stays_out(node):
@@ -210,15 +230,15 @@ def removed_stays_out(node):
     check(code not in (0, -9), f"{node.name} started again with its old directory: exit code {code}, {last_words(node)}")
 
 
-def replaced(members, traffic, which, all_slots):
-    """Killed, wiped, and started empty under its number."""
+def replaced(members, traffic, which, slots, meanwhile=lambda: None):
+    """Killed, wiped, and started empty under its number; that is done while it waits."""
     node = members.named(which)
     before = members.epoch()
     # Clients ask nodes that live, or that say themselves that they cannot; what was under way at this one is lost to them.
     members.nodes.remove(node)
     node.kill()
     shutil.rmtree(node.data)
-    change = Change(members, traffic, f"an empty {which} takes the place of a killed one", all_slots)
+    change = Change(members, traffic, f"an empty {which} takes the place of a killed one", slots)
     members.nodes.append(node.start())
 
     def waits():
@@ -227,7 +247,9 @@ def replaced(members, traffic, which, all_slots):
         return answer.status == 503 and b"waits for the place of another instance" in answer.body and answer
 
     told = wait_until(f"{which} says what it waits for", waits, 30)
-    say(f"  ok  it waits: {told.body.decode()[:300]!r}")
+    waiting = next(part["detail"] for part in told.json()["checks"] if not part["ok"])
+    say(f"  ok  it waits: {waiting[-300:]!r}")
+    meanwhile()
     node.wait_ready(DOWN_FOR + PATIENCE)
     took = time.monotonic() - change.begin
     check(took >= DOWN_FOR and members.epoch() == before + 1, f"it is a member {took:.1f} s after the kill")
@@ -292,6 +314,33 @@ def elastic(options):
         members.moved_little()
 
 
+def strict_everywhere(node):
+    """Keys of all slots, each created, written and read at the strict levels."""
+    client = Client(node.http, 20)
+    for n in range(STRICT):
+        key = f"strict-{n}"
+        created = client.ask("PUT", path_of(key), b"1", {"If-None-Match": "*"})
+        written = client.ask("PUT", path_of(key, consistency="linearizable"), b"2")
+        changed = client.ask("PUT", path_of(key), b"3", {"If-Match": f'"{written.version}"'})
+        read = client.ask("GET", path_of(key, consistency="linearizable"))
+        if not (created.status == 201 and written.ok and changed.ok and read.body == b"3"):
+            raise Failed(f"{key}: {created}, {written}, {changed}, {read}")
+    say(f"  ok  {STRICT} keys created, written, changed and read, all strictly, at {node.name}")
+
+
+def refused_meanwhile(node, victim):
+    """With one of its two replicas gone, a strict operation is refused, and the node that is missing named."""
+    for n in range(STRICT):
+        answer = node.put(f"refused-{n}", b"1", {"If-None-Match": "*"})
+        if answer.status != 201:
+            told = answer.json()
+            missing = [failed["reason"] for failed in told["failed"] if failed["node"] == victim.name]
+            check(answer.status == 503 and told["outcome"] == "not_applied" and missing, f"a strict write to a slot of {victim.name} is "
+                  f"{answer.status}, {told['outcome']}: {victim.name} {missing}")
+            return
+    raise Failed(f"{STRICT} strict writes went on without {victim.name}")
+
+
 def survivor(options):
     """RF 2, one of three killed and wiped: the new one is in by itself, and strict operations of its slots go on."""
     keys = KEYS_IN_CI
@@ -304,9 +353,10 @@ def survivor(options):
         shares, _ = members.shares()
         with plain:
             plain.more(1000)
-            replaced(members, plain, victim.name, shares[victim.name])
+            replaced(members, plain, victim.name, shares[victim.name], lambda: refused_meanwhile(others[0], victim))
             plain.more(1000)
         plain.prove()
+        strict_everywhere(victim)
         begin = time.monotonic()
         counters = Traffic(cluster.nodes, keys=100)
         with counters:

@@ -23,8 +23,8 @@ from cluster import Answer, Client, Failed, path_of, say, wait_until
 from .counters import Counter
 from .versions import Versions
 
-# Before a client asks another node, in seconds.
-PAUSE = 0.05
+# Before a client asks another node, and for how long it asks others rather than one that did not answer it, in seconds.
+PAUSE, SHUNNED = 0.05, 1
 
 # A request as a client saw it, of one or two tries. Times are monotonic seconds.
 Asked = namedtuple("Asked", "begin end kind tries status strict")
@@ -63,17 +63,23 @@ class Roamer:
 
     def __init__(self, nodes, record, kind, seed, timeout, repeats=False):
         self.nodes, self.record, self.kind, self.timeout, self.repeats = nodes, record, kind, timeout, repeats
-        self.rng, self.clients = random.Random(seed), {}
+        self.rng, self.clients, self.shunned = random.Random(seed), {}, {}
+
+    def some(self, *but):
+        """A node to ask: any, rather one that lately answered."""
+        now, nodes = time.monotonic(), [node for node in list(self.nodes) if node not in but] or but
+        return self.rng.choice([node for node in nodes if self.shunned.get(node.name, 0) < now] or nodes)
 
     def ask(self, method, path, body=None, headers=None):
         headers = dict(headers or {})
         if self.repeats and method == "PUT":
             headers["Idempotency-Key"] = uuid.uuid4().hex
-        begin, asked = time.monotonic(), [self.rng.choice(self.nodes)]
+        begin, asked = time.monotonic(), [self.some()]
         answer = self.at(asked[0], method, path, body, headers)
         if not answered(answer):
             time.sleep(PAUSE)
-            asked.append(self.rng.choice([node for node in list(self.nodes) if node is not asked[0]] or asked))
+            self.shunned[asked[0].name] = time.monotonic() + SHUNNED
+            asked.append(self.some(asked[0]))
             answer = Second(answer, self.at(asked[1], method, path, body, headers))
         tries, strict = len(asked), answer.headers.get("A3-Strict") != "false"
         asked_at = " then ".join(node.name for node in asked)
@@ -129,6 +135,12 @@ class RoamingCounter(Counter):
                     self.increment(client, somewhere, base, f"c{index}-{turn}")
             except Exception as problem:  # A defect of an answer is a finding; see `prove`.
                 self.wrong.append(f"client {index}: {problem!r}")
+
+
+    def refused(self, begin, answer):
+        """Without the value where it repeats an earlier answer to a request that was named."""
+        if "Preference-Applied" in answer.headers:
+            self.saw(begin, answer)
 
 
 class Cell:
