@@ -39,7 +39,8 @@ class Members:
 
     def moved_little(self):
         """As it was told at each change."""
-        check(not self.dear, f"each change moved at most {MOVED_MAX} times the keys that had to" + "".join(f"; {dear}" for dear in self.dear))
+        dear = "".join(f"; {dear}" for dear in self.dear)
+        check(not self.dear, f"each change moved at most {MOVED_MAX} times the keys that had to{dear}")
 
     def epochs(self):
         """Those in force; None for a node that has none, or ends."""
@@ -81,19 +82,15 @@ class Members:
 
 def fetched(node):
     """Keys it fetched for changes, keys its rounds of anti-entropy moved (each counted at one end), and hints it delivered."""
-    transferred = sum_of(node, 'a3_transfer_keys_total{direction="received"}')
+    transferred = node.metric('a3_transfer_keys_total{direction="received"}')
     return transferred, node.metric("a3_anti_entropy_keys_total"), node.metric("a3_hints_delivered_total")
 
 
-def sum_of(node, sample):
-    lines = node.ask("GET", "/metrics").body.decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(sample))
-
-
 class Change:
-    """A change of the members: begun as the context, and followed to its end by `ended`."""
+    """A change of the members: made before it begins, and followed to its end by `ended`. `ideal`: the copies of slots that move
+    at least."""
 
-    def __init__(self, members, traffic, title, ideal=None):
+    def __init__(self, members, traffic, title, ideal):
         self.members, self.traffic, self.title, self.ideal = members, traffic, title, ideal
         self.epoch = members.epoch()
         self.before = {node.name: fetched(node) for node in members.up()}
@@ -107,8 +104,8 @@ class Change:
                 self.progress[member["node"]] = max(done, member, key=lambda m: m["keys"])
         return self.members.calm() and self.members.epoch() > self.epoch
 
-    def ended(self, also=lambda: True):
-        wait_until(f"{self.title}: it ends", lambda: self.look() and also(), PATIENCE, every=0.1)
+    def ended(self):
+        wait_until(f"{self.title}: it ends", self.look, PATIENCE, every=0.1)
         end = time.monotonic()
         say(f"  ok  {self.title}: ended after {end - self.begin:.1f} s, epoch {self.members.epoch()} everywhere")
         say(f"      {self.traffic.record.between(self.begin, end)}")
@@ -123,14 +120,13 @@ class Change:
 
     def moved(self):
         zero = (0, 0, 0)
-        parts = [[now - then for now, then in zip(fetched(node), self.before.get(node.name, zero))] for node in self.members.up()]
-        transferred, repaired, hinted = (sum(part) for part in zip(*parts))
+        told = [(fetched(node), self.before.get(node.name, zero)) for node in self.members.up()]
+        transferred, repaired, hinted = (sum(now[i] - then[i] for now, then in told) for i in range(3))
         ideal = self.ideal * self.members.rows / SLOTS
         say(f"      keys fetched {transferred:,.0f}, moved by anti-entropy {repaired:,.0f}, by hints {hinted:,.0f}; "
             f"ideal {ideal:,.0f} ({self.ideal} copies of slots)")
-        told = sum(member["bytes"] for member in self.progress.values())
-        say(f"      the last told of its progress: {told:,} bytes, " + ", ".join(
-            f"{who} {member['done']} of {member['slots']} slots and {member['keys']:,} keys" for who, member in sorted(self.progress.items())))
+        shown = [f"{who} {m['keys']:,} keys, {m['bytes']:,} bytes" for who, m in sorted(self.progress.items()) if m["keys"]]
+        say(f"      as the change last told of itself: {'; '.join(shown) or 'nothing'}")
         # A member that was down lacks what clients wrote meanwhile, and what they write while it is compared differs.
         most = MOVED_MAX * ideal + self.traffic.rows
         moved = transferred + repaired
@@ -328,7 +324,7 @@ def strict_everywhere(node):
     say(f"  ok  {STRICT} keys created, written, changed and read, all strictly, at {node.name}")
 
 
-def refused_meanwhile(node, victim):
+def refused_meanwhile(members, node, victim):
     """With one of its two replicas gone, a strict operation is refused, and the node that is missing named."""
     for n in range(STRICT):
         answer = node.put(f"refused-{n}", b"1", {"If-None-Match": "*"})
@@ -338,6 +334,7 @@ def refused_meanwhile(node, victim):
             check(answer.status == 503 and told["outcome"] == "not_applied" and missing, f"a strict write to a slot of {victim.name} is "
                   f"{answer.status}, {told['outcome']}: {victim.name} {missing}")
             return
+        members.rows += 1
     raise Failed(f"{STRICT} strict writes went on without {victim.name}")
 
 
@@ -348,12 +345,12 @@ def survivor(options):
         fill(cluster, keys)
         victim, others = cluster.nodes[1], [cluster.nodes[0], cluster.nodes[2]]
         # At two copies strict operations need both, so that only plain ones go on meanwhile.
-        plain = Traffic(cluster.nodes, strict=0, counters=0)
+        plain = Traffic(cluster.nodes, strict=0, counters=())
         members = Members(cluster, keys - DELETED + plain.rows)
         shares, _ = members.shares()
         with plain:
             plain.more(1000)
-            replaced(members, plain, victim.name, shares[victim.name], lambda: refused_meanwhile(others[0], victim))
+            replaced(members, plain, victim.name, shares[victim.name], lambda: refused_meanwhile(members, others[0], victim))
             plain.more(1000)
         plain.prove()
         strict_everywhere(victim)

@@ -8,7 +8,11 @@ What must hold of the plain keys, which all clients share, is what one register 
 - a version has one content for ever, and that was sent to its key;
 - at the end each key has the last acknowledged version, or a later one of a write whose end nobody knows.
 
-Counters are `Counter`: their whole history is proved.
+Counters are `Counter`: their whole history is proved. Some have one client, others several, which compete.
+
+No request may fail that was tried at two nodes. One exception: of competing conditional writes one may be told twice that it
+was outbid, its end unknown. Writes of one key have one proposer, but when a node stops, starts or is rebuilt the nodes differ
+for a moment on who that is, and two proposers outbid each other. Those are counted and told.
 """
 
 import itertools
@@ -27,7 +31,8 @@ from .versions import Versions
 PAUSE, SHUNNED = 0.05, 1
 
 # A request as a client saw it, of one or two tries. Times are monotonic seconds.
-Asked = namedtuple("Asked", "begin end kind tries status strict")
+Asked = namedtuple("Asked", "begin end kind tries fate strict")
+DONE, OUTBID, FAILED = "done", "outbid", "failed"
 
 
 def order(version):
@@ -38,6 +43,15 @@ def order(version):
 def answered(answer):
     """Whether a client has no reason to ask again: it was done, or refused for good."""
     return 200 <= answer.status < 500
+
+
+def fate(kind, answer):
+    """What a client has of its request, all in all."""
+    if answered(answer):
+        return DONE
+    told = answer.json() if answer.status == 504 else {}
+    outbid = (told.get("outcome"), told.get("acked"), told.get("failed")) == ("unknown", [], [])
+    return OUTBID if kind == "competing" and outbid else FAILED
 
 
 class Second(Answer):
@@ -81,9 +95,9 @@ class Roamer:
             self.shunned[asked[0].name] = time.monotonic() + SHUNNED
             asked.append(self.some(asked[0]))
             answer = Second(answer, self.at(asked[1], method, path, body, headers))
-        tries, strict = len(asked), answer.headers.get("A3-Strict") != "false"
-        asked_at = " then ".join(node.name for node in asked)
-        self.record.note(Asked(begin, time.monotonic(), self.kind, tries, answer.status, strict), method, path, asked_at, answer)
+        strict = answer.headers.get("A3-Strict") != "false"
+        op = Asked(begin, time.monotonic(), self.kind, len(asked), fate(self.kind, answer), strict)
+        self.record.note(op, method, path, " then ".join(node.name for node in asked), answer)
         return answer
 
     def at(self, node, *request):
@@ -98,11 +112,11 @@ class Record:
     def __init__(self):
         self.asked, self.failed = [], []
 
-    def note(self, asked, method, path, where, answer):
-        self.asked.append(asked)
-        if not answered(answer):
-            when = time.strftime("%H:%M:%S", time.gmtime(time.time() - asked.end + asked.begin))
-            self.failed.append(f"begun {when}, failed {asked.end - asked.begin:.1f} s later: {method} {path} at {where}: {answer}")
+    def note(self, op, method, path, where, answer):
+        self.asked.append(op)
+        if op.fate == FAILED:
+            when = time.strftime("%H:%M:%S", time.gmtime(time.time() - op.end + op.begin))
+            self.failed.append(f"begun {when}, failed {op.end - op.begin:.1f} s later: {method} {path} at {where}: {answer}")
 
     def between(self, begin, end):
         """What was answered then, for a person."""
@@ -110,8 +124,9 @@ class Record:
         took = sorted(op.end - op.begin for op in ops) or [0]
         again, weak = sum(op.tries > 1 for op in ops), sum(not op.strict for op in ops)
         rate, p99 = len(ops) / max(end - begin, 0.001), took[len(took) * 99 // 100]
-        failed = sum(not 200 <= op.status < 500 for op in ops)
-        return f"{rate:.0f} requests/s, p99 {p99 * 1000:.0f} ms, {again} asked twice, {failed} failed, {weak} not strict"
+        outbid, failed = (sum(op.fate == what for op in ops) for what in (OUTBID, FAILED))
+        return (f"{rate:.0f} requests/s, p99 {p99 * 1000:.0f} ms; {again} asked twice, {outbid} outbid twice, {failed} failed; "
+                f"{weak} not strict")
 
 
 class RoamingCounter(Counter):
@@ -122,7 +137,8 @@ class RoamingCounter(Counter):
         self.nodes, self.record = nodes, record
 
     def work(self, index):
-        client = Roamer(self.nodes, self.record, "counter", f"{self.key}-{index}", self.timeout, index % 2 == 1)
+        kind = "competing" if self.clients > 1 else "alone"
+        client = Roamer(self.nodes, self.record, kind, f"{self.key}-{index}", self.timeout, index % 2 == 1)
         somewhere = namedtuple("Somewhere", "name")("a node")
         for turn in itertools.count():
             if not self.going:
@@ -135,7 +151,6 @@ class RoamingCounter(Counter):
                     self.increment(client, somewhere, base, f"c{index}-{turn}")
             except Exception as problem:  # A defect of an answer is a finding; see `prove`.
                 self.wrong.append(f"client {index}: {problem!r}")
-
 
     def refused(self, begin, answer):
         """Without the value where it repeats an earlier answer to a request that was named."""
@@ -166,20 +181,20 @@ class Cell:
 class Traffic:
     """As a context: clients that ask `nodes`, a list that may be changed at any time, until it ends."""
 
-    def __init__(self, nodes, keys=400, plain=4, strict=2, counters=3, timeout=20):
+    def __init__(self, nodes, keys=400, plain=4, strict=2, counters=(1, 1, 3, 4), timeout=20):
         self.nodes, self.timeout, self.record, self.versions = nodes, timeout, Record(), Versions()
         self.cells = [Cell(f"roam-{i:04}") for i in range(keys)]
         self.wrong, self.going = [], False
         # What each thread does: how often it reads, and at which level.
         self.kinds = [("quorum", 0.5)] * plain + [("linearizable", 1.0)] * strict
-        self.counters = [RoamingCounter(nodes, self.record, f"roam-counter-{i}", 3, timeout) for i in range(counters)]
+        self.counters = [RoamingCounter(nodes, self.record, f"roam-counter-{i}", n, timeout) for i, n in enumerate(counters)]
         # All is there from now on, so that a 404 is wrong.
         first = Roamer(nodes, self.record, "first", 0, timeout)
         for cell in self.cells:
             self.write(first, cell)
         for counter in self.counters:
             counter.increment(first, nodes[0], counter.read(first), "first")
-        self.rows = keys + counters
+        self.rows = keys + len(counters)
 
     def __enter__(self):
         self.going = True
@@ -255,9 +270,10 @@ class Traffic:
             counter.prove()
         asked, failed = self.record.asked, self.record.failed
         if failed:
-            raise Failed(f"{len(failed)} of {len(asked):,} requests failed twice, the first of them: " + "; ".join(failed[:3])[:3000])
-        twice = sum(op.tries > 1 for op in asked)
-        say(f"  ok  none of {len(asked):,} requests failed, {twice:,} of them answered by a second node")
+            shown = "; ".join(failed[:3])[:3000]
+            raise Failed(f"{len(failed)} of {len(asked):,} requests failed twice, the first of them: {shown}")
+        twice, outbid = sum(op.tries > 1 for op in asked), sum(op.fate == OUTBID for op in asked)
+        say(f"  ok  none of {len(asked):,} requests failed; {twice:,} were answered by a second node, {outbid} outbid twice")
 
     def never_went_back(self):
         """Each key is what it was last acknowledged to be, or later; and so was all that was read."""
