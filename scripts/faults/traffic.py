@@ -10,9 +10,9 @@ What must hold of the plain keys, which all clients share, is what one register 
 
 Counters are `Counter`: their whole history is proved. Some have one client, others several, which compete.
 
-No request may fail that was tried at two nodes. One exception: of competing conditional writes one may be told twice that it
-was outbid, its end unknown. Writes of one key have one proposer, but when a node stops, starts or is rebuilt the nodes differ
-for a moment on who that is, and two proposers outbid each other. Those are counted and told.
+No request may fail that was tried at two nodes. One exception: of competing conditional writes a few may be told that they
+were outbid, their end unknown, and have no luck at a second node either. Writes of one key have one proposer, but when a node
+stops or starts the nodes differ for a moment on who that is, and two proposers outbid each other.
 """
 
 import itertools
@@ -22,13 +22,15 @@ import time
 import uuid
 from collections import namedtuple
 
-from cluster import Answer, Client, Failed, path_of, say, wait_until
+from cluster import Answer, Client, Failed, check, path_of, say, wait_until
 
 from .counters import Counter
 from .versions import Versions
 
 # Before a client asks another node, and for how long it asks others rather than one that did not answer it, in seconds.
 PAUSE, SHUNNED = 0.05, 1
+# Of all requests of a load, so many may have been outbid and not answered by a second node.
+OUTBID_MAX = 5
 
 # A request as a client saw it, of one or two tries. Times are monotonic seconds.
 Asked = namedtuple("Asked", "begin end kind tries fate strict")
@@ -45,13 +47,17 @@ def answered(answer):
     return 200 <= answer.status < 500
 
 
-def fate(kind, answer):
-    """What a client has of its request, all in all."""
-    if answered(answer):
-        return DONE
+def outbid(answer):
+    """Whether another proposer was the reason, and no node that failed."""
     told = answer.json() if answer.status == 504 else {}
-    outbid = (told.get("outcome"), told.get("acked"), told.get("failed")) == ("unknown", [], [])
-    return OUTBID if kind == "competing" and outbid else FAILED
+    return (told.get("outcome"), told.get("acked"), told.get("failed")) == ("unknown", [], [])
+
+
+def fate(kind, tried):
+    """What a client has of its request, all in all."""
+    if answered(tried[-1]):
+        return DONE
+    return OUTBID if kind == "competing" and any(map(outbid, tried)) else FAILED
 
 
 class Second(Answer):
@@ -90,13 +96,15 @@ class Roamer:
             headers["Idempotency-Key"] = uuid.uuid4().hex
         begin, asked = time.monotonic(), [self.some()]
         answer = self.at(asked[0], method, path, body, headers)
+        tried = [answer]
         if not answered(answer):
             time.sleep(PAUSE)
             self.shunned[asked[0].name] = time.monotonic() + SHUNNED
             asked.append(self.some(asked[0]))
-            answer = Second(answer, self.at(asked[1], method, path, body, headers))
+            tried.append(self.at(asked[1], method, path, body, headers))
+            answer = Second(*tried)
         strict = answer.headers.get("A3-Strict") != "false"
-        op = Asked(begin, time.monotonic(), self.kind, len(asked), fate(self.kind, answer), strict)
+        op = Asked(begin, time.monotonic(), self.kind, len(asked), fate(self.kind, tried), strict)
         self.record.note(op, method, path, " then ".join(node.name for node in asked), answer)
         return answer
 
@@ -124,8 +132,8 @@ class Record:
         took = sorted(op.end - op.begin for op in ops) or [0]
         again, weak = sum(op.tries > 1 for op in ops), sum(not op.strict for op in ops)
         rate, p99 = len(ops) / max(end - begin, 0.001), took[len(took) * 99 // 100]
-        outbid, failed = (sum(op.fate == what for op in ops) for what in (OUTBID, FAILED))
-        return (f"{rate:.0f} requests/s, p99 {p99 * 1000:.0f} ms; {again} asked twice, {outbid} outbid twice, {failed} failed; "
+        lost, failed = (sum(op.fate == what for op in ops) for what in (OUTBID, FAILED))
+        return (f"{rate:.0f} requests/s, p99 {p99 * 1000:.0f} ms; {again} asked twice, {lost} outbid, {failed} failed; "
                 f"{weak} not strict")
 
 
@@ -181,7 +189,7 @@ class Cell:
 class Traffic:
     """As a context: clients that ask `nodes`, a list that may be changed at any time, until it ends."""
 
-    def __init__(self, nodes, keys=400, plain=4, strict=2, counters=(1, 1, 3, 4), timeout=20):
+    def __init__(self, nodes, keys=400, plain=4, strict=2, counters=(1, 2, 3, 3, 3), timeout=20):
         self.nodes, self.timeout, self.record, self.versions = nodes, timeout, Record(), Versions()
         self.cells = [Cell(f"roam-{i:04}") for i in range(keys)]
         self.wrong, self.going = [], False
@@ -272,8 +280,9 @@ class Traffic:
         if failed:
             shown = "; ".join(failed[:3])[:3000]
             raise Failed(f"{len(failed)} of {len(asked):,} requests failed twice, the first of them: {shown}")
-        twice, outbid = sum(op.tries > 1 for op in asked), sum(op.fate == OUTBID for op in asked)
-        say(f"  ok  none of {len(asked):,} requests failed; {twice:,} were answered by a second node, {outbid} outbid twice")
+        twice, lost = sum(op.tries > 1 for op in asked), sum(op.fate == OUTBID for op in asked)
+        say(f"  ok  none of {len(asked):,} requests failed; {twice:,} were answered by a second node")
+        check(lost <= OUTBID_MAX, f"{lost} were outbid, at most {OUTBID_MAX}: competing writes have one proposer, but for moments")
 
     def never_went_back(self):
         """Each key is what it was last acknowledged to be, or later; and so was all that was read."""
