@@ -127,8 +127,8 @@ class Change:
             f"ideal {ideal:,.0f} ({self.ideal} copies of slots)")
         shown = [f"{who} {m['keys']:,} keys, {m['bytes']:,} bytes" for who, m in sorted(self.progress.items()) if m["keys"]]
         say(f"      as the change last told of itself: {'; '.join(shown) or 'nothing'}")
-        # A member that was down lacks what clients wrote meanwhile, and what they write while it is compared differs.
-        most = MOVED_MAX * ideal + self.traffic.rows
+        # A member that was down lacks what clients wrote meanwhile, and what they write while members compare differs.
+        most = MOVED_MAX * ideal + 2 * self.traffic.rows
         moved = transferred + repaired
         if moved > most:
             self.members.dear.append(f"{self.title}: {moved:,.0f} keys moved, of {ideal:,.0f} that had to")
