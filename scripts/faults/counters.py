@@ -96,9 +96,13 @@ class Counter:
         if answer.ok:
             self.versions.note(self.key, answer.version, id)
             self.successes += 1
-        elif answer.status == 412 and "Preference-Applied" in answer.headers:
+        elif answer.status == 412:
+            self.refused(begin, answer)
+
+    def refused(self, begin, answer):
+        if "Preference-Applied" in answer.headers:
             self.saw(begin, answer)
-        elif answer.status == 412 and answer.version:
+        elif answer.version:
             raise Failed(f"a 412 without the value that was preferred: {answer}")
 
     def more(self, successes, seconds):
