@@ -52,14 +52,15 @@ impl World {
         place.disk.wipe(true, None);
     }
 
-    /// No change is under way, whoever lives is a member, and all have the same topology in force.
+    /// No change is under way, or may still begin, whoever lives is a member, and all have the same topology in force.
     pub(crate) fn is_settled(&self) -> bool {
         let Some(last) = self.topology().filter(|topology| topology.moving.is_none()) else { return false };
         let knows = |place: &Place| match place.node() {
             Some((node, _)) => node.ring().is_some_and(|ring| ring.topology.epoch == last.epoch),
             None => last.member(place.number).is_none(),
         };
-        self.places.iter().all(knows)
+        let open = self.member_places().iter().any(|place| place.disk.may_go_on(last.epoch));
+        !open && self.places.iter().all(knows)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the checks see of a disk, without its node.
 
 use a3::ports::{ReadPart, ReplicaReply};
-use a3::types::{Key, Leaf, Slot, Sum, Version};
+use a3::types::{Epoch, Key, Leaf, Slot, Sum, Version};
 
 use super::Disk;
 
@@ -10,6 +10,12 @@ impl Disk {
     pub(crate) fn is_whole(&self) -> bool {
         let content = self.content.lock();
         content.identity.cluster.is_some() && !content.identity.rebuilding
+    }
+
+    /// Whether it accepted a proposal for an epoch after that one, which may still be decided.
+    pub(crate) fn may_go_on(&self, epoch: Epoch) -> bool {
+        let content = self.content.lock();
+        content.vote.as_ref().is_some_and(|vote| vote.epoch > epoch && vote.accepted.is_some())
     }
 
     /// The version it holds of a key: its own copy, or the newest among that and its hints. Where there is nothing, that of
