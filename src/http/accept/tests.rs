@@ -184,7 +184,7 @@ async fn stopping_finishes_requests_closes_idle_connections_and_takes_no_more() 
     let mut served = served(short()).await;
     let mut idle = open(&served, GET).await;
     assert!(idle.read(&mut [0; 512]).await.unwrap() > 0);
-    let mut busy = open(&served, b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut busy = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     served.stop.send(()).unwrap();
     assert_eq!(rest(&mut idle).await, "");
@@ -221,7 +221,7 @@ async fn a_busy_client_of_a_stopping_server_is_told_and_loses_nothing() {
 #[tokio::test]
 async fn stopping_cuts_what_outlasts_the_grace() {
     let mut served = served(Options { grace: Duration::from_millis(50), ..short() }).await;
-    let mut busy = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut busy = open(&served, b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     served.stop.send(()).unwrap();
     served.server.join_next().await.unwrap().unwrap();
