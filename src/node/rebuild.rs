@@ -306,10 +306,7 @@ impl Rebuild {
     /// All pages of a slot from one source.
     async fn fetch_from(&self, ring: &Ring, slot: Slot, source: NodeNum, start: &mut Start) -> Result<(), Unfetched> {
         let protocol = |what: &str| Unfetched::Peer(PeerError::Protocol(what.to_owned()));
-        if start.is_ahead() && !start.is_compared(source) {
-            self.compare_with(ring, slot, source, start).await?;
-        }
-        let leaves = start.wanted_of(source);
+        let leaves = self.wanted_of(ring, slot, source, start).await?;
         let mut pace = Pace::of(self.replica.served());
         let mut after: Option<Key> = None;
         let mut floors = Floor::default();
@@ -344,6 +341,7 @@ impl Rebuild {
         }
         // After the rows: what the source holds is not below its own floor, and what it has purged is not in its rows.
         start.told(&floors);
+        start.heard();
         if floors != Floor::default() {
             self.ports.store.raise(vec![(slot, floors)]).await.map_err(Unfetched::Store)?;
         }

@@ -11,7 +11,7 @@
 //! 1. *compare*: a majority of the sources says which of the slot's 256 leaves are other than here, and its floor. A leaf that is
 //!    equal at one source is as if that source had sent it.
 //! 2. *drop*: in the leaves that are other at all of them, whatever the greatest of the floors covers.
-//! 3. *fetch* from each what is other there; registers and floors always, as no sum speaks of them.
+//! 3. *fetch* from each what is other there than here by then; registers and floors always, as no sum speaks of them.
 //!
 //! Why dropping is right: a floor is raised only when all home replicas hold the same of its time, the instance before this one
 //! among them. What it covers and a source does not hold was purged, or never acknowledged at a quorum (what was, one of any
@@ -54,6 +54,8 @@ pub(super) struct Start {
     known: Floor,
     /// What was dropped, and under which floor.
     dropped: Option<(LeafSet, Floor)>,
+    /// A source has sent all that it was asked for.
+    has_some: bool,
 }
 
 impl Start {
@@ -62,12 +64,13 @@ impl Start {
         self.digests.is_some()
     }
 
-    pub(super) fn is_compared(&self, source: NodeNum) -> bool {
-        self.differing.contains_key(&source)
+    /// A source has sent its pages.
+    pub(super) fn heard(&mut self) {
+        self.has_some = true;
     }
 
     /// The leaves that source has to send: where it is other, and where something was dropped that it may hold.
-    pub(super) fn wanted_of(&self, source: NodeNum) -> LeafSet {
+    fn wanted_of(&self, source: NodeNum) -> LeafSet {
         let dropped = self.dropped.map_or(LeafSet::NONE, |(leaves, _)| leaves);
         self.differing.get(&source).map_or(LeafSet::ALL, |differing| differing.or(&dropped))
     }
@@ -105,10 +108,29 @@ impl Rebuild {
             // What is here is not known, so it is taken for other than anything.
             None => Some(vec![Digest(0); Leaf::IN_SLOT]),
         };
-        Start { digests, differing: BTreeMap::new(), floor, known: floor, dropped: None }
+        Start { digests, differing: BTreeMap::new(), floor, known: floor, dropped: None, has_some: false }
     }
 
-    /// Hears from a source where it is other.
+    /// The leaves that source has to send. Who comes after another has only to send what the others have not: copies are equal but
+    /// for little, so that a slot comes once, however many sources it takes.
+    pub(super) async fn wanted_of(
+        &self,
+        ring: &Ring,
+        slot: Slot,
+        source: NodeNum,
+        start: &mut Start,
+    ) -> Result<LeafSet, Unfetched> {
+        let now = self.ports.store.leaf_sums(slot).filter(|_| start.has_some);
+        if let Some(sums) = now {
+            return self.compare(ring, slot, source, sums.iter().map(Sum::digest).collect(), start).await;
+        }
+        if start.is_ahead() && !start.differing.contains_key(&source) {
+            self.compare_with(ring, slot, source, start).await?;
+        }
+        Ok(start.wanted_of(source))
+    }
+
+    /// Hears from a source where it is other than what was here.
     pub(super) async fn compare_with(
         &self,
         ring: &Ring,
@@ -117,13 +139,25 @@ impl Rebuild {
         start: &mut Start,
     ) -> Result<(), Unfetched> {
         let digests = start.digests.clone().unwrap_or_default();
+        let differing = self.compare(ring, slot, source, digests, start).await?;
+        start.differing.insert(source, differing);
+        Ok(())
+    }
+
+    async fn compare(
+        &self,
+        ring: &Ring,
+        slot: Slot,
+        source: NodeNum,
+        digests: Vec<Digest>,
+        start: &mut Start,
+    ) -> Result<LeafSet, Unfetched> {
         let request = PeerRequest::CompareSlot { epoch: ring.epoch(), slot, digests };
         let reply = self.ports.peers.ask(Destination::Member(source), request, Instant::now() + WITHIN).await;
         match reply.map_err(Unfetched::Peer)? {
             PeerReply::SlotCompared { differing, floor } => {
-                start.differing.insert(source, differing);
                 start.told(&floor);
-                Ok(())
+                Ok(differing)
             }
             PeerReply::WrongEpoch { epoch } => Err(Unfetched::Epoch(epoch)),
             _ => Err(Unfetched::Peer(PeerError::Protocol("not a comparison of a slot".into()))),

@@ -48,11 +48,17 @@ impl Peers for Sources {
         request: PeerRequest,
         _: Instant,
     ) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
-        let (Destination::Member(to), PeerRequest::FetchSlot { epoch, slot, .. }) = (to, request) else {
-            return async { Err(PeerError::Unreachable) }.boxed();
+        let (to, epoch, slot, compares) = match (to, request) {
+            (Destination::Member(to), PeerRequest::FetchSlot { epoch, slot, .. }) => (to, epoch, slot, false),
+            (Destination::Member(to), PeerRequest::CompareSlot { epoch, slot, .. }) => (to, epoch, slot, true),
+            _ => return async { Err(PeerError::Unreachable) }.boxed(),
         };
-        *self.asked.lock().entry(to).or_default() += 1;
-        let answer = self.answers.lock().get(&to).map_or(Err(PeerError::Unreachable), |answer| answer(epoch, slot));
+        let mut answer = self.answers.lock().get(&to).map_or(Err(PeerError::Unreachable), |answer| answer(epoch, slot));
+        if !compares {
+            *self.asked.lock().entry(to).or_default() += 1;
+        } else if let Ok(PeerReply::SlotPage { floor, .. }) = answer {
+            answer = Ok(PeerReply::SlotCompared { differing: LeafSet::ALL, floor });
+        }
         async move { answer }.boxed()
     }
 
