@@ -44,7 +44,6 @@ CASES = {
 }
 
 # In need of more than every machine has (root, and a kernel that gives it a network namespace with a firewall), or measured
-# and not only judged; or, of those that wait for a minute, one that shows less than `elastic`. That one is red for two things that
-# are open (docs/operations.md, Membership): a slot is fetched from each of its sources, twice what it need, and conditional writes
-# that compete fail while a replaced member fetches its slots.
+# and not only judged; or, of those that wait for a minute, one that shows less than `elastic`. That one bounds how
+# often conditional writes that compete are outbid, and while a replaced member fetches its slots they can be more often.
 NOT_IN_CI = ("counter-faults", "rejoin", "cost", "pressure", "listing-million", "survivor", "elastic")
