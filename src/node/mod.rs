@@ -258,6 +258,7 @@ impl Node {
     pub async fn leave(&self) {
         self.note("is stopping: it takes no new requests");
         self.own.set_state(NodeState::Draining);
+        self.conditional.retire();
         self.gossip.leave().await;
     }
 

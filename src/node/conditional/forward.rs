@@ -33,7 +33,7 @@ impl Conditional {
             Ok(_) => Forwarded::Lost(PeerError::Protocol("answered another question".into())),
             Err(error) if error.maybe_done() => Forwarded::Lost(error),
             Err(error) => {
-                tracing::debug!(%to, %error, "does not propose; doing so here");
+                tracing::debug!(%to, %error, "does not propose");
                 Forwarded::NotDone
             }
         }

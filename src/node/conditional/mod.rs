@@ -1,11 +1,12 @@
 //! Conditional writes, and what else goes through a key's register: the driver of its proposer (`protocol::register`).
 //!
-//! A client's request is passed on, once, to the first live home replica of the key, where those for one key wait in
-//! line (`queue`): so proposers rarely meet. None of that is needed for correctness: any node may propose, and two that
+//! A client's request is passed on to the first live home replica of the key that proposes now, where those for one key wait
+//! in line (`queue`): so proposers rarely meet. None of that is needed for correctness: any node may propose, and two that
 //! meet outbid each other until one gives way (`propose`).
 //!
 //! Invariants:
-//! - A request that was passed on and got no answer is *unknown*, and never passed on again.
+//! - A request that was passed on and got no answer is *unknown*, and never passed on again. One that was turned away was
+//!   not done: it goes to the next, so that all nodes still choose the same one.
 //! - What is answered is the fold's verdict: every one but *unknown* is definite.
 
 mod forward;
@@ -18,6 +19,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -52,6 +54,8 @@ pub struct Conditional {
     queue: Queue,
     /// Those that have their turn.
     under_way: Semaphore,
+    /// This node takes leave: the others pass nothing on to it any more.
+    retired: AtomicBool,
     meters: Meters,
 }
 
@@ -70,8 +74,15 @@ impl Conditional {
         coordinator: Arc<Coordinator>,
     ) -> Arc<Self> {
         let (peers, entropy) = (Arc::clone(&ports.peers), Arc::clone(&ports.entropy));
-        let (queue, under_way, meters) = (Queue::default(), Semaphore::new(UNDER_WAY_MAX), Meters::new());
-        Arc::new(Self { me, peers, entropy, clock, reach, coordinator, queue, under_way, meters })
+        let (queue, under_way, retired) = (Queue::default(), Semaphore::new(UNDER_WAY_MAX), AtomicBool::new(false));
+        let meters = Meters::new();
+        Arc::new(Self { me, peers, entropy, clock, reach, coordinator, queue, under_way, retired, meters })
+    }
+
+    /// From now on what comes to this node is decided by the others, where one can, as theirs is: two proposers would only
+    /// outbid each other.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
     }
 
     /// Writes where the condition is true, once for its `Idempotency-Key`.
@@ -97,19 +108,27 @@ impl Conditional {
     async fn verdict(&self, proposal: Proposal, deadline: Instant) -> Result<(Verdict, Vec<NodeNum>), Failure> {
         let ring = self.coordinator.ring(Level::Linearizable).map_err(not_applied)?;
         let replicas = ring.placement(ring.token(&proposal.key).slot()).home_replicas();
-        let proposer = replicas.iter().copied().find(|n| self.reach.is_reachable(*n));
-        let verdict = match proposer.filter(|n| *n != self.me) {
-            None => self.propose(proposal, deadline).await?,
-            Some(to) => match self.forward(to, &proposal, deadline).await {
-                Forwarded::Verdict(verdict) => verdict,
-                Forwarded::NotDone => self.propose(proposal, deadline).await?,
+        for to in self.before_this_node(&replicas) {
+            match self.forward(to, &proposal, deadline).await {
+                Forwarded::Verdict(verdict) => return Ok((verdict, replicas.to_vec())),
+                Forwarded::NotDone => {}
                 Forwarded::Lost(error) => {
+                    let required = Level::Linearizable.needed(replicas.len());
                     let failed = vec![(to, error.to_string())];
-                    Verdict::Unknown { required: Level::Linearizable.needed(replicas.len()), acked: Vec::new(), failed }
+                    return Ok((Verdict::Unknown { required, acked: Vec::new(), failed }, replicas.to_vec()));
                 }
-            },
-        };
-        Ok((verdict, replicas.to_vec()))
+            }
+        }
+        Ok((self.propose(proposal, deadline).await?, replicas.to_vec()))
+    }
+
+    /// The live home replicas whose turn it is to propose before it is this node's.
+    fn before_this_node(&self, replicas: &[NodeNum]) -> Vec<NodeNum> {
+        let live = replicas.iter().copied().filter(|n| self.reach.is_reachable(*n));
+        if self.retired.load(Ordering::Relaxed) {
+            return live.filter(|n| *n != self.me).collect();
+        }
+        live.take_while(|n| *n != self.me).collect()
     }
 
     /// Proposes what another node passed on.

@@ -231,13 +231,35 @@ async fn of_many_at_once_one_wins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_turns_a_proposal_away_is_stood_in_for() {
+async fn who_turns_a_proposal_away_is_stood_in_for_by_the_next_for_all() {
     let world = world(3);
-    world.set(1, Mode::NoProposer);
-    assert!(world.put(2, absent(), "a").await.is_ok());
-    assert_eq!(*world.net.forwarded.lock(), [NodeNum(1)], "passed on once");
-    world.set(1, Mode::Down);
-    assert_eq!(world.put(3, absent(), "b").await.unwrap_err().kind, FailureKind::ConditionFailed);
+    let order = world.net.ring.placement(world.net.ring.token(&world.key).slot()).home_replicas();
+    let [first, second, third] = order[..] else { panic!("not three replicas") };
+    world.set(first.0, Mode::NoProposer);
+    assert!(world.put(usize::from(third.0), absent(), "a").await.is_ok());
+    assert_eq!(*world.net.forwarded.lock(), [first, second], "passed on to the next");
+    let false_there = world.put(usize::from(second.0), absent(), "b").await.unwrap_err();
+    assert_eq!(false_there.kind, FailureKind::ConditionFailed);
+    assert_eq!(world.net.forwarded.lock()[2..], [first], "decided at its own turn");
+    world.set(second.0, Mode::Down);
+    let false_here = world.put(usize::from(third.0), absent(), "c").await.unwrap_err();
+    assert_eq!(false_here.kind, FailureKind::ConditionFailed);
+    assert_eq!(world.net.forwarded.lock()[3..], [first], "who is down is not asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_leave_passes_on_what_comes_to_it() {
+    let world = world(3);
+    let order = world.net.ring.placement(world.net.ring.token(&world.key).slot()).home_replicas();
+    let [first, second, third] = order[..] else { panic!("not three replicas") };
+    world.nodes[usize::from(first.0) - 1].1.retire();
+    assert!(world.put(usize::from(first.0), absent(), "a").await.is_ok());
+    assert_eq!(*world.net.forwarded.lock(), [second]);
+    world.set(second.0, Mode::NoProposer);
+    world.set(third.0, Mode::NoProposer);
+    let here = world.put(usize::from(first.0), absent(), "b").await.unwrap_err();
+    assert_eq!(here.kind, FailureKind::ConditionFailed, "nobody else proposes");
+    assert_eq!(world.net.forwarded.lock()[1..], [second, third]);
 }
 
 #[tokio::test(start_paused = true)]
