@@ -446,6 +446,7 @@ mod tests {
             biased;
             result = stream.write_all(&[0; 100]) => assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut),
             () = slow => unreachable!(),
+            () = tokio::time::sleep(Duration::from_secs(1000)) => panic!("it is cut"),
         }
         assert_eq!(started.elapsed().as_secs(), 50, "progress starts the time anew");
     }
