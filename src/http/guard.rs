@@ -8,7 +8,8 @@
 //! - between requests a connection may be idle for longer;
 //! - while a request is under way the stream sets no deadline for reading (the body has its own, [`super::body`]), and
 //!   on HTTP/2, after its first request, none at all: there pings find a dead peer;
-//! - an answer that the client does not take makes no progress for at most the write time-out.
+//! - an answer that the client does not take makes no progress for at most the write time-out; while it is on its way,
+//!   the connection is not idle.
 //!
 //! The stream also keeps the raw head, because hyper drops a Content-Length that stands beside a Transfer-Encoding before
 //! anyone can see it, and such a request must be refused: two readers would see two bodies. Of requests that were
@@ -173,7 +174,8 @@ impl<S> Guarded<S> {
         if self.traffic.multiplexed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if self.traffic.is_busy() {
+        // Where an answer waits for its client, the write time-out alone counts.
+        if self.traffic.is_busy() || self.stalled.is_some() {
             // hyper need not read again when the answer is written: without a look now and then an idle connection would
             // go unseen. It is cut after at most twice its time.
             while self.timer.as_mut().poll(cx).is_ready() {
@@ -258,9 +260,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.stream).poll_flush(cx);
-        this.poll_progress(cx, result)
+        // No progress: hyper flushes whenever it wakes, also at an idle connection's own timer, which would so put itself off
+        // for ever. Nor does it wait for a client: what was written is with the system.
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -292,29 +294,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     const PATIENCE: Patience =
         Patience { header: Duration::from_secs(5), idle: Duration::from_secs(60), write: Duration::from_secs(30) };
 
     fn guarded() -> (DuplexStream, Guarded<DuplexStream>, Arc<Traffic>) {
-        let (client, server) = duplex(64);
-        let traffic = Arc::new(Traffic::default());
-        (client, Guarded::new(server, Arc::clone(&traffic), PATIENCE), traffic)
+        guarded_with(PATIENCE)
     }
 
-    /// Reads until an error, and says after how many seconds it came.
+    fn guarded_with(patience: Patience) -> (DuplexStream, Guarded<DuplexStream>, Arc<Traffic>) {
+        let (client, server) = duplex(64);
+        let traffic = Arc::new(Traffic::default());
+        (client, Guarded::new(server, Arc::clone(&traffic), patience), traffic)
+    }
+
+    fn look(stream: &mut Guarded<DuplexStream>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [0; 64];
+        loop {
+            let mut buf = ReadBuf::new(&mut scratch);
+            ready!(Pin::new(&mut *stream).poll_read(cx, &mut buf))?;
+            assert!(!buf.filled().is_empty(), "the client is still there");
+        }
+    }
+
+    /// Reads until an error, and says after how many seconds it came. As hyper reads: it flushes whenever it wakes.
     async fn cut_after(stream: &mut Guarded<DuplexStream>) -> u64 {
         let started = Instant::now();
-        loop {
-            match stream.read(&mut [0; 64]).await {
-                Ok(n) => assert!(n > 0, "the client is still there"),
-                Err(error) => {
-                    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-                    return started.elapsed().as_secs();
-                }
-            }
-        }
+        let cut = poll_fn(|cx| {
+            let looked = look(stream, cx);
+            assert!(Pin::new(&mut *stream).poll_flush(cx).is_ready());
+            looked
+        });
+        let error = tokio::time::timeout(Duration::from_secs(1000), cut).await.expect("it is cut").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        started.elapsed().as_secs()
     }
 
     #[tokio::test(start_paused = true)]
@@ -367,6 +382,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_answer_that_comes_in_parts_is_not_idle() {
+        let (mut client, mut stream, traffic) = guarded();
+        drop(traffic.begin(false));
+        for _ in 0..5 {
+            stream.write_all(&[0; 8]).await.unwrap();
+            let cut = tokio::time::timeout(Duration::from_secs(50), cut_after(&mut stream)).await;
+            assert!(cut.is_err(), "{cut:?}");
+            client.read_exact(&mut [0; 8]).await.unwrap();
+        }
+        assert_eq!(cut_after(&mut stream).await, 10, "60 after the last part");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_waits_for_its_client_is_not_idle() {
+        let (mut client, mut stream, traffic) = guarded_with(Patience { write: Duration::from_secs(300), ..PATIENCE });
+        drop(traffic.begin(false));
+        stream.write_all(&[0; 64]).await.unwrap();
+        let late = async {
+            tokio::time::sleep(Duration::from_secs(200)).await;
+            client.read_exact(&mut [0; 64]).await.unwrap();
+            std::future::pending::<()>().await
+        };
+        let sent = poll_fn(|cx| {
+            if let Poll::Ready(cut) = look(&mut stream, cx) {
+                return Poll::Ready(cut.map(|()| 0));
+            }
+            Pin::new(&mut stream).poll_write(cx, &[0; 8])
+        });
+        tokio::select! {
+            biased;
+            sent = sent => assert_eq!(sent.unwrap(), 8),
+            () = late => unreachable!(),
+        }
+        assert_eq!(cut_after(&mut stream).await, 60);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_request_under_way_and_http2_have_no_deadline_here() {
         let (_client, mut stream, traffic) = guarded();
         let under_way = traffic.begin(false);
@@ -394,6 +446,7 @@ mod tests {
             biased;
             result = stream.write_all(&[0; 100]) => assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut),
             () = slow => unreachable!(),
+            () = tokio::time::sleep(Duration::from_secs(1000)) => panic!("it is cut"),
         }
         assert_eq!(started.elapsed().as_secs(), 50, "progress starts the time anew");
     }
