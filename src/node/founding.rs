@@ -25,7 +25,7 @@ use super::routing::Routing;
 use crate::ports::{
     Announcement, Destination, Entropy, Header, PeerError, PeerReply, PeerRequest, Peers, Store, StoreError,
 };
-use crate::protocol::founding::{self, Gathering, Stop};
+use crate::protocol::founding::{self, Gathering, Place, Stop};
 use crate::types::{ClusterId, NodeNum, Topology};
 
 /// How long a request waits for its answer.
@@ -141,11 +141,11 @@ impl Founding {
         }
     }
 
-    /// Ends when a topology is in force.
+    /// Ends when a topology is in force. `place`: what it asks the members for, where it is none yet.
     ///
     /// # Errors
     /// When the start cannot go on without a person, or the store failed.
-    pub async fn run(&self) -> Result<(), FoundingError> {
+    pub async fn run(&self, place: Place) -> Result<(), FoundingError> {
         let identity = self.store.identity();
         self.routing.set_rebuilding(identity.rebuilding);
         if let Some(topology) = self.store.topology().await? {
@@ -173,7 +173,7 @@ impl Founding {
         if self.options.seeds.is_empty() {
             return self.found_alone(accepted).await;
         }
-        self.gather().await
+        self.gather(place).await
     }
 
     /// Without seeds: a cluster of its own.
@@ -191,7 +191,7 @@ impl Founding {
     }
 
     /// With seeds: announce, hear, propose, until somebody has a topology.
-    async fn gather(&self) -> Result<(), FoundingError> {
+    async fn gather(&self, place: Place) -> Result<(), FoundingError> {
         let mut told = String::new();
         while self.routing.ring().is_none() {
             let known = self.store.identity().known_addresses;
@@ -206,7 +206,7 @@ impl Founding {
             };
             for (answer, address) in join_all(targets.into_iter().map(announce)).await {
                 if let Some(topology) = self.hear(&address, answer)? {
-                    return self.take(topology, &address).await;
+                    return self.take(topology, &address, place).await;
                 }
             }
             let ready = self.state.lock().gathering.ready(self.started.elapsed());
@@ -300,10 +300,10 @@ impl Founding {
     }
 
     /// A committed topology from somebody else.
-    async fn take(&self, topology: Arc<Topology>, there: &str) -> Result<(), FoundingError> {
+    async fn take(&self, topology: Arc<Topology>, there: &str, place: Place) -> Result<(), FoundingError> {
         match self.accept_as_ours(&topology, there) {
-            Err(stop @ Stop::Replaced { .. }) => self.wait_for_place(&topology, stop).await,
-            Err(Stop::NotListed { cluster, .. }) => self.join_members(cluster).await,
+            Err(stop @ Stop::Replaced { .. }) => self.wait_for_place(&topology, stop, place).await,
+            Err(Stop::NotListed { cluster, .. }) => self.join_members(cluster, place).await,
             accepted => {
                 accepted?;
                 self.commit(topology).await

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use super::{Founding, FoundingError, WITHIN};
 use crate::node::succession::LIVES;
 use crate::ports::{PeerError, PeerReply, PeerRequest};
-use crate::protocol::founding::{Stop, may_serve};
+use crate::protocol::founding::{Place, Stop, may_serve};
 use crate::types::{ClusterId, Topology};
 
 /// How long a member has to decide with the others: several rounds of votes.
@@ -34,7 +34,7 @@ impl Founding {
     pub(super) async fn come_back(&self, cluster: ClusterId) -> Result<(), FoundingError> {
         let mut told = String::new();
         loop {
-            let why = match self.ask_for_place(cluster).await {
+            let why = match self.ask_for_place(cluster, Place::Any).await? {
                 Said::Yes(topology) => return self.commit(topology).await,
                 // Restored from a backup: it would take the place as soon as the other one is stopped for a minute.
                 Said::No(why) if why.contains(LIVES) && self.store.identity().succeeds.is_empty() => {
@@ -55,11 +55,17 @@ impl Founding {
     }
 
     /// The directory was empty, and the cluster lists another instance: waits until that may be taken for dead.
-    pub(super) async fn wait_for_place(&self, topology: &Topology, stop: Stop) -> Result<(), FoundingError> {
+    pub(super) async fn wait_for_place(
+        &self,
+        topology: &Topology,
+        stop: Stop,
+        place: Place,
+    ) -> Result<(), FoundingError> {
         let cluster = topology.cluster_id;
+        place.is_in(topology, &self.me)?;
         tracing::warn!("{stop}; it waits for the members to hold that instance down for long enough to replace it");
         loop {
-            match self.ask_for_place(cluster).await {
+            match self.ask_for_place(cluster, place).await? {
                 Said::No(why) => {
                     tracing::error!("{why}");
                     return Err(stop.into());
@@ -85,10 +91,10 @@ impl Founding {
 
     /// The directory was empty, and its number is nobody's: asks until it is a member. What keeps it from becoming one passes (another
     /// change that is under way), or a person mends it.
-    pub(super) async fn join_members(&self, cluster: ClusterId) -> Result<(), FoundingError> {
+    pub(super) async fn join_members(&self, cluster: ClusterId, place: Place) -> Result<(), FoundingError> {
         let mut told = String::new();
         loop {
-            let why = match self.ask_for_place(cluster).await {
+            let why = match self.ask_for_place(cluster, place).await? {
                 Said::Yes(topology) => return self.commit(topology).await,
                 Said::No(why) | Said::NotYet(why) => why,
             };
@@ -106,7 +112,10 @@ impl Founding {
     }
 
     /// Asks one member after the other, until one has decided.
-    async fn ask_for_place(&self, cluster: ClusterId) -> Said {
+    ///
+    /// # Errors
+    /// There is no such place any more, or yet.
+    async fn ask_for_place(&self, cluster: ClusterId, place: Place) -> Result<Said, Stop> {
         let identity = self.store.identity();
         let targets = self.state.lock().gathering.addresses(self.options.seeds.iter().chain(&identity.known_addresses));
         let topology =
@@ -114,16 +123,17 @@ impl Founding {
         let mut asks: FuturesUnordered<_> = targets.into_iter().map(topology).collect();
         let (mut no, mut not_yet) = (None, None);
         while let Some((answer, address)) = asks.next().await {
-            let ours = matches!(&answer, Ok(PeerReply::Topology { topology: Some(t) }) if t.cluster_id == cluster);
-            if !ours {
+            let Ok(PeerReply::Topology { topology: Some(topology) }) = answer else { continue };
+            if topology.cluster_id != cluster {
                 continue;
             }
+            place.is_in(&topology, &self.me)?;
             let request = PeerRequest::Replace { newcomer: self.me.clone(), succeeds: identity.succeeds.clone() };
             match self.ask(&address, request, DECIDES_WITHIN).await {
                 Ok(PeerReply::Replaced { topology: Some(topology) })
                     if may_serve(&self.me, Some(cluster), &topology, &address).is_ok() =>
                 {
-                    return Said::Yes(topology);
+                    return Ok(Said::Yes(topology));
                 }
                 Ok(_) => not_yet = Some(format!("{address} has not decided yet")),
                 Err(error @ (PeerError::Refused(_) | PeerError::Protocol(_))) => {
@@ -132,9 +142,9 @@ impl Founding {
                 Err(error) => not_yet = Some(format!("{address}: {error}")),
             }
         }
-        match (no, not_yet) {
+        Ok(match (no, not_yet) {
             (Some(why), _) => Said::No(why),
             (None, why) => Said::NotYet(why.unwrap_or_else(|| "no member answers".into())),
-        }
+        })
     }
 }

@@ -61,11 +61,13 @@ struct World {
     size: u16,
     rf: u8,
     seeds: Vec<String>,
+    place: Place,
 }
 
 impl World {
     fn new(seed: u64, size: u16) -> Self {
-        Self { network: Network::new(seed), size, rf: 2, seeds: (1..=size).map(at).collect() }
+        let seeds = (1..=size).map(at).collect();
+        Self { network: Network::new(seed), size, rf: 2, seeds, place: Place::Any }
     }
 
     fn start(&self, disk: &Arc<Disk>) -> Life {
@@ -91,7 +93,8 @@ impl World {
         self.network.plug(address, Arc::new(Plugged { founding: founding.clone(), disk: disk.clone() }));
         let run = {
             let founding = founding.clone();
-            spawn(async move { founding.run().await })
+            let place = self.place;
+            spawn(async move { founding.run(place).await })
         };
         Life { address: address.to_owned(), network: self.network.clone(), founding, routing, run }
     }
@@ -366,9 +369,31 @@ async fn a_promise_binds_to_its_proposer() {
     assert!(wiped.cluster().is_none() && lives.iter().all(|l| l.cluster().is_none()));
     assert!(wiped.founding.waiting().contains("has accepted a proposal of n1"), "{}", wiped.founding.waiting());
     // And none of them founds alone behind the others' backs.
-    let alone = World { seeds: Vec::new(), size: 1, network: Network::new(0), rf: 2 };
+    let alone = World { seeds: Vec::new(), ..World::new(0, 1) };
     let error = alone.start(&disks[1]).end().await;
     assert!(matches!(&error, FoundingError::Stop(Stop::Promised { .. })), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_the_number_does_not_stand_for_is_refused_and_the_other_command_named() {
+    let mut world = World::new(15, 3);
+    let disks = disks(1..=3);
+    let mut lives: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+    one_cluster(&lives.iter().collect::<Vec<_>>()).await;
+    lives.pop().unwrap().crash();
+    world.place = Place::OfItsOwn;
+    let error = world.start(&Disk::fresh(3, 33)).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::NumberTaken { node: NodeNum(3), .. })), "{error}");
+    assert!(error.to_string().ends_with("a3 replace n3"), "{error}");
+    let fourth = world.start(&Disk::fresh(4, 4));
+    until("it asks", || fourth.founding.waiting().contains("n4 asks to become a member of cluster")).await;
+    fourth.crash();
+    one_cluster(&[&world.start(&disks[2])]).await;
+
+    world.place = Place::OfAMember;
+    let error = world.start(&Disk::fresh(5, 5)).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::NumberFree { node: NodeNum(5), .. })), "{error}");
+    assert!(error.to_string().ends_with("a3 join --node-num 5"), "{error}");
 }
 
 /// Another cluster's node took over the port of one seed: the members that answer are enough.
