@@ -36,7 +36,7 @@ pub enum Unfit {
     Member(NodeNum),
     #[error("that changes nothing")]
     Nothing,
-    #[error("another change is under way: {0}")]
+    #[error("another change of the topology is under way: {0}")]
     UnderWay(String),
     #[error("{rf} copies of each key need {rf} members that keep slots, and there would be {left}")]
     TooFew { rf: u8, left: usize },
