@@ -76,6 +76,8 @@ struct State {
     accepted: Option<Arc<Topology>>,
     /// Why the last proposal of this node was not accepted by all.
     unaccepted: Option<String>,
+    /// There is a cluster, and what it asks its members for.
+    asks: Option<String>,
 }
 
 /// Finds the node's cluster, or founds it.
@@ -111,7 +113,7 @@ impl Founding {
             rf: options.rf,
         };
         let gathering = Gathering::new(me.clone());
-        let state = Mutex::new(State { gathering, loaded: false, accepted: None, unaccepted: None });
+        let state = Mutex::new(State { gathering, loaded: false, accepted: None, unaccepted: None, asks: None });
         let deciding = tokio::sync::Mutex::new(());
         Arc::new(Self { options, me, peers, store, routing, entropy, started: Instant::now(), state, deciding })
     }
@@ -125,6 +127,9 @@ impl Founding {
         if let Some(cluster) = self.store.identity().cluster {
             let looks = format!("looks for the members of its cluster {cluster}");
             return state.unaccepted.iter().fold(looks, |looks, why| format!("{looks}; {why}"));
+        }
+        if let Some(asks) = &state.asks {
+            return asks.clone();
         }
         let gathering = state.gathering.waiting();
         match (&state.accepted, &state.unaccepted) {

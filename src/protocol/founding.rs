@@ -50,10 +50,11 @@ pub enum Stop {
     )]
     Lives { node: NodeNum, why: String },
     #[error(
-        "{node} (instance {mine}) is not a member of cluster {cluster} any more: it left, was removed, or the change by which it joined \
-         was taken back; the members are {members}. Start it with an empty data directory to join anew"
+        "{node} (instance {mine}) is not a member of cluster {cluster} any more: it was removed; in epoch {epoch} the members are \
+         {members}. It left, or the change by which it joined was taken back. Its data directory is no member's and may be deleted; with \
+         an empty one it can join anew"
     )]
-    Removed { cluster: ClusterId, node: NodeNum, mine: InstanceId, members: String },
+    Removed { cluster: ClusterId, node: NodeNum, mine: InstanceId, epoch: Epoch, members: String },
     /// It is to ask for a place.
     #[error("cluster {cluster} has the members {members}, and {node} is not one of them yet")]
     NotListed { cluster: ClusterId, node: NodeNum, members: String },
@@ -375,7 +376,7 @@ pub fn may_serve(me: &Announcement, cluster: Option<ClusterId>, topology: &Topol
         None => {
             let (node, members) = (me.node, list(topology.members.iter().map(|m| &m.node)));
             Err(match cluster {
-                Some(cluster) => Stop::Removed { cluster, node, mine: me.instance, members },
+                Some(cluster) => Stop::Removed { cluster, node, mine: me.instance, epoch: topology.epoch, members },
                 None => Stop::NotListed { cluster: theirs, node, members },
             })
         }

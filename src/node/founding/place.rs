@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::{Founding, FoundingError, WITHIN};
 use crate::node::succession::LIVES;
@@ -18,6 +19,9 @@ use crate::types::{ClusterId, Topology};
 /// How long a member has to decide with the others: several rounds of votes.
 const DECIDES_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// Who was a member gives up when for so long none that answers has it: those may not have heard yet how it became one.
+const GONE_FOR: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// What the members said.
 enum Said {
     /// This is the topology that lists it.
@@ -26,21 +30,33 @@ enum Said {
     No(String),
     /// Ask again.
     NotYet(String),
+    /// None of them has a member of that number.
+    Gone(Arc<Topology>),
 }
 
 impl Founding {
     /// The directory was a member's. It asks until it has its place: nobody else can have it. (One that comes from a backup
-    /// cannot show that, and gives up where the old instance lives.)
+    /// cannot show that, and gives up where the old instance lives.) It does not become a member once more that was removed.
     pub(super) async fn come_back(&self, cluster: ClusterId) -> Result<(), FoundingError> {
-        let mut told = String::new();
+        let (mut told, mut gone) = (String::new(), None);
         loop {
-            let why = match self.ask_for_place(cluster, Place::Any).await? {
+            let said = self.ask_for_place(cluster, Place::Any).await?;
+            if !matches!(said, Said::Gone(_)) {
+                gone = None;
+            }
+            let why = match said {
                 Said::Yes(topology) => return self.commit(topology).await,
                 // Restored from a backup: it would take the place as soon as the other one is stopped for a minute.
                 Said::No(why) if why.contains(LIVES) && self.store.identity().succeeds.is_empty() => {
                     return Err(Stop::Lives { node: self.me.node, why }.into());
                 }
                 Said::No(why) | Said::NotYet(why) => why,
+                Said::Gone(topology) => {
+                    if gone.get_or_insert_with(Instant::now).elapsed() >= GONE_FOR {
+                        self.check_listed(&topology)?;
+                    }
+                    format!("it is no member in epoch {}", topology.epoch)
+                }
             };
             if why != told {
                 tracing::info!("{} asks for its place: {why}", self.me.node);
@@ -71,9 +87,14 @@ impl Founding {
                     return Err(stop.into());
                 }
                 Said::NotYet(why) => {
-                    let waits = format!("{} waits for the place of another instance: {why}", self.me.node);
-                    self.state.lock().unaccepted = Some(waits);
+                    let node = self.me.node;
+                    let waits = format!(
+                        "waits for the place of another instance of {node}: once that one was down for 60 s the members let this \
+                         one in, and it fetches its slots from them; {why}"
+                    );
+                    self.state.lock().asks = Some(waits);
                 }
+                Said::Gone(_) => {}
                 Said::Yes(topology) => {
                     let mut identity = self.store.identity();
                     identity.cluster = Some(cluster);
@@ -97,13 +118,16 @@ impl Founding {
             let why = match self.ask_for_place(cluster, place).await? {
                 Said::Yes(topology) => return self.commit(topology).await,
                 Said::No(why) | Said::NotYet(why) => why,
+                Said::Gone(topology) => format!("it is no member in epoch {}", topology.epoch),
             };
-            let waits = format!("{} asks to become a member of cluster {cluster}: {why}", self.me.node);
+            let waits = format!(
+                "asks to become a member of cluster {cluster}, and then fetches its slots from the others; {why}"
+            );
             if waits != told {
-                tracing::info!("{waits}");
+                tracing::info!("{} {waits}", self.me.node);
                 told.clone_from(&waits);
             }
-            self.state.lock().unaccepted = Some(waits);
+            self.state.lock().asks = Some(waits);
             self.pause().await;
             if self.routing.ring().is_some() {
                 return Ok(());
@@ -121,13 +145,18 @@ impl Founding {
         let topology =
             |address: String| async move { (self.ask(&address, PeerRequest::Topology, WITHIN).await, address) };
         let mut asks: FuturesUnordered<_> = targets.into_iter().map(topology).collect();
-        let (mut no, mut not_yet) = (None, None);
+        let (mut no, mut not_yet, mut gone) = (None, None, None);
         while let Some((answer, address)) = asks.next().await {
             let Ok(PeerReply::Topology { topology: Some(topology) }) = answer else { continue };
             if topology.cluster_id != cluster {
                 continue;
             }
             place.is_in(&topology, &self.me)?;
+            // It was a member: asked now, they would take it in as a new one.
+            if identity.cluster.is_some() && topology.member(self.me.node).is_none() {
+                gone = Some(topology);
+                continue;
+            }
             let request = PeerRequest::Replace { newcomer: self.me.clone(), succeeds: identity.succeeds.clone() };
             match self.ask(&address, request, DECIDES_WITHIN).await {
                 Ok(PeerReply::Replaced { topology: Some(topology) })
@@ -142,9 +171,11 @@ impl Founding {
                 Err(error) => not_yet = Some(format!("{address}: {error}")),
             }
         }
-        Ok(match (no, not_yet) {
-            (Some(why), _) => Said::No(why),
-            (None, why) => Said::NotYet(why.unwrap_or_else(|| "no member answers".into())),
+        Ok(match (no, not_yet, gone) {
+            (Some(why), ..) => Said::No(why),
+            (None, Some(why), _) => Said::NotYet(why),
+            (None, None, Some(topology)) => Said::Gone(topology),
+            (None, None, None) => Said::NotYet("no member answers".into()),
         })
     }
 }
