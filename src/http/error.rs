@@ -47,7 +47,7 @@ pub(super) fn unmet(version: Option<&Version>) -> Problem {
 fn of_replies(code: Code, failure: &Failure) -> Problem {
     let Failure { kind, acked, required, level, sets, .. } = failure;
     let answers = acked.len();
-    let detail = match sets {
+    let detail = match sets.as_deref() {
         Some([before, after]) => format!(
             "{kind}: {} of {} answers that consistency {level} needs of the replicas before the change of the topology, and {} of {} \
              of those after it",
@@ -132,12 +132,12 @@ mod tests {
         let body = shown(Operation::Read, FailureKind::Unavailable, None);
         assert_eq!(body["detail"], "not enough replicas can be reached: 1 of 3 answers that consistency all needs");
         // While the slot moves what one set lacks may hide behind what the other has.
-        let failure = |sets, acked: &[u16]| Failure {
+        let failure = |sets: Option<[OfSet; 2]>, acked: &[u16]| Failure {
             kind: FailureKind::Unavailable,
             outcome: None,
             level: Level::Quorum,
             required: 2,
-            sets,
+            sets: sets.map(Box::new),
             acked: acked.iter().copied().map(NodeNum).collect(),
             failed: Vec::new(),
             met: None,

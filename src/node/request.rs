@@ -148,7 +148,7 @@ pub struct Failure {
     /// Answers needed; the most that one set of replicas needs, while the slot moves.
     pub required: usize,
     /// While the slot moves: what was before, and what is to be. `None` also where a proposer told only what it had in all.
-    pub sets: Option<[OfSet; 2]>,
+    pub sets: Option<Box<[OfSet; 2]>>,
     pub acked: Vec<NodeNum>,
     pub failed: Vec<(NodeNum, String)>,
     /// Of [`FailureKind::ConditionFailed`] only.

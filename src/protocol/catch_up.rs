@@ -152,7 +152,8 @@ mod tests {
     /// whether that is enough.
     #[test]
     fn a_dead_leaver_of_two_is_done_without_and_nobody_else_is() {
-        let table: &[(&[u16], &[u16], Option<u16>, bool)] = &[
+        type Row = (&'static [u16], &'static [u16], Option<u16>, bool);
+        let table: &[Row] = &[
             (&[1, 2], &[1], None, false),
             (&[1, 2], &[1], Some(2), true),
             (&[1, 2], &[1], Some(9), false),

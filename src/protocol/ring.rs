@@ -50,13 +50,13 @@ impl Placement {
 
     /// What each write set gave and needs at that level, where it takes more than one: what was before the change, and what is to
     /// be. `None` where the slot does not move.
-    pub fn answers(&self, level: Level, from: &[NodeNum]) -> Option<[OfSet; 2]> {
+    pub fn answers(&self, level: Level, from: &[NodeNum]) -> Option<Box<[OfSet; 2]>> {
         let of = |set: &WriteSet| OfSet {
             given: set.iter().filter(|node| from.contains(node)).count(),
             needed: level.needed(set.len()),
         };
         let [before, after] = &self.write_sets[..] else { return None };
-        Some([of(before), of(after)])
+        Some(Box::new([of(before), of(after)]))
     }
 
     /// Whether a majority of every write set is among these.
