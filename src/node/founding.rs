@@ -156,9 +156,10 @@ impl Founding {
         if let Some(topology) = self.store.topology().await? {
             self.accept_as_ours(&topology, "the data directory")?;
             let newer = self.meet(&topology).await?;
+            // One that was removed meanwhile does not come back even for a moment.
+            newer.iter().try_for_each(|newer| self.check_listed(newer))?;
             self.put_in_force(Arc::new(topology)).await?;
             if let Some(newer) = newer {
-                self.check_listed(&newer)?;
                 self.routing.adopt(&*self.store, newer).await?;
             }
             return Ok(());

@@ -330,7 +330,10 @@ async fn a_served_cluster_takes_back_its_own_and_refuses_others() {
     let told = error.to_string();
     assert!(told.contains("was removed") && told.contains("in epoch 1 ") && told.contains("may be deleted"), "{told}");
     // The same again, also once it has on its disk that it is none.
-    assert_eq!(world.start(&removed).end().await.to_string(), told);
+    let again = world.start(&removed);
+    let routing = Arc::clone(&again.routing);
+    assert_eq!(again.end().await.to_string(), told);
+    assert!(routing.ring().is_none(), "it was no member for a moment");
     *removed.topology.lock() = disks[1].topology.lock().clone();
     assert_eq!(world.start(&removed).end().await.to_string(), told);
     // And where its database was damaged since: it must not be taken in as a new member.
