@@ -174,7 +174,7 @@ impl Asked {
 async fn live(config: &Config, node: &Arc<Node>, store: &Arc<SqliteStore>, asked: &Asked) -> Result<(), ServeError> {
     let mut failed = store.failed();
     let mut replaced = Box::pin(node.replaced());
-    let mut joining = Box::pin(node.join());
+    let mut joining = Box::pin(node.join_at(config.place));
     let mut joined = false;
     tell("STATUS=looks for its cluster; GET /readyz?verbose says what it waits for");
     loop {

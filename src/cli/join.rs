@@ -1,7 +1,8 @@
 //! `a3 join` and `a3 replace`: `a3 serve`, of a node that a cluster is to take in.
 //!
 //! Both take the settings of `a3 serve` and go on as it does: the process is the node. What they add is what they refuse:
-//! neither founds a cluster, whatever `CLUSTER_SIZE` says, and a replacement begins with an empty data directory.
+//! neither founds a cluster, whatever `CLUSTER_SIZE` says; the number of one that joins is nobody's, and that of a replacement a member's,
+//! which begins with an empty data directory.
 
 use std::process::ExitCode;
 
@@ -12,11 +13,12 @@ use super::membership::NodeName;
 use super::serve::Serve;
 use crate::config::Config;
 use crate::config::table;
+use crate::protocol::founding::Place;
 use crate::storage;
 
 /// Run a node that becomes a member of a cluster that there is already.
 ///
-/// As `a3 serve`, but it never founds a cluster: SEEDS must lead to one. The members take it in, it fetches its slots from them,
+/// As `a3 serve`, but it never founds a cluster: SEEDS must lead to one, of which NODE_NUM is no member yet. The members take it in, it fetches its slots from them,
 /// and serves. Started again it is the member that it is; `a3 serve` does, too.
 #[derive(Debug, Args)]
 pub(super) struct Join {
@@ -39,7 +41,7 @@ pub(super) struct Replace {
 
 impl Join {
     pub(super) fn run(self) -> Result<ExitCode, Fault> {
-        let config = into_cluster(self.serve.config()?, "a3 join")?;
+        let config = into_cluster(self.serve.config()?, "a3 join", Place::OfItsOwn)?;
         let node = config.node;
         let what = format!("{node} asks {} to become a member of their cluster", config.seeds.join(", "));
         self.serve.serve(config, Some(what))
@@ -49,7 +51,7 @@ impl Join {
 impl Replace {
     pub(super) fn run(mut self) -> Result<ExitCode, Fault> {
         self.serve.settings.set(table::NODE_NUM.name, self.node.0.to_string())?;
-        let config = into_cluster(self.serve.config()?, "a3 replace")?;
+        let config = into_cluster(self.serve.config()?, "a3 replace", Place::OfAMember)?;
         check_empty(&config)?;
         let (node, seeds) = (config.node, config.seeds.join(", "));
         let what = format!(
@@ -61,13 +63,13 @@ impl Replace {
 }
 
 /// The settings of a node that founds no cluster.
-fn into_cluster(config: Config, command: &str) -> Result<Config, Fault> {
+fn into_cluster(config: Config, command: &str, place: Place) -> Result<Config, Fault> {
     if config.seeds.is_empty() {
         let needs = "SEEDS must be set to the mesh addresses of members";
         return Err(Fault::Configuration(format!("{command}: {needs}, e.g. --seeds 10.0.0.1:50051")));
     }
     // Beside seeds one instance is not enough to found a cluster.
-    Ok(Config { cluster_size: 1, ..config })
+    Ok(Config { cluster_size: 1, place, ..config })
 }
 
 /// A directory that holds a member is that member, and needs no replacement; one that was to become it goes on.

@@ -160,6 +160,7 @@ pub(super) struct Change {
     pub(super) total: u64,
     pub(super) eta_ms: Option<u64>,
     pub(super) members: Vec<ChangeMember>,
+    pub(super) not_heard: Vec<String>,
     pub(super) waiting_for: Vec<Waiting>,
     pub(super) ended: Option<String>,
 }

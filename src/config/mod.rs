@@ -26,6 +26,7 @@ pub use raw::{Origin, RawConfig, Sources, Stated};
 use table::Setting;
 pub use validate::validate;
 
+use crate::protocol::founding::Place;
 use crate::types::NodeNum;
 
 /// What an acknowledgement means.
@@ -59,6 +60,8 @@ pub struct Config {
     pub mesh_insecure: bool,
     /// `host:port` each; empty for a node that founds its own cluster.
     pub seeds: Vec<String>,
+    /// What the members are asked for where this node is none: no setting, but which command was given.
+    pub place: Place,
     /// 1 to [`REPLICATION_FACTOR_MAX`](crate::types::limits::REPLICATION_FACTOR_MAX).
     pub replication_factor: u8,
     /// 1 to [`MEMBERS_MAX`](crate::types::limits::MEMBERS_MAX).

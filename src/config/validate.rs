@@ -10,6 +10,7 @@ use super::raw::{Origin, RawConfig, Stated};
 use super::table::{self, Kind, Setting};
 use super::units::{parse_bytes, parse_duration, show_bytes, show_duration};
 use super::{Config, ConfigError, Durability, LogFormat};
+use crate::protocol::founding::Place;
 use crate::protocol::purge::seal_age_ms;
 use crate::types::NodeNum;
 use crate::types::limits::ADDRESS_BYTES_MAX;
@@ -62,6 +63,7 @@ impl Reader<'_> {
             advertise,
             mesh_insecure: self.switch(&table::MESH_INSECURE),
             seeds,
+            place: Place::Any,
             replication_factor: narrow(self.number(&table::REPLICATION_FACTOR)),
             cluster_size: narrow(self.number(&table::CLUSTER_SIZE)),
             data_dir: self.text(&table::DATA_DIR).map_or_else(|| format!("data/node{node}").into(), PathBuf::from),

@@ -204,6 +204,7 @@ mod tests {
             outcome: Some(Outcome::NotApplied),
             level: Level::Linearizable,
             required: 2,
+            sets: None,
             acked: vec![NodeNum(1), NodeNum(2)],
             failed: Vec::new(),
             met: Some(Box::new(Met { version, record })),

@@ -45,8 +45,21 @@ pub(super) fn unmet(version: Option<&Version>) -> Problem {
 }
 
 fn of_replies(code: Code, failure: &Failure) -> Problem {
-    let Failure { kind, acked, required, level, .. } = failure;
-    let detail = format!("{kind}: {} of {required} answers that consistency {level} needs", acked.len());
+    let Failure { kind, acked, required, level, sets, .. } = failure;
+    let answers = acked.len();
+    let detail = match sets.as_deref() {
+        Some([before, after]) => format!(
+            "{kind}: {} of {} answers that consistency {level} needs of the replicas before the change of the topology, and {} of {} \
+             of those after it",
+            before.given, before.needed, after.given, after.needed
+        ),
+        // Told by a proposer, which counted each step, and either set.
+        None if *required > 0 && answers >= *required => format!(
+            "{kind}: {answers} answers in all, and consistency {level} needs {required} in each step, of either set of replicas where \
+             the slot moves"
+        ),
+        None => format!("{kind}: {answers} of {required} answers that consistency {level} needs"),
+    };
     Problem::new(code, detail)
 }
 
@@ -62,6 +75,7 @@ fn decided(outcome: Option<Outcome>) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::ring::OfSet;
     use crate::types::{Level, NodeNum};
 
     fn shown(operation: Operation, kind: FailureKind, outcome: Option<Outcome>) -> serde_json::Value {
@@ -70,6 +84,7 @@ mod tests {
             outcome,
             level: Level::All,
             required: 3,
+            sets: None,
             acked: vec![NodeNum(1)],
             failed: vec![(NodeNum(2), "unreachable".into())],
             met: None,
@@ -116,6 +131,32 @@ mod tests {
     fn the_detail_counts_and_names() {
         let body = shown(Operation::Read, FailureKind::Unavailable, None);
         assert_eq!(body["detail"], "not enough replicas can be reached: 1 of 3 answers that consistency all needs");
+        // While the slot moves what one set lacks may hide behind what the other has.
+        let failure = |sets: Option<[OfSet; 2]>, acked: &[u16]| Failure {
+            kind: FailureKind::Unavailable,
+            outcome: None,
+            level: Level::Quorum,
+            required: 2,
+            sets: sets.map(Box::new),
+            acked: acked.iter().copied().map(NodeNum).collect(),
+            failed: Vec::new(),
+            met: None,
+        };
+        let detail = |failure| {
+            let body = problem_of(Operation::Read, failure).body("r");
+            serde_json::from_slice::<serde_json::Value>(&body).unwrap()["detail"].as_str().unwrap().to_owned()
+        };
+        let of = |given| OfSet { given, needed: 2 };
+        assert_eq!(
+            detail(failure(Some([of(1), of(2)]), &[1, 4])),
+            "not enough replicas can be reached: 1 of 2 answers that consistency quorum needs of the replicas before the change of the \
+             topology, and 2 of 2 of those after it"
+        );
+        assert_eq!(
+            detail(failure(None, &[1, 4])),
+            "not enough replicas can be reached: 2 answers in all, and consistency quorum needs 2 in each step, of either set of \
+             replicas where the slot moves"
+        );
         let body = shown(Operation::Read, FailureKind::ClockSkew { by_ms: -7000 }, None);
         assert_eq!(body["detail"], "this node's clock is -7000 ms off the median of its peers' clocks");
     }

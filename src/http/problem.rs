@@ -115,7 +115,7 @@ codes! {
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, true, "Too many requests are under way",
         "The node or its replicas have as much under way as they can hold. Send it again a little later.";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, true, "Not enough replicas can be reached",
-        "required says how many answers the level needs, acked who gave one, failed who did not and why.";
+        "required says how many answers the level needs (of either set of replicas, where the slot moves; detail counts both), acked who gave one, failed who did not and why.";
     NotReady = "not-ready", SERVICE_UNAVAILABLE, true, "The node is not ready",
         "The node has no cluster yet, or is stopping. /readyz?verbose says what it waits for.";
     ClockSkew = "clock-skew", SERVICE_UNAVAILABLE, true, "This node's clock is off",
@@ -402,7 +402,7 @@ pub(super) struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "not_applied")]
     outcome: Option<&'static str>,
-    /// How many replicas had to answer.
+    /// How many replicas had to answer; the most that were needed of one set, while the slot moves.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     required: Option<usize>,

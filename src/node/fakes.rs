@@ -76,6 +76,8 @@ type HintKey = (NodeNum, Slot, Key);
 /// A disk in memory that answers at once. It takes what it is given as the real one does, by the replica's rules.
 #[derive(Default)]
 pub(crate) struct FakeStore {
+    /// Whose it is; the first's unless said.
+    node: Option<NodeNum>,
     records: Mutex<BTreeMap<Key, (Token, Record)>>,
     registers: Mutex<BTreeMap<Key, (Token, Register)>>,
     hints: Mutex<BTreeMap<HintKey, Hint>>,
@@ -101,6 +103,10 @@ pub(crate) struct FakeStore {
 impl FakeStore {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    pub(crate) fn of(node: NodeNum) -> Arc<Self> {
+        Arc::new(Self { node: Some(node), ..Self::default() })
     }
 
     /// Rare requests fail with this from now on.
@@ -359,7 +365,8 @@ impl Store for FakeStore {
     }
 
     fn identity(&self) -> Identity {
-        Identity { generation: 1, ..Identity::fresh(NodeNum(1), InstanceId(Uuid::from_u128(1))) }
+        let node = self.node.unwrap_or(NodeNum(1));
+        Identity { generation: 1, ..Identity::fresh(node, InstanceId(Uuid::from_u128(node.0.into()))) }
     }
 
     fn save_identity(&self, _: Identity) -> BoxFuture<'static, Result<(), StoreError>> {

@@ -25,7 +25,7 @@ use super::routing::Routing;
 use crate::ports::{
     Announcement, Destination, Entropy, Header, PeerError, PeerReply, PeerRequest, Peers, Store, StoreError,
 };
-use crate::protocol::founding::{self, Gathering, Stop};
+use crate::protocol::founding::{self, Gathering, Place, Stop};
 use crate::types::{ClusterId, NodeNum, Topology};
 
 /// How long a request waits for its answer.
@@ -76,6 +76,8 @@ struct State {
     accepted: Option<Arc<Topology>>,
     /// Why the last proposal of this node was not accepted by all.
     unaccepted: Option<String>,
+    /// There is a cluster, and what it asks its members for.
+    asks: Option<String>,
 }
 
 /// Finds the node's cluster, or founds it.
@@ -111,7 +113,7 @@ impl Founding {
             rf: options.rf,
         };
         let gathering = Gathering::new(me.clone());
-        let state = Mutex::new(State { gathering, loaded: false, accepted: None, unaccepted: None });
+        let state = Mutex::new(State { gathering, loaded: false, accepted: None, unaccepted: None, asks: None });
         let deciding = tokio::sync::Mutex::new(());
         Arc::new(Self { options, me, peers, store, routing, entropy, started: Instant::now(), state, deciding })
     }
@@ -125,6 +127,9 @@ impl Founding {
         if let Some(cluster) = self.store.identity().cluster {
             let looks = format!("looks for the members of its cluster {cluster}");
             return state.unaccepted.iter().fold(looks, |looks, why| format!("{looks}; {why}"));
+        }
+        if let Some(asks) = &state.asks {
+            return asks.clone();
         }
         let gathering = state.gathering.waiting();
         match (&state.accepted, &state.unaccepted) {
@@ -141,19 +146,20 @@ impl Founding {
         }
     }
 
-    /// Ends when a topology is in force.
+    /// Ends when a topology is in force. `place`: what it asks the members for, where it is none yet.
     ///
     /// # Errors
     /// When the start cannot go on without a person, or the store failed.
-    pub async fn run(&self) -> Result<(), FoundingError> {
+    pub async fn run(&self, place: Place) -> Result<(), FoundingError> {
         let identity = self.store.identity();
         self.routing.set_rebuilding(identity.rebuilding);
         if let Some(topology) = self.store.topology().await? {
             self.accept_as_ours(&topology, "the data directory")?;
             let newer = self.meet(&topology).await?;
+            // One that was removed meanwhile does not come back even for a moment.
+            newer.iter().try_for_each(|newer| self.check_listed(newer))?;
             self.put_in_force(Arc::new(topology)).await?;
             if let Some(newer) = newer {
-                self.check_listed(&newer)?;
                 self.routing.adopt(&*self.store, newer).await?;
             }
             return Ok(());
@@ -173,7 +179,7 @@ impl Founding {
         if self.options.seeds.is_empty() {
             return self.found_alone(accepted).await;
         }
-        self.gather().await
+        self.gather(place).await
     }
 
     /// Without seeds: a cluster of its own.
@@ -191,7 +197,7 @@ impl Founding {
     }
 
     /// With seeds: announce, hear, propose, until somebody has a topology.
-    async fn gather(&self) -> Result<(), FoundingError> {
+    async fn gather(&self, place: Place) -> Result<(), FoundingError> {
         let mut told = String::new();
         while self.routing.ring().is_none() {
             let known = self.store.identity().known_addresses;
@@ -206,7 +212,7 @@ impl Founding {
             };
             for (answer, address) in join_all(targets.into_iter().map(announce)).await {
                 if let Some(topology) = self.hear(&address, answer)? {
-                    return self.take(topology, &address).await;
+                    return self.take(topology, &address, place).await;
                 }
             }
             let ready = self.state.lock().gathering.ready(self.started.elapsed());
@@ -300,10 +306,10 @@ impl Founding {
     }
 
     /// A committed topology from somebody else.
-    async fn take(&self, topology: Arc<Topology>, there: &str) -> Result<(), FoundingError> {
+    async fn take(&self, topology: Arc<Topology>, there: &str, place: Place) -> Result<(), FoundingError> {
         match self.accept_as_ours(&topology, there) {
-            Err(stop @ Stop::Replaced { .. }) => self.wait_for_place(&topology, stop).await,
-            Err(Stop::NotListed { cluster, .. }) => self.join_members(cluster).await,
+            Err(stop @ Stop::Replaced { .. }) => self.wait_for_place(&topology, stop, place).await,
+            Err(Stop::NotListed { cluster, .. }) => self.join_members(cluster, place).await,
             accepted => {
                 accepted?;
                 self.commit(topology).await

@@ -60,6 +60,7 @@ use crate::ports::{
     Clock, Deliveries, Entropy, Header, NodeState, PeerError, PeerHandler, PeerReply, PeerRequest, Peers, Spawn, Store,
     StoreError,
 };
+use crate::protocol::founding::Place;
 use crate::types::{ClusterId, Identity, InstanceId, Level, NodeNum, Topology};
 
 use anti_entropy::AntiEntropy;
@@ -234,7 +235,15 @@ impl Node {
     /// # Errors
     /// When the start cannot go on without a person, or the store failed.
     pub async fn join(&self) -> Result<(), FoundingError> {
-        self.founding.run().await?;
+        self.join_at(Place::Any).await
+    }
+
+    /// The same, where a person has said which place it is to ask a cluster for.
+    ///
+    /// # Errors
+    /// As [`Self::join`], and where there is no such place.
+    pub async fn join_at(&self, place: Place) -> Result<(), FoundingError> {
+        self.founding.run(place).await?;
         self.gossip.start();
         let others = self.routing.ring().is_some_and(|r| r.topology().members.len() > 1);
         // A clock that is off must be known to be before anything is stamped by it; a node that nobody answers goes on.

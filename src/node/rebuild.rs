@@ -208,7 +208,7 @@ impl Rebuild {
         if !ring.placement(slot).is_home(self.me) {
             return Ok(true);
         }
-        if pending.sources.all().is_empty() {
+        if pending.sources.are_heard(&BTreeSet::new(), self.gone(ring)) {
             if self.routing.is_rebuilding() {
                 let keys = self.ports.store.leaf_sums(slot).map_or(0, |sums| sums.iter().map(|sum| sum.records).sum());
                 tracing::error!(%slot, keys, "this was the only copy of the slot; it has what is here, and nothing else");
@@ -218,8 +218,8 @@ impl Rebuild {
         let mut start = match pending.start.take() {
             Some(start) => start,
             None => {
-                let start = self.begin(slot, pending.floor).await;
-                pending.part = if start.is_ahead() { Part::Compare } else { Part::Fetch };
+                let start = self.begin(ring, slot, pending.floor).await;
+                pending.part = if start.may_drop() { Part::Compare } else { Part::Fetch };
                 start
             }
         };
@@ -256,7 +256,7 @@ impl Rebuild {
     ) -> Result<bool, StoreError> {
         let slot = pending.slot;
         for source in pending.sources.all().to_vec() {
-            if pending.sources.are_heard(&pending.done) {
+            if pending.sources.are_heard(&pending.done, self.gone(ring)) {
                 return Ok(true);
             }
             if pending.done.contains(&source) || failed.contains(&source) {
@@ -290,7 +290,7 @@ impl Rebuild {
                 return Ok(false);
             }
         }
-        Ok(pending.sources.are_heard(&pending.done))
+        Ok(pending.sources.are_heard(&pending.done, self.gone(ring)))
     }
 
     fn count(&self, fetched: &[(Token, SlotEntry)]) {

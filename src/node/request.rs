@@ -3,6 +3,7 @@
 use tokio::time::Instant;
 
 use crate::ports::Seen;
+use crate::protocol::ring::OfSet;
 use crate::types::{Condition, Idempotency, Key, Level, NodeNum, Record, Version};
 pub use crate::types::{Edit, NewContent, Ttl};
 
@@ -144,8 +145,10 @@ pub struct Failure {
     /// Of writes only.
     pub outcome: Option<Outcome>,
     pub level: Level,
-    /// Answers needed.
+    /// Answers needed; the most that one set of replicas needs, while the slot moves.
     pub required: usize,
+    /// While the slot moves: what was before, and what is to be. `None` also where a proposer told only what it had in all.
+    pub sets: Option<Box<[OfSet; 2]>>,
     pub acked: Vec<NodeNum>,
     pub failed: Vec<(NodeNum, String)>,
     /// Of [`FailureKind::ConditionFailed`] only.

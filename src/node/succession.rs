@@ -143,8 +143,14 @@ impl Succession {
     }
 
     /// How long that instance has been held down here.
-    pub(super) fn down_for(&self, instance: InstanceId) -> Duration {
+    fn down_for(&self, instance: InstanceId) -> Duration {
         self.down.lock().get(&instance).map_or(Duration::ZERO, Instant::elapsed)
+    }
+
+    /// Whether that member has been down for so long that nobody waits for it any more where it is to leave.
+    pub(super) fn is_given_up(&self, topology: &Topology, node: NodeNum) -> bool {
+        let member = topology.member(node).filter(|m| m.node != self.me);
+        member.is_some_and(|m| self.down_for(m.instance) >= DOWN_FOR)
     }
 
     /// What this node accepted, and for how many looks it has been neither decided nor superseded as far as is known here: whoever

@@ -200,7 +200,7 @@ pub struct ChangeView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberProgress {
     pub node: NodeNum,
-    /// Slots to catch up on, and those of which it has everything.
+    /// Slots to catch up on, and those of which it said that it has everything.
     pub slots: u64,
     pub done: u64,
     /// Fetched for that: keys, and the bytes of them and their contents.

@@ -50,13 +50,24 @@ pub enum Stop {
     )]
     Lives { node: NodeNum, why: String },
     #[error(
-        "{node} (instance {mine}) is not a member of cluster {cluster} any more: it left, was removed, or the change by which it joined \
-         was taken back; the members are {members}. Start it with an empty data directory to join anew"
+        "{node} (instance {mine}) is not a member of cluster {cluster} any more: it was removed; in epoch {epoch} the members are \
+         {members}. It left, or the change by which it joined was taken back. Its data directory is no member's and may be deleted; with \
+         an empty one it can join anew"
     )]
-    Removed { cluster: ClusterId, node: NodeNum, mine: InstanceId, members: String },
+    Removed { cluster: ClusterId, node: NodeNum, mine: InstanceId, epoch: Epoch, members: String },
     /// It is to ask for a place.
     #[error("cluster {cluster} has the members {members}, and {node} is not one of them yet")]
     NotListed { cluster: ClusterId, node: NodeNum, members: String },
+    #[error(
+        "{node} is a member of cluster {cluster} already (instance {listed} at {there}), and a3 join adds one: give this node a number \
+         that none of {members} has; or, to put it in the place of that member once that is down for good, a3 replace {node}"
+    )]
+    NumberTaken { cluster: ClusterId, node: NodeNum, listed: InstanceId, there: String, members: String },
+    #[error(
+        "cluster {cluster} has no member {node} whose place could be taken, it has {members}: give the number of one of them; or, to add \
+         {node} as one member more, a3 join --node-num {}", node.0
+    )]
+    NumberFree { cluster: ClusterId, node: NodeNum, members: String },
     #[error("this data directory belongs to cluster {mine}, and {there} to cluster {theirs}; check SEEDS and DATA_DIR")]
     Foreign { mine: ClusterId, theirs: ClusterId, there: String },
     #[error(
@@ -74,6 +85,37 @@ pub enum Stop {
          that lead to them, or remove the data directory, which holds no data yet"
     )]
     Promised { members: String },
+}
+
+/// The place that a new instance asks a cluster for. One that has it is that member, whatever it asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Whichever its number stands for.
+    #[default]
+    Any,
+    /// One more: its number must be nobody's.
+    OfItsOwn,
+    /// That of the member of its number.
+    OfAMember,
+}
+
+impl Place {
+    /// Whether there is such a place for that instance.
+    ///
+    /// # Errors
+    /// Why there is none, and what a person can do.
+    pub fn is_in(self, topology: &Topology, me: &Announcement) -> Result<(), Stop> {
+        let (cluster, node) = (topology.cluster_id, me.node);
+        let members = || list(topology.members.iter().map(|m| &m.node));
+        match (self, topology.member(node)) {
+            (Place::OfItsOwn, Some(m)) if m.instance != me.instance => {
+                let (listed, there) = (m.instance, m.mesh_address.clone());
+                Err(Stop::NumberTaken { cluster, node, listed, there, members: members() })
+            }
+            (Place::OfAMember, None) => Err(Stop::NumberFree { cluster, node, members: members() }),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -334,7 +376,7 @@ pub fn may_serve(me: &Announcement, cluster: Option<ClusterId>, topology: &Topol
         None => {
             let (node, members) = (me.node, list(topology.members.iter().map(|m| &m.node)));
             Err(match cluster {
-                Some(cluster) => Stop::Removed { cluster, node, mine: me.instance, members },
+                Some(cluster) => Stop::Removed { cluster, node, mine: me.instance, epoch: topology.epoch, members },
                 None => Stop::NotListed { cluster: theirs, node, members },
             })
         }

@@ -48,10 +48,28 @@ impl Placement {
         self.write_sets.iter().map(|set| level.needed(set.len())).max().unwrap_or(0)
     }
 
+    /// What each write set gave and needs at that level, where it takes more than one: what was before the change, and what is to
+    /// be. `None` where the slot does not move.
+    pub fn answers(&self, level: Level, from: &[NodeNum]) -> Option<Box<[OfSet; 2]>> {
+        let of = |set: &WriteSet| OfSet {
+            given: set.iter().filter(|node| from.contains(node)).count(),
+            needed: level.needed(set.len()),
+        };
+        let [before, after] = &self.write_sets[..] else { return None };
+        Some(Box::new([of(before), of(after)]))
+    }
+
     /// Whether a majority of every write set is among these.
     pub fn is_majority(&self, nodes: &[NodeNum]) -> bool {
         self.write_sets.iter().all(|set| set.iter().filter(|n| nodes.contains(n)).count() >= majority(set.len()))
     }
+}
+
+/// Answers of one of the two write sets of a slot that moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OfSet {
+    pub given: usize,
+    pub needed: usize,
 }
 
 /// A topology with the placement of every slot at hand.
@@ -180,6 +198,21 @@ mod tests {
             all.sort();
             assert_eq!(all, (1..=5).map(NodeNum).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn while_a_slot_moves_answers_are_counted_of_either_set() {
+        let set = |nodes: &[u16]| nodes.iter().copied().map(NodeNum).collect::<WriteSet>();
+        let moving =
+            Placement { write_sets: [set(&[1, 2]), set(&[1, 3, 4])].into_iter().collect(), fallbacks: Vec::new() };
+        let answers =
+            |level, from: &[u16]| moving.answers(level, &set(from)).map(|sets| sets.map(|of| (of.given, of.needed)));
+        assert_eq!(answers(Level::Quorum, &[1, 3]), Some([(1, 2), (2, 2)]), "two of two, and not what was needed");
+        assert_eq!(answers(Level::All, &[3, 4, 9]), Some([(0, 2), (2, 3)]));
+        assert_eq!(
+            Placement { write_sets: [set(&[1, 2])].into_iter().collect(), ..moving.clone() }.answers(Level::One, &[]),
+            None
+        );
     }
 
     #[test]

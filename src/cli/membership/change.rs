@@ -163,7 +163,7 @@ impl Line {
 
 /// A change in a line.
 fn summary(told: &Told) -> String {
-    let Told { text, since, epoch, slots, done, total, .. } = told;
+    let Told { text, since, epoch, slots, done, total, not_heard, .. } = told;
     match told.ended.as_deref() {
         Some("taken back") => return format!("{text}: taken back"),
         Some(_) => return format!("{text}: done, epoch {epoch}"),
@@ -173,7 +173,10 @@ fn summary(told: &Told) -> String {
     if *total > 0 {
         line.push_str(&format!(", {done} of {total} caught up on"));
     }
-    if let Some(left) = told.eta_ms {
+    if !not_heard.is_empty() {
+        line.push_str(&format!(", {} not heard", not_heard.join(", ")));
+    }
+    if let Some(left) = told.eta_ms.filter(|left| *left > 0) {
         line.push_str(&format!(", about {} left", show_duration(Duration::from_secs(left.div_ceil(1000)))));
     }
     line
@@ -193,7 +196,8 @@ pub(super) fn shown(told: &Told) -> String {
     let mut table = output::table(&["NODE", "CAUGHT UP", "KEYS", "BYTES", "ERROR"]);
     for member in &told.members {
         let ChangeMember { node, slots, done, keys, bytes, error } = member;
-        let (slots, error) = (format!("{done} of {slots}"), error.as_deref().unwrap_or("-"));
+        let slots = if error.is_some() { "not heard".to_owned() } else { format!("{done} of {slots}") };
+        let error = error.as_deref().unwrap_or("-");
         table.add_row([node.clone(), slots, keys.to_string(), about_bytes(*bytes), error.to_owned()]);
     }
     format!("{}\n\n{}", lines.join("\n"), output::rendered(&table))
@@ -216,6 +220,12 @@ mod tests {
         let first = "n4 joins: under way since epoch 2, 128 slots move, 60 of 128 caught up on, about 2s left";
         assert_eq!(lines[..2], [first, "waits for n4: it has caught up on 60 of 128 slots"]);
         assert_eq!(lines[4].split_whitespace().collect::<Vec<_>>()[..5], ["n4", "60", "of", "128", "9"]);
+        let lost = ChangeMember { node: "n5".into(), slots: 9, error: Some("lost".into()), ..ChangeMember::default() };
+        let told = Told { eta_ms: Some(0), not_heard: vec!["n5".into()], members: vec![lost], ..told };
+        let text = shown(&told);
+        assert!(text.starts_with(&first.replace(", about 2s left", ", n5 not heard\n")), "{text}");
+        let row = text.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
+        assert_eq!(row, ["n5", "not", "heard", "0", "0", "B", "lost"]);
         let ended = Told { ended: Some("done".into()), epoch: 3, ..told };
         assert_eq!(shown(&ended), "n4 joins: done, epoch 3");
     }

@@ -164,6 +164,10 @@ mod tests {
         let null = serde_json::Value::Null;
         assert_eq!(unfit(Unfit::NotAMember(NodeNum(9))), (404, "no-such-member".into(), null.clone()));
         assert_eq!(unfit(Unfit::UnderWay("n2 leaves".into())), (409, "change-under-way".into(), null.clone()));
+        let under_way: serde_json::Value =
+            serde_json::from_slice(&problem(Unfit::UnderWay("n2 leaves".into()).into()).body("r")).unwrap();
+        let [title, detail] = ["title", "detail"].map(|name| under_way[name].as_str().unwrap().to_lowercase());
+        assert_eq!(detail, format!("{title}: n2 leaves"), "so that a person is told it once");
         assert_eq!(unfit(Unfit::OutOfRange { what: "a", low: 0, high: 1 }), (400, "bad-body".into(), null.clone()));
         for other in [Unfit::Nothing, Unfit::Member(NodeNum(1)), Unfit::TooFew { rf: 3, left: 2 }, Unfit::TooMany] {
             assert_eq!(unfit(other), (409, "change-unfit".into(), null.clone()));

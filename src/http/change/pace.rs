@@ -15,7 +15,7 @@ use crate::types::Epoch;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rate {
     pub(super) per_second: f64,
-    /// Unknown while a member does not say how far it is.
+    /// Unknown while a member does not say how far it is, and where nothing is left.
     pub(super) left: Option<Duration>,
 }
 
@@ -47,7 +47,7 @@ impl Pace {
         let per_second = fresh as f64 / seconds;
         let told = view.members.iter().all(|m| m.error.is_none());
         let left = Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / per_second).ok();
-        Some(Rate { per_second, left: left.filter(|_| told) })
+        Some(Rate { per_second, left: left.filter(|left| told && !left.is_zero()) })
     }
 }
 
@@ -81,6 +81,6 @@ mod tests {
         assert_eq!(look(at(2, 30, Some("it is down")), 10).unwrap().left, None);
         assert_eq!(look(at(3, 40, None), 20), None, "another change");
         assert_eq!(look(at(3, 20, None), 30), None, "it went back: begun anew");
-        assert_eq!(look(at(3, 100, None), 40).unwrap(), Rate { per_second: 8.0, left: Some(Duration::ZERO) });
+        assert_eq!(look(at(3, 100, None), 40).unwrap(), Rate { per_second: 8.0, left: None }, "nothing is left");
     }
 }

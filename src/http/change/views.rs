@@ -126,16 +126,18 @@ pub(super) struct ChangeBody {
     text: String,
     /// Slots that move, of 256.
     slots: u64,
-    /// Slots that members have everything of, counted for each member, as far as they said.
+    /// Slots that members have everything of, counted for each member. Those of `not_heard` count as having nothing.
     done: u64,
     /// Slots that members have to catch up on, counted alike.
     total: u64,
     /// Slots caught up on a second, since this node was first asked about this change; null until there were some.
     per_second: Option<f64>,
-    /// Milliseconds that are left at that rate; null when unknown.
+    /// Milliseconds that are left at that rate; null when unknown, or when nothing is left to catch up on.
     eta_ms: Option<u64>,
     /// Those that have something to do. None was asked yet where the change has just begun or ended.
     members: Vec<ChangeMemberBody>,
+    /// Those of them that did not say how far they are. `members` says why.
+    not_heard: Vec<NodeName>,
     /// For whom it waits, and why.
     waiting_for: Vec<FailedReplica>,
 }
@@ -147,7 +149,7 @@ struct ChangeMemberBody {
     node: NodeName,
     /// Slots to catch up on.
     slots: u64,
-    /// Those of which it has everything.
+    /// Those of which it has everything, as far as it said.
     done: u64,
     /// Keys fetched for that.
     keys: u64,
@@ -176,6 +178,7 @@ impl ChangeBody {
             total: view.members.iter().map(|m| m.slots).sum(),
             per_second: rate.as_ref().map(|rate| rate.per_second),
             eta_ms: rate.and_then(|rate| rate.left).map(|left| left.as_millis() as u64),
+            not_heard: view.members.iter().filter(|m| m.error.is_some()).map(|m| NodeName(m.node)).collect(),
             members: view.members.into_iter().map(ChangeMemberBody::from).collect(),
             waiting_for: view.waiting_for.iter().map(FailedReplica::from).collect(),
         }

@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! - A change ends only when each member that keeps a slot which moves has said, in the epoch in force, that it has caught up; and
-//!   when one that leaves has no hints left, unless it has been down for [`DOWN_FOR`] and cannot be asked.
+//!   when one that leaves has no hints left, unless it has been down for a minute (`Succession::is_given_up`) and cannot be asked.
 //! - One change at a time: none begins while another is under way (`protocol::succession::change`).
 
 mod progress;
@@ -24,7 +24,7 @@ use super::Ports;
 use super::directory::Directory;
 use super::rebuild::Rebuild;
 use super::routing::Routing;
-use super::succession::{DOWN_FOR, Succession};
+use super::succession::Succession;
 use super::views::{ChangeView, Liveness};
 use crate::ports::{Destination, PeerError, PeerReply, PeerRequest};
 use crate::protocol::ring::Ring;
@@ -114,10 +114,8 @@ impl Changer {
             .all(|(node, said)| progress::waits_for(ring.topology(), *node, said, self.is_dead(ring, *node)).is_none())
     }
 
-    /// One that leaves and will not come back, as far as anybody can know.
     fn is_dead(&self, ring: &Ring, node: NodeNum) -> bool {
-        let member = ring.topology().member(node);
-        member.is_some_and(|m| node != self.me && self.succession.down_for(m.instance) >= DOWN_FOR)
+        self.succession.is_given_up(ring.topology(), node)
     }
 
     /// How far each member is that has something to do.
@@ -209,3 +207,6 @@ impl fmt::Debug for Changer {
         f.debug_struct("Changer").field("me", &self.me).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,9 +38,11 @@ pub(super) fn view(
     let moving = topology.moving.as_ref()?;
     let waiting = |(node, said): &(NodeNum, Said)| Some((*node, waits_for(topology, *node, said, dead(*node))?));
     let waiting_for = said.iter().filter_map(waiting).collect();
+    let keeps =
+        |node: &NodeNum| topology.moving_slots().filter(|slot| topology.home_replicas(*slot).contains(node)).count();
     let members = said.into_iter().map(|(node, said)| match said {
         Ok(CatchUp { slots, done, keys, bytes, .. }) => MemberProgress { node, slots, done, keys, bytes, error: None },
-        Err(why) => MemberProgress { node, slots: 0, done: 0, keys: 0, bytes: 0, error: Some(why) },
+        Err(why) => MemberProgress { node, slots: keeps(&node) as u64, done: 0, keys: 0, bytes: 0, error: Some(why) },
     });
     Some(ChangeView {
         since: moving.since,
@@ -83,6 +85,12 @@ mod tests {
         let view = view(&copies, said, |_| false).unwrap();
         assert_eq!((view.slots, view.members.len(), view.members[0].done), (256, 2, 256));
         assert_eq!(view.waiting_for, [(NodeNum(2), "lost".to_owned())]);
+        let silent = &view.members[1];
+        assert_eq!(
+            (silent.slots, silent.done, silent.error.as_deref()),
+            (256, 0, Some("lost")),
+            "what it has to do is known"
+        );
         assert_eq!(super::view(&topology(1, 3, 2), Vec::new(), |_| false), None);
     }
 }

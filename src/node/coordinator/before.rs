@@ -8,7 +8,7 @@ use crate::node::request::{Failure, FailureKind, Outcome, Put};
 use crate::ports::{ReadPart, ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{Gather, Gathered};
 use crate::protocol::ring::Ring;
-use crate::types::{Floor, Level, Seen, Topology, Version};
+use crate::types::{Floor, Level, NodeNum, Seen, Topology, Version};
 
 use super::Coordinator;
 
@@ -53,9 +53,11 @@ impl Coordinator {
         let request = ReplicaRequest::Read { key: put.key.clone(), part: ReadPart::Version, hints: false };
         let mut round = self.ask(&to, ring.epoch(), &request, put.deadline);
         let failed = |gather: &Gather<Held>, kind| {
+            let acked: Vec<NodeNum> = gather.yes().map(|(node, _)| node).collect();
             not_applied(Failure {
                 required: placement.needed(Level::Linearizable),
-                acked: gather.yes().map(|(node, _)| node).collect(),
+                sets: placement.answers(Level::Linearizable, &acked),
+                acked,
                 failed: gather.failed(),
                 ..Failure::before(kind, put.level)
             })

@@ -203,12 +203,14 @@ impl Coordinator {
 }
 
 fn failure(fold: &ImportFold, kind: FailureKind) -> Failure {
+    let acked = fold.acked();
     Failure {
         kind,
         outcome: None,
         level: Level::Quorum,
         required: fold.required(),
-        acked: fold.acked(),
+        sets: fold.placement().answers(Level::Quorum, &acked),
+        acked,
         failed: fold.failed(),
         met: None,
     }

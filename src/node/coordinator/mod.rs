@@ -126,6 +126,6 @@ impl Coordinator {
 impl Failure {
     /// It failed before anything was sent.
     pub(in crate::node) fn before(kind: FailureKind, level: Level) -> Self {
-        Self { kind, outcome: None, level, required: 0, acked: Vec::new(), failed: Vec::new(), met: None }
+        Self { kind, outcome: None, level, required: 0, sets: None, acked: Vec::new(), failed: Vec::new(), met: None }
     }
 }

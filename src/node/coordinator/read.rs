@@ -15,7 +15,7 @@ use crate::node::request::{Failure, FailureKind, Found, Get};
 use crate::ports::{ReplicaReply, ReplicaRequest};
 use crate::protocol::quorum::{ReadAsk, ReadFold, ReadState, WriteFold};
 use crate::protocol::ring::Ring;
-use crate::types::{Epoch, Key, Level, Topology};
+use crate::types::{Epoch, Key, Level, NodeNum, Topology};
 
 use super::Coordinator;
 use super::flight::{Arrival, Flight, Tag};
@@ -152,12 +152,14 @@ impl Coordinator {
 }
 
 fn read_failure(reading: &Reading, kind: FailureKind) -> Failure {
+    let acked: Vec<NodeNum> = reading.fold.copies().into_iter().map(|(n, _)| n).collect();
     Failure {
         kind,
         outcome: None,
         level: reading.fold.level(),
         required: reading.fold.required(),
-        acked: reading.fold.copies().into_iter().map(|(n, _)| n).collect(),
+        sets: reading.fold.placement().answers(reading.fold.level(), &acked),
+        acked,
         failed: reading.fold.failed(),
         met: None,
     }

@@ -243,12 +243,14 @@ impl Coordinator {
             (false, true) => Outcome::Unknown,
             (false, false) => Outcome::NotApplied,
         };
+        let acked: Vec<NodeNum> = fold.acked().collect();
         Failure {
             kind,
             outcome: Some(outcome),
             level: fold.level(),
             required: fold.required(),
-            acked: fold.acked().collect(),
+            sets: fold.placement().answers(fold.level(), &acked),
+            acked,
             failed: fold.failed(),
             met: None,
         }

@@ -8,15 +8,19 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::{Founding, FoundingError, WITHIN};
 use crate::node::succession::LIVES;
 use crate::ports::{PeerError, PeerReply, PeerRequest};
-use crate::protocol::founding::{Stop, may_serve};
+use crate::protocol::founding::{Place, Stop, may_serve};
 use crate::types::{ClusterId, Topology};
 
 /// How long a member has to decide with the others: several rounds of votes.
 const DECIDES_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Who was a member gives up when for so long none that answers has it: those may not have heard yet how it became one.
+const GONE_FOR: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What the members said.
 enum Said {
@@ -26,21 +30,33 @@ enum Said {
     No(String),
     /// Ask again.
     NotYet(String),
+    /// None of them has a member of that number.
+    Gone(Arc<Topology>),
 }
 
 impl Founding {
     /// The directory was a member's. It asks until it has its place: nobody else can have it. (One that comes from a backup
-    /// cannot show that, and gives up where the old instance lives.)
+    /// cannot show that, and gives up where the old instance lives.) It does not become a member once more that was removed.
     pub(super) async fn come_back(&self, cluster: ClusterId) -> Result<(), FoundingError> {
-        let mut told = String::new();
+        let (mut told, mut gone) = (String::new(), None);
         loop {
-            let why = match self.ask_for_place(cluster).await {
+            let said = self.ask_for_place(cluster, Place::Any).await?;
+            if !matches!(said, Said::Gone(_)) {
+                gone = None;
+            }
+            let why = match said {
                 Said::Yes(topology) => return self.commit(topology).await,
                 // Restored from a backup: it would take the place as soon as the other one is stopped for a minute.
                 Said::No(why) if why.contains(LIVES) && self.store.identity().succeeds.is_empty() => {
                     return Err(Stop::Lives { node: self.me.node, why }.into());
                 }
                 Said::No(why) | Said::NotYet(why) => why,
+                Said::Gone(topology) => {
+                    if gone.get_or_insert_with(Instant::now).elapsed() >= GONE_FOR {
+                        self.check_listed(&topology)?;
+                    }
+                    format!("it is no member in epoch {}", topology.epoch)
+                }
             };
             if why != told {
                 tracing::info!("{} asks for its place: {why}", self.me.node);
@@ -55,19 +71,30 @@ impl Founding {
     }
 
     /// The directory was empty, and the cluster lists another instance: waits until that may be taken for dead.
-    pub(super) async fn wait_for_place(&self, topology: &Topology, stop: Stop) -> Result<(), FoundingError> {
+    pub(super) async fn wait_for_place(
+        &self,
+        topology: &Topology,
+        stop: Stop,
+        place: Place,
+    ) -> Result<(), FoundingError> {
         let cluster = topology.cluster_id;
+        place.is_in(topology, &self.me)?;
         tracing::warn!("{stop}; it waits for the members to hold that instance down for long enough to replace it");
         loop {
-            match self.ask_for_place(cluster).await {
+            match self.ask_for_place(cluster, place).await? {
                 Said::No(why) => {
                     tracing::error!("{why}");
                     return Err(stop.into());
                 }
                 Said::NotYet(why) => {
-                    let waits = format!("{} waits for the place of another instance: {why}", self.me.node);
-                    self.state.lock().unaccepted = Some(waits);
+                    let node = self.me.node;
+                    let waits = format!(
+                        "waits for the place of another instance of {node}: once that one was down for 60 s the members let this \
+                         one in, and it fetches its slots from them; {why}"
+                    );
+                    self.state.lock().asks = Some(waits);
                 }
+                Said::Gone(_) => {}
                 Said::Yes(topology) => {
                     let mut identity = self.store.identity();
                     identity.cluster = Some(cluster);
@@ -85,19 +112,22 @@ impl Founding {
 
     /// The directory was empty, and its number is nobody's: asks until it is a member. What keeps it from becoming one passes (another
     /// change that is under way), or a person mends it.
-    pub(super) async fn join_members(&self, cluster: ClusterId) -> Result<(), FoundingError> {
+    pub(super) async fn join_members(&self, cluster: ClusterId, place: Place) -> Result<(), FoundingError> {
         let mut told = String::new();
         loop {
-            let why = match self.ask_for_place(cluster).await {
+            let why = match self.ask_for_place(cluster, place).await? {
                 Said::Yes(topology) => return self.commit(topology).await,
                 Said::No(why) | Said::NotYet(why) => why,
+                Said::Gone(topology) => format!("it is no member in epoch {}", topology.epoch),
             };
-            let waits = format!("{} asks to become a member of cluster {cluster}: {why}", self.me.node);
+            let waits = format!(
+                "asks to become a member of cluster {cluster}, and then fetches its slots from the others; {why}"
+            );
             if waits != told {
-                tracing::info!("{waits}");
+                tracing::info!("{} {waits}", self.me.node);
                 told.clone_from(&waits);
             }
-            self.state.lock().unaccepted = Some(waits);
+            self.state.lock().asks = Some(waits);
             self.pause().await;
             if self.routing.ring().is_some() {
                 return Ok(());
@@ -106,16 +136,25 @@ impl Founding {
     }
 
     /// Asks one member after the other, until one has decided.
-    async fn ask_for_place(&self, cluster: ClusterId) -> Said {
+    ///
+    /// # Errors
+    /// There is no such place any more, or yet.
+    async fn ask_for_place(&self, cluster: ClusterId, place: Place) -> Result<Said, Stop> {
         let identity = self.store.identity();
         let targets = self.state.lock().gathering.addresses(self.options.seeds.iter().chain(&identity.known_addresses));
         let topology =
             |address: String| async move { (self.ask(&address, PeerRequest::Topology, WITHIN).await, address) };
         let mut asks: FuturesUnordered<_> = targets.into_iter().map(topology).collect();
-        let (mut no, mut not_yet) = (None, None);
+        let (mut no, mut not_yet, mut gone) = (None, None, None);
         while let Some((answer, address)) = asks.next().await {
-            let ours = matches!(&answer, Ok(PeerReply::Topology { topology: Some(t) }) if t.cluster_id == cluster);
-            if !ours {
+            let Ok(PeerReply::Topology { topology: Some(topology) }) = answer else { continue };
+            if topology.cluster_id != cluster {
+                continue;
+            }
+            place.is_in(&topology, &self.me)?;
+            // It was a member: asked now, they would take it in as a new one.
+            if identity.cluster.is_some() && topology.member(self.me.node).is_none() {
+                gone = Some(topology);
                 continue;
             }
             let request = PeerRequest::Replace { newcomer: self.me.clone(), succeeds: identity.succeeds.clone() };
@@ -123,7 +162,7 @@ impl Founding {
                 Ok(PeerReply::Replaced { topology: Some(topology) })
                     if may_serve(&self.me, Some(cluster), &topology, &address).is_ok() =>
                 {
-                    return Said::Yes(topology);
+                    return Ok(Said::Yes(topology));
                 }
                 Ok(_) => not_yet = Some(format!("{address} has not decided yet")),
                 Err(error @ (PeerError::Refused(_) | PeerError::Protocol(_))) => {
@@ -132,9 +171,11 @@ impl Founding {
                 Err(error) => not_yet = Some(format!("{address}: {error}")),
             }
         }
-        match (no, not_yet) {
-            (Some(why), _) => Said::No(why),
-            (None, why) => Said::NotYet(why.unwrap_or_else(|| "no member answers".into())),
-        }
+        Ok(match (no, not_yet, gone) {
+            (Some(why), ..) => Said::No(why),
+            (None, Some(why), _) => Said::NotYet(why),
+            (None, None, Some(topology)) => Said::Gone(topology),
+            (None, None, None) => Said::NotYet("no member answers".into()),
+        })
     }
 }

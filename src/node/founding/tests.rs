@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::node::world::{Disk, DiskStore, Host, Network, NetworkPeers, Seeded};
-use crate::types::{Identity, NodeNum};
+use crate::types::{Epoch, Identity, NodeNum};
 
 struct Plugged {
     founding: Arc<Founding>,
@@ -61,11 +61,13 @@ struct World {
     size: u16,
     rf: u8,
     seeds: Vec<String>,
+    place: Place,
 }
 
 impl World {
     fn new(seed: u64, size: u16) -> Self {
-        Self { network: Network::new(seed), size, rf: 2, seeds: (1..=size).map(at).collect() }
+        let seeds = (1..=size).map(at).collect();
+        Self { network: Network::new(seed), size, rf: 2, seeds, place: Place::Any }
     }
 
     fn start(&self, disk: &Arc<Disk>) -> Life {
@@ -91,7 +93,8 @@ impl World {
         self.network.plug(address, Arc::new(Plugged { founding: founding.clone(), disk: disk.clone() }));
         let run = {
             let founding = founding.clone();
-            spawn(async move { founding.run().await })
+            let place = self.place;
+            spawn(async move { founding.run(place).await })
         };
         Life { address: address.to_owned(), network: self.network.clone(), founding, routing, run }
     }
@@ -314,14 +317,30 @@ async fn a_served_cluster_takes_back_its_own_and_refuses_others() {
     let fourth = world.start(&Disk::fresh(4, 4));
     sleep(Duration::from_secs(30)).await;
     let waits = fourth.founding.waiting();
-    assert!(waits.contains("n4 asks to become a member of cluster") && fourth.routing.ring().is_none(), "{waits}");
+    assert!(waits.starts_with("asks to become a member of cluster") && fourth.routing.ring().is_none(), "{waits}");
     fourth.crash();
     // One that was a member.
     let removed = Disk::fresh(5, 5);
     removed.identity.lock().cluster = Some(cluster);
     *removed.topology.lock() = Some(listing(disks[1].topology.lock().clone().unwrap(), &removed));
     let error = world.start(&removed).end().await;
-    assert!(matches!(&error, FoundingError::Stop(Stop::Removed { node: NodeNum(5), .. })), "{error}");
+    let stop =
+        |epoch| matches!(&error, FoundingError::Stop(Stop::Removed { node: NodeNum(5), epoch: e, .. }) if *e == epoch);
+    assert!(stop(Epoch(1)), "{error}");
+    let told = error.to_string();
+    assert!(told.contains("was removed") && told.contains("in epoch 1 ") && told.contains("may be deleted"), "{told}");
+    // The same again, also once it has on its disk that it is none.
+    let again = world.start(&removed);
+    let routing = Arc::clone(&again.routing);
+    assert_eq!(again.end().await.to_string(), told);
+    assert!(routing.ring().is_none(), "it was no member for a moment");
+    *removed.topology.lock() = disks[1].topology.lock().clone();
+    assert_eq!(world.start(&removed).end().await.to_string(), told);
+    // And where its database was damaged since: it must not be taken in as a new member.
+    *removed.topology.lock() = None;
+    removed.identity.lock().rebuilding = true;
+    assert_eq!(world.start(&removed).end().await.to_string(), told);
+    assert_eq!(lives[0].routing.epoch(), Epoch(1), "the cluster goes on as it was");
     // A node of another cluster.
     let foreign = Disk::fresh(1, 1);
     foreign.identity.lock().cluster = Some(ClusterId(uuid::Uuid::from_u128(99)));
@@ -366,9 +385,36 @@ async fn a_promise_binds_to_its_proposer() {
     assert!(wiped.cluster().is_none() && lives.iter().all(|l| l.cluster().is_none()));
     assert!(wiped.founding.waiting().contains("has accepted a proposal of n1"), "{}", wiped.founding.waiting());
     // And none of them founds alone behind the others' backs.
-    let alone = World { seeds: Vec::new(), size: 1, network: Network::new(0), rf: 2 };
+    let alone = World { seeds: Vec::new(), ..World::new(0, 1) };
     let error = alone.start(&disks[1]).end().await;
     assert!(matches!(&error, FoundingError::Stop(Stop::Promised { .. })), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_the_number_does_not_stand_for_is_refused_and_the_other_command_named() {
+    let mut world = World::new(15, 3);
+    let disks = disks(1..=3);
+    let mut lives: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+    one_cluster(&lives.iter().collect::<Vec<_>>()).await;
+    lives.pop().unwrap().crash();
+    world.place = Place::OfItsOwn;
+    let error = world.start(&Disk::fresh(3, 33)).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::NumberTaken { node: NodeNum(3), .. })), "{error}");
+    assert!(error.to_string().ends_with("a3 replace n3"), "{error}");
+    let fourth = world.start(&Disk::fresh(4, 4));
+    until("it asks", || fourth.founding.waiting().starts_with("asks to become a member of cluster")).await;
+    fourth.crash();
+
+    world.place = Place::OfAMember;
+    world.network.cut_requests(|_, _, r| matches!(r, PeerRequest::Replace { .. }));
+    let third = world.start(&Disk::fresh(3, 33));
+    let waits = || third.founding.waiting();
+    until("it waits for its place", || waits().starts_with("waits for the place of another instance of n3")).await;
+    assert!(waits().contains("fetches its slots") && waits().ends_with("timed out"), "{}", waits());
+    third.crash();
+    let error = world.start(&Disk::fresh(5, 5)).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::NumberFree { node: NodeNum(5), .. })), "{error}");
+    assert!(error.to_string().ends_with("a3 join --node-num 5"), "{error}");
 }
 
 /// Another cluster's node took over the port of one seed: the members that answer are enough.

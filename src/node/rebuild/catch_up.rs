@@ -7,7 +7,9 @@
 //!
 //! Invariants:
 //! - It has caught up on a slot when it has all that a majority of the set before held under the epoch of the change. From then on
-//!   these refuse whatever was computed under an older epoch, so nothing is decided any more that it does not hear of.
+//!   these refuse whatever was computed under an older epoch, so nothing is decided any more that it does not hear of. Where one of
+//!   two that had it leaves and has been dead for a minute, the other is enough (`protocol::catch_up`).
+//! - What a member had before, it keeps all the while: the others may have it from nobody else.
 //! - One thing after the other: a slot that comes back while it is given up is caught up on only after that. What was stored or promised
 //!   for it meanwhile and is dropped comes back with that, as the set before counted all along.
 //! - What it keeps no more it gives up once every member has the epoch in force in which that is so. Nobody asks for it then.
@@ -22,7 +24,7 @@ use super::pending::Pending;
 use crate::ports::StoreError;
 use crate::protocol::catch_up::Sources;
 use crate::protocol::ring::Ring;
-use crate::types::{Slot, SlotSet};
+use crate::types::{NodeNum, Slot, SlotSet};
 
 /// How often it is looked whether all members have an epoch in force.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,6 +50,11 @@ impl Rebuild {
     /// What that topology asks of this member; ends early where a newer one is in force.
     async fn keep_up_with(&self, ring: &Ring) -> Result<(), StoreError> {
         if ring.topology().moving.is_some() { self.catch_up(ring).await } else { self.give_up(ring).await }
+    }
+
+    /// The member that leaves in the change under way, if it is not waited for any more.
+    pub(super) fn gone(&self, ring: &Ring) -> Option<NodeNum> {
+        ring.topology().leaver().filter(|leaver| self.succession.is_given_up(ring.topology(), *leaver))
     }
 
     async fn catch_up(&self, ring: &Ring) -> Result<(), StoreError> {

@@ -18,6 +18,9 @@
 //! majority of the others holds). Why it is enough: whatever a purged tombstone stood for is covered by the floor under which it
 //! was purged, and that floor is on every home replica. docs/decisions/0016-a-restored-backup.md has it in full.
 //!
+//! A member that catches up on a slot which it kept before has rows *of its own*: it acknowledged them, and took part in every floor.
+//! Nothing of them is dropped, not even to be fetched again: who has them too may die before it sent them.
+//!
 //! Invariants:
 //! - The source looks up its floor after its sums: where they do not count a tombstone any more, the floor tells.
 //! - A floor that rose while the slot was fetched makes it begin again.
@@ -46,6 +49,8 @@ const DROP_STEP: usize = 256;
 pub(super) struct Start {
     /// Of what was here, leaf by leaf; `None` where that was nothing.
     digests: Option<Vec<Digest>>,
+    /// It is this member's own.
+    own: bool,
     /// By source, the leaves that are other there.
     differing: BTreeMap<NodeNum, LeafSet>,
     /// The greatest that was told.
@@ -60,8 +65,13 @@ pub(super) struct Start {
 
 impl Start {
     /// Whether there is anything to begin with.
-    pub(super) fn is_ahead(&self) -> bool {
+    fn is_ahead(&self) -> bool {
         self.digests.is_some()
+    }
+
+    /// Whether some of what was here may have to be dropped.
+    pub(super) fn may_drop(&self) -> bool {
+        self.is_ahead() && !self.own
     }
 
     /// A source has sent its pages.
@@ -86,7 +96,7 @@ impl Start {
     /// Whether nothing was here that a floor could cover which was not known then. A replica that is `live` took writes meanwhile:
     /// it must have had that floor itself since before it was compared.
     pub(super) fn is_settled(&self, live: bool) -> bool {
-        let known = !self.is_ahead() || self.dropped.is_some_and(|(_, floor)| floor == self.floor);
+        let known = !self.may_drop() || self.dropped.is_some_and(|(_, floor)| floor == self.floor);
         known && (!live || self.known == self.floor)
     }
 }
@@ -94,7 +104,9 @@ impl Start {
 impl Rebuild {
     /// Looks what is here of the slot; `floor`: what was told of it before, by whomever. Who is asked this time need not know it: begun
     /// without it, it could find the same one out for ever.
-    pub(super) async fn begin(&self, slot: Slot, floor: Floor) -> Start {
+    pub(super) async fn begin(&self, ring: &Ring, slot: Slot, floor: Floor) -> Start {
+        let kept = ring.topology().replicas_before(slot).is_some_and(|before| before.contains(&self.me));
+        let own = kept && !self.routing.is_rebuilding();
         let until = Instant::now() + SUMMED_WITHIN;
         let sums = loop {
             match self.ports.store.leaf_sums(slot) {
@@ -108,7 +120,7 @@ impl Rebuild {
             // What is here is not known, so it is taken for other than anything.
             None => Some(vec![Digest(0); Leaf::IN_SLOT]),
         };
-        Start { digests, differing: BTreeMap::new(), floor, known: floor, dropped: None, has_some: false }
+        Start { digests, own, differing: BTreeMap::new(), floor, known: floor, dropped: None, has_some: false }
     }
 
     /// The leaves that source has to send. Who comes after another has only to send what the others have not: copies are equal but

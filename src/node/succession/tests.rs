@@ -92,5 +92,5 @@ async fn a_number_that_is_nobodys_has_to_wait_while_another_change_is_under_way(
     let joins = change::begin(&topology(1, 3, 3), &Wish::Join(newcomer(8, 98))).unwrap();
     one.adopt(Arc::new(joins)).await;
     let told = one.answer_replace(newcomer(9, 99), Vec::new()).await;
-    assert_eq!(told, Err(PeerError::Refused("another change is under way: n8 joins".into())));
+    assert_eq!(told, Err(PeerError::Refused("another change of the topology is under way: n8 joins".into())));
 }

@@ -288,6 +288,10 @@ impl ImportFold {
         self.any(|home| matches!(home, Home::New | Home::Revived | Home::Over))
     }
 
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
     pub fn required(&self) -> usize {
         self.placement.needed(Level::Quorum)
     }

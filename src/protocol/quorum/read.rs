@@ -101,6 +101,10 @@ impl ReadFold {
         self.level
     }
 
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
     /// Answers that the level needs.
     pub fn required(&self) -> usize {
         self.placement.needed(self.level)

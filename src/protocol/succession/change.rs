@@ -7,9 +7,10 @@
 //! Invariant: the same topology and the same wish give the same step on every node, so that a voter can tell whether a proposal
 //! follows. (Nodes of different versions must plan alike, or they refuse each other's changes.)
 
+use crate::protocol::catch_up::can_do_without_one;
 use crate::protocol::planner;
 use crate::types::limits::{MEMBERS_MAX, REPLICATION_FACTOR_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
-use crate::types::{Announcement, Epoch, Member, Moving, NodeNum, Topology, TopologyChange, Writer, majority};
+use crate::types::{Announcement, Epoch, Member, Moving, NodeNum, Topology, TopologyChange, Writer};
 
 /// A change that somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,14 +36,14 @@ pub enum Unfit {
     Member(NodeNum),
     #[error("that changes nothing")]
     Nothing,
-    #[error("another change is under way: {0}")]
+    #[error("another change of the topology is under way: {0}")]
     UnderWay(String),
     #[error("{rf} copies of each key need {rf} members that keep slots, and there would be {left}")]
     TooFew { rf: u8, left: usize },
     #[error(
-        "{0} is down, and slots that it keeps have no majority without it: have its place taken first (a3 replace {0}), then let it leave"
+        "{0} is down and has the only copy of slots: start it again, or have its place taken without what it has (a3 replace {0}), then let it leave"
     )]
-    NoMajority(NodeNum),
+    OnlyCopy(NodeNum),
     #[error("{what} must be {low} to {high}")]
     OutOfRange { what: &'static str, low: u64, high: u64 },
     #[error("the cluster has as many members as it may: {MEMBERS_MAX}")]
@@ -79,11 +80,11 @@ pub fn begin(topology: &Topology, wish: &Wish) -> Result<Topology, Unfit> {
 /// The topology in which a member leaves that does not answer.
 ///
 /// # Errors
-/// Why there is none; where too few of those know what it keeps without it, such a change would never end.
+/// Why there is none; where nobody else knows what it keeps, such a change would never end.
 pub fn begin_without(topology: &Topology, leaver: NodeNum) -> Result<Topology, Unfit> {
-    let knows = |homes: &Vec<NodeNum>| !homes.contains(&leaver) || homes.len() > majority(homes.len());
+    let known = |homes: &Vec<NodeNum>| !homes.contains(&leaver) || can_do_without_one(homes.len());
     let next = begin(topology, &Wish::Leave(leaver))?;
-    if topology.ring.iter().all(knows) { Ok(next) } else { Err(Unfit::NoMajority(leaver)) }
+    if topology.ring.iter().all(known) { Ok(next) } else { Err(Unfit::OnlyCopy(leaver)) }
 }
 
 /// Changes members and copies as is wished; the ring is still to be planned.
@@ -287,8 +288,11 @@ mod tests {
         assert_eq!(refused(Wish::Weight(NodeNum(1), 1)), Unfit::Nothing);
         assert_eq!(refused(Wish::Weight(NodeNum(1), 0)), Unfit::TooFew { rf: 3, left: 2 });
         assert!(matches!(refused(Wish::Zone(NodeNum(1), Some(String::new()))), Unfit::OutOfRange { .. }));
-        assert_eq!(begin_without(&topology(4, 2), NodeNum(4)), Err(Unfit::NoMajority(NodeNum(4))));
-        assert!(begin_without(&topology(4, 3), NodeNum(4)).is_ok(), "two of three are left of each slot");
+        assert_eq!(begin_without(&topology(4, 1), NodeNum(4)), Err(Unfit::OnlyCopy(NodeNum(4))));
+        assert_eq!(begin_without(&topology(2, 2), NodeNum(2)), Err(Unfit::TooFew { rf: 2, left: 1 }));
+        for rf in [2, 3] {
+            assert!(begin_without(&topology(4, rf), NodeNum(4)).is_ok(), "another copy of each slot is left");
+        }
         let under_way = begin(&old, &Wish::Join(newcomer(4))).unwrap();
         let second = begin(&under_way, &Wish::Join(newcomer(5)));
         assert_eq!(second, Err(Unfit::UnderWay("n4 joins".into())));

@@ -105,7 +105,12 @@ async fn while_a_slot_moves_a_write_needs_a_majority_of_what_was_and_of_what_com
         w.net.set(gone, Mode::Broken(PeerError::Unreachable));
         let failure = w.put(&key, "w", Level::Linearizable).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unavailable, "without {gone}");
-        assert!(w.get(&key, Level::All).await.is_err(), "without {gone}");
+        assert_eq!(failure.sets.map(|sets| sets.map(|set| set.needed)), Some([2, 2]), "without {gone}");
+        let read = w.get(&key, Level::All).await.unwrap_err();
+        assert!(
+            read.sets.as_deref().is_some_and(|sets| sets.iter().any(|set| set.given < set.needed)),
+            "without {gone}: {read:?}"
+        );
         w.net.set(gone, Mode::Up);
     }
     assert_eq!(w.get(&key, Level::All).await.unwrap().unwrap(), "v");

@@ -1,6 +1,7 @@
 //! A rebuild that begins with the rows of a backup, among sources that are real.
 
 use super::*;
+use crate::protocol::succession::change::{Wish, begin};
 use crate::types::{Accepted, OpId, Recent};
 
 /// Peers that are nodes of their own.
@@ -264,4 +265,30 @@ async fn a_floor_that_was_told_once_is_not_forgotten() {
     four.others.stingy.lock().insert(NodeNum(3));
     four.rebuilt().await;
     assert_eq!(four.held(&purged), None);
+}
+
+/// Who has the other copy says what differs, and sends nothing more.
+#[tokio::test(start_paused = true)]
+async fn what_a_member_kept_before_a_change_stays_with_it_while_it_catches_up() {
+    let three = three();
+    let leaves = Arc::new(begin(&topology(1, 3, 2), &Wish::Leave(NodeNum(3))).unwrap());
+    three.others.nodes.lock().values().for_each(|other| other.routing.install(Arc::clone(&leaves)));
+    three.routing.install(Arc::clone(&leaves));
+    three.routing.set_rebuilding(false);
+    let shared = |key: &Key| leaves.replicas_before(three.token(key).slot()) == Some(&[NodeNum(3), NodeNum(1)]);
+    let mine = (0..).map(|n| key(&n.to_string())).find(shared).unwrap();
+    three.put(1, &mine, &record(&mine, 5, Some("acknowledged")));
+    three.put(3, &mine, &record(&mine, 8, Some("one copy of another")));
+    for node in [0, 2] {
+        three.stores[node].raise_floor(floor(9));
+    }
+    three.others.stingy.lock().insert(NodeNum(3));
+    let running = Arc::clone(&three.rebuild).keep_up();
+    tokio::pin!(running);
+    assert!(tokio::time::timeout(Duration::from_secs(10), &mut running).await.is_err());
+    assert_eq!(three.held(&mine), Some(5));
+    three.others.stingy.lock().clear();
+    assert!(tokio::time::timeout(Duration::from_secs(10), &mut running).await.is_err());
+    assert_eq!(three.held(&mine), Some(8));
+    assert!(three.rebuild.fetching.lock().over);
 }
