@@ -1,8 +1,9 @@
-//! Changes of the topology: nodes join, members leave, weights and the number of copies become others, and some changes are taken
-//! back on the way, while clients and faults are at work.
+//! Changes of the topology: nodes join, members leave, weights, zones and the number of copies become others, and some changes are
+//! taken back on the way, while clients and faults are at work.
 //!
 //! Who was a member once and is none any more comes back with an empty disk, or not at all.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,16 +13,26 @@ use a3::protocol::succession::change::Wish;
 use a3::types::{NodeNum, Topology};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::faults::cut;
 use crate::machine::Seeded;
 use crate::world::{Place, World};
 
 /// How long a member may take to say whether a change has begun.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How soon after an epoch is on a disk somebody is cut off.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
 /// Nodes beside the founders, in the worlds that have changes.
 pub(crate) fn outsiders(seed: u64) -> u16 {
     let random = Seeded::new(seed, 8);
     if random.below(4) == 0 { random.between(1, 2) as u16 } else { 0 }
+}
+
+/// Where a node of that number stands in the beginning. In some worlds nobody says.
+pub(crate) fn zone(seed: u64, number: u16) -> Option<String> {
+    let zones = Seeded::new(seed, 20).below(4) as u16;
+    (outsiders(seed) > 0 && zones > 1).then(|| format!("z{}", number % zones))
 }
 
 impl World {
@@ -46,6 +57,12 @@ impl World {
         self.places.iter().filter(|place| members.contains(&place.number)).collect()
     }
 
+    /// The places of nodes that are down, and no members.
+    fn outside(&self) -> Vec<&Place> {
+        let members = self.members();
+        self.places.iter().filter(|p| !members.contains(&p.number) && p.node().is_none()).collect()
+    }
+
     /// The disk of a node that is down, and no member, is emptied: it comes back as somebody else.
     pub(crate) fn forget(&self, place: &Place) {
         self.trace.note(format_args!("the disk of {} is emptied", place.number));
@@ -64,18 +81,20 @@ impl World {
     }
 }
 
-/// One change after the other until the time is up.
+/// One change after the other until the time is up; then the last one's end.
 pub(crate) async fn changes(world: Arc<World>, until: Instant) {
     let random = Seeded::new(world.seed, 9);
     let pause_ms = *random.pick(&[100, 500, 2_000]);
+    let mut copies = world.rf;
     while Instant::now() < until {
         sleep(Duration::from_millis(random.between(1, pause_ms))).await;
+        count_copies(&world, &mut copies);
         let at = random.below(world.places.len() as u64) as usize;
-        let wish = random.below(10);
+        let wish = random.below(12);
         let Some((node, life)) = world.places[at].node().filter(|(node, _)| node.readiness().ready) else { continue };
         let word = match wish {
-            0..4 => arrive(&world, &random).await,
-            4 | 5 => take_back(&node).await,
+            0..3 if !world.outside().is_empty() => arrive(&world, &random).await,
+            3 => take_back(&node).await,
             _ => ask(&world, &node, wish, &random).await,
         };
         if life.is_alive() {
@@ -83,15 +102,45 @@ pub(crate) async fn changes(world: Arc<World>, until: Instant) {
             world.history.count(&format!("change: {word}"));
         }
     }
+    while !world.is_settled() {
+        sleep(Duration::from_millis(50)).await;
+    }
+    count_copies(&world, &mut copies);
+}
+
+/// In half of the worlds a member may be cut off just when an epoch begins: it goes on under the one before.
+pub(crate) async fn late_hearers(world: Arc<World>, until: Instant) {
+    let random = Seeded::new(world.seed, 21);
+    if random.below(2) == 0 {
+        return;
+    }
+    let mut known = world.topology().map(|topology| topology.epoch);
+    while Instant::now() < until {
+        sleep(LOOK_EVERY).await;
+        let Some(topology) = world.topology().filter(|topology| Some(topology.epoch) != known) else { continue };
+        known = Some(topology.epoch);
+        let late = random.pick(&topology.members).node;
+        let ends = Instant::now() + Duration::from_millis(*random.pick(&[100, 300, 1_000, 3_000]));
+        if random.below(3) > 0 {
+            let others = world.places.iter().map(|place| place.number).filter(|n| *n != late);
+            let links: BTreeSet<_> = others.flat_map(|other| [(late, other), (other, late)]).collect();
+            cut(&world, &links, ends.min(until)).await;
+        }
+    }
+}
+
+/// Counts a change of the number of copies that has ended, since it was looked for last.
+fn count_copies(world: &World, before: &mut u8) {
+    let Some(ended) = world.topology().filter(|topology| topology.moving.is_none() && topology.rf != *before) else {
+        return;
+    };
+    world.history.count(&format!("change: copies, {before} to {}", ended.rf));
+    *before = ended.rf;
 }
 
 /// A node that is no member starts, and joins by itself; what it was before, its disk forgets.
 async fn arrive(world: &World, random: &Seeded) -> &'static str {
-    let members = world.members();
-    let outside: Vec<_> = world.places.iter().filter(|p| !members.contains(&p.number) && p.node().is_none()).collect();
-    if outside.is_empty() {
-        return "nobody to join";
-    }
+    let outside = world.outside();
     let place = outside[random.below(outside.len() as u64) as usize];
     world.forget(place);
     world.start(place).await;
@@ -110,9 +159,17 @@ async fn ask(world: &World, node: &Node, wish: u64, random: &Seeded) -> &'static
     let members: Vec<NodeNum> = world.members();
     let Some(member) = members.get(random.below(members.len() as u64) as usize).copied() else { return "no members" };
     let (wish, word) = match wish {
-        6 | 7 => (Wish::Leave(member), "leaves"),
-        8 => (Wish::Weight(member, random.between(0, 3) as u32), "weighs"),
-        _ => (Wish::ReplicationFactor(*random.pick(&[1, 2, 3, 3, 5])), "copies"),
+        4..7 => (Wish::Leave(member), "leaves"),
+        7 => (Wish::Weight(member, random.between(0, 3) as u32), "weighs"),
+        8 => (Wish::Zone(member, Some(format!("z{}", random.below(3)))), "moves to a zone"),
+        _ => {
+            let copies: &[u8] = match world.topology().map(|topology| topology.rf) {
+                Some(5) => &[3, 3, 3, 1],
+                Some(3) => &[1, 1, 2, 5],
+                _ => &[3, 3, 5, 2, 1],
+            };
+            (Wish::ReplicationFactor(*random.pick(copies)), "copies")
+        }
     };
     match timeout(PATIENCE, node.begin_change(wish)).await {
         Ok(Ok(_)) => word,

@@ -99,8 +99,8 @@ async fn befall(world: Arc<World>, fault: Fault, at: usize, ends: Instant, chanc
                 crash(&world, one, ends.min(Instant::now() + Duration::from_millis(chance % 500))).await;
             }
         }
-        Fault::Cut => cut(&world, chance, false, ends).await,
-        Fault::CutOneWay => cut(&world, chance, true, ends).await,
+        Fault::Cut => cut(&world, &between_groups(&world, chance, false), ends).await,
+        Fault::CutOneWay => cut(&world, &between_groups(&world, chance, true), ends).await,
         Fault::Hang => {
             trace.note(format_args!("{me} hangs for {:?}", ends - Instant::now()));
             world.network.hang(me, ends);
@@ -122,7 +122,7 @@ async fn befall(world: Arc<World>, fault: Fault, at: usize, ends: Instant, chanc
             trace.note(format_args!("the disk of {me} has room"));
             place.disk.set_full(false);
         }
-        Fault::Wipe if world.may_wipe() => {
+        Fault::Wipe if world.may_wipe(place) => {
             world.crash(place);
             // Of those that know whose they were, two of three come back with a backup.
             let backup = (!chance.is_multiple_of(3)).then_some(chance / 6);
@@ -146,15 +146,19 @@ async fn crash(world: &World, places: &[Place], ends: Instant) {
     }
 }
 
-async fn cut(world: &World, chance: u64, one_way: bool, ends: Instant) {
+fn between_groups(world: &World, chance: u64, one_way: bool) -> BTreeSet<(NodeNum, NodeNum)> {
     let numbers: Vec<NodeNum> = world.places.iter().map(|p| p.number).collect();
     let side = |n: NodeNum| chance >> n.0 & 1 == 1;
     let crosses = |a: NodeNum, b: NodeNum| side(a) && !side(b) || !one_way && !side(a) && side(b);
     let pairs = numbers.iter().flat_map(|a| numbers.iter().map(move |b| (*a, *b)));
-    let links: BTreeSet<_> = pairs.filter(|(a, b)| crosses(*a, *b)).collect();
+    pairs.filter(|(a, b)| crosses(*a, *b)).collect()
+}
+
+/// Nothing passes from the one to the other, until then.
+pub(crate) async fn cut(world: &World, links: &BTreeSet<(NodeNum, NodeNum)>, ends: Instant) {
     world.trace.note(format_args!("cut {links:?}"));
-    world.network.cut(&links);
+    world.network.cut(links);
     sleep_until(ends).await;
     world.trace.note(format_args!("mended {links:?}"));
-    world.network.mend(&links);
+    world.network.mend(links);
 }

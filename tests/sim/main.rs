@@ -37,13 +37,15 @@ use world::World;
 const SEEDS: Range<u64> = 0..200;
 /// How long clients and faults are at work, virtual seconds.
 const STORM: Range<u64> = 2..7;
+/// The same where the topology changes meanwhile: a change takes a second or more.
+const CHANGING_STORM: Range<u64> = 6..14;
 /// The same where tombstones are purged meanwhile.
 const LONG_STORM: Range<u64> = 20..60;
 /// Lines of the trace that a failure shows, unless `SIM_LINES` says how many.
 const SHOWN: usize = 160;
 
 /// What the usual seeds must have come upon, or they show little.
-const MET: [&str; 19] = [
+const MET: [&str; 25] = [
     "touch: written",
     "touch: condition failed",
     "linearizable read: read, ended",
@@ -63,6 +65,12 @@ const MET: [&str; 19] = [
     "watch: told",
     "watch: moved",
     "watch: forgotten",
+    "change: joins",
+    "change: leaves",
+    "change: taken back",
+    "change: moves to a zone",
+    "change: copies, 5 to 3",
+    "change: copies, 3 to 1",
 ];
 
 struct Run {
@@ -84,7 +92,11 @@ fn run(seed: u64, traced: bool) -> Run {
 
 async fn live(world: &Arc<World>) -> Result<(), String> {
     world.found().await?;
-    let storm = if world.grace.is_some() { LONG_STORM } else { STORM };
+    let storm = match () {
+        () if world.grace.is_some() => LONG_STORM,
+        () if world.changes() => CHANGING_STORM,
+        () => STORM,
+    };
     let until = Instant::now() + Duration::from_secs(world.random.between(storm.start, storm.end));
     world.life.spawn(faults::faults(world.clone(), until).boxed());
     for number in 0..world.random.between(2, 5) as usize {
@@ -92,6 +104,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     }
     if world.changes() {
         world.life.spawn(changes::changes(world.clone(), until).boxed());
+        world.life.spawn(changes::late_hearers(world.clone(), until).boxed());
     }
     if listing::is_in(world.seed) {
         world.life.spawn(listing::client(world.clone(), until).boxed());

@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::changes::outsiders;
+use crate::changes::{outsiders, zone};
 use crate::clients::Shared;
 use crate::disk::{Disk, SimStore};
 use crate::history::{History, Witness};
@@ -173,7 +173,7 @@ impl World {
             // Who comes later must not found another one with others that come later.
             cluster_size: if self.changes() && self.keys.get().is_some() { 1 } else { self.founders as u16 },
             rf: self.rf,
-            zone: None,
+            zone: zone(self.seed, place.number.0),
             weight: 1,
             mesh_address: address(place.number),
             http_address: format!("10.0.0.{}:8000", place.number.0),
@@ -291,8 +291,13 @@ impl World {
         self.promised.lock().retain(|(node, _), _| *node != place.number);
     }
 
-    pub(crate) fn may_wipe(&self) -> bool {
-        self.rf >= 3 && self.wiped().is_none() && !self.changes()
+    /// While the number of copies changes the lesser one counts.
+    pub(crate) fn may_wipe(&self, place: &Place) -> bool {
+        let Some(topology) = self.topology().filter(|topology| topology.member(place.number).is_some()) else {
+            return false;
+        };
+        let copies = topology.moving.as_ref().map_or(topology.rf, |moving| moving.rf.min(topology.rf));
+        copies >= 3 && self.wiped().is_none()
     }
 
     /// A client was told that these nodes have it on disk.
@@ -407,11 +412,13 @@ impl World {
     }
 
     /// A node whose disk was wiped is another instance under an old number. While the members hold the old one to be alive
-    /// it exits, and whoever supervises it starts it again.
+    /// it exits, and whoever supervises it starts it again. One that was removed meanwhile may stay away.
     async fn bring_back_wiped(&self) -> Result<(), String> {
         let Some(place) = self.places.iter().find(|p| Some(p.number) == self.wiped()) else { return Ok(()) };
+        let removed =
+            || self.topology().is_some_and(|last| last.moving.is_none() && last.member(place.number).is_none());
         let again = async {
-            while !place.node().is_some_and(|(node, _)| node.readiness().ready) {
+            while !is_ready(place) && !removed() {
                 if place.node().is_none() {
                     self.start(place).await;
                 }
