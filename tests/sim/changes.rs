@@ -29,6 +29,11 @@ pub(crate) fn outsiders(seed: u64) -> u16 {
     if random.below(4) == 0 { random.between(1, 2) as u16 } else { 0 }
 }
 
+/// How many copies a world that has changes begins with. Few show most of what goes wrong: less stands in for it.
+pub(crate) fn copies(seed: u64) -> Option<u8> {
+    (outsiders(seed) > 0).then(|| *Seeded::new(seed, 22).pick(&[1, 1, 1, 2, 2, 3, 3, 5]))
+}
+
 /// Where a node of that number stands in the beginning. In some worlds nobody says.
 pub(crate) fn zone(seed: u64, number: u16) -> Option<String> {
     let zones = Seeded::new(seed, 20).below(4) as u16;
@@ -108,7 +113,7 @@ pub(crate) async fn changes(world: Arc<World>, until: Instant) {
     count_copies(&world, &mut copies);
 }
 
-/// In half of the worlds a member may be cut off just when an epoch begins: it goes on under the one before.
+/// In half of the worlds a member or two may be cut off just when an epoch begins: they go on under the one before.
 pub(crate) async fn late_hearers(world: Arc<World>, until: Instant) {
     let random = Seeded::new(world.seed, 21);
     if random.below(2) == 0 {
@@ -119,11 +124,12 @@ pub(crate) async fn late_hearers(world: Arc<World>, until: Instant) {
         sleep(LOOK_EVERY).await;
         let Some(topology) = world.topology().filter(|topology| Some(topology.epoch) != known) else { continue };
         known = Some(topology.epoch);
-        let late = random.pick(&topology.members).node;
+        let late: BTreeSet<_> = (0..random.between(1, 2)).map(|_| random.pick(&topology.members).node).collect();
         let ends = Instant::now() + Duration::from_millis(*random.pick(&[100, 300, 1_000, 3_000]));
         if random.below(3) > 0 {
-            let others = world.places.iter().map(|place| place.number).filter(|n| *n != late);
-            let links: BTreeSet<_> = others.flat_map(|other| [(late, other), (other, late)]).collect();
+            let others = world.places.iter().map(|place| place.number).filter(|n| !late.contains(n));
+            let pairs = others.flat_map(|other| late.iter().map(move |late| (*late, other)));
+            let links: BTreeSet<_> = pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect();
             cut(&world, &links, ends.min(until)).await;
         }
     }
