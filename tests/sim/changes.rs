@@ -9,19 +9,15 @@ use std::time::Duration;
 
 use a3::node::Node;
 use a3::ports::Entropy;
-use a3::protocol::succession::change::Wish;
-use a3::types::{NodeNum, Topology};
+use a3::protocol::succession::change::{Wish, begin};
+use a3::types::{Announcement, InstanceId, NodeNum, Slot, Topology};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::faults::cut;
 use crate::machine::Seeded;
 use crate::world::{Place, World};
 
 /// How long a member may take to say whether a change has begun.
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// How soon after an epoch is on a disk somebody is cut off.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Nodes beside the founders, in the worlds that have changes.
 pub(crate) fn outsiders(seed: u64) -> u16 {
@@ -32,6 +28,23 @@ pub(crate) fn outsiders(seed: u64) -> u16 {
 /// How many copies a world that has changes begins with. Few show most of what goes wrong: less stands in for it.
 pub(crate) fn copies(seed: u64) -> Option<u8> {
     (outsiders(seed) > 0).then(|| *Seeded::new(seed, 22).pick(&[1, 1, 1, 2, 2, 3, 3, 5]))
+}
+
+/// The slots that the first node to join would get, where there is one: what moves there is of interest.
+pub(crate) fn wandering(seed: u64, topology: &Topology) -> BTreeSet<Slot> {
+    let number = topology.members.len() as u16 + 1;
+    let newcomer = Announcement {
+        node: NodeNum(number),
+        instance: InstanceId(Seeded::new(seed, 8).uuid()),
+        zone: zone(seed, number),
+        weight: 1,
+        mesh_address: String::new(),
+        http_address: String::new(),
+        cluster_size: 1,
+        rf: topology.rf,
+    };
+    let after = (outsiders(seed) > 0).then(|| begin(topology, &Wish::Join(newcomer))).and_then(Result::ok);
+    after.iter().flat_map(Topology::moving_slots).collect()
 }
 
 /// Where a node of that number stands in the beginning. In some worlds nobody says.
@@ -111,28 +124,6 @@ pub(crate) async fn changes(world: Arc<World>, until: Instant) {
         sleep(Duration::from_millis(50)).await;
     }
     count_copies(&world, &mut copies);
-}
-
-/// In half of the worlds a member or two may be cut off just when an epoch begins: they go on under the one before.
-pub(crate) async fn late_hearers(world: Arc<World>, until: Instant) {
-    let random = Seeded::new(world.seed, 21);
-    if random.below(2) == 0 {
-        return;
-    }
-    let mut known = world.topology().map(|topology| topology.epoch);
-    while Instant::now() < until {
-        sleep(LOOK_EVERY).await;
-        let Some(topology) = world.topology().filter(|topology| Some(topology.epoch) != known) else { continue };
-        known = Some(topology.epoch);
-        let late: BTreeSet<_> = (0..random.between(1, 2)).map(|_| random.pick(&topology.members).node).collect();
-        let ends = Instant::now() + Duration::from_millis(*random.pick(&[100, 300, 1_000, 3_000]));
-        if random.below(3) > 0 {
-            let others = world.places.iter().map(|place| place.number).filter(|n| !late.contains(n));
-            let pairs = others.flat_map(|other| late.iter().map(move |late| (*late, other)));
-            let links: BTreeSet<_> = pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect();
-            cut(&world, &links, ends.min(until)).await;
-        }
-    }
 }
 
 /// Counts a change of the number of copies that has ended, since it was looked for last.

@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::changes::{copies, outsiders, zone};
+use crate::changes::{copies, outsiders, wandering, zone};
 use crate::clients::Shared;
 use crate::disk::{Disk, SimStore};
 use crate::history::{History, Witness};
@@ -241,18 +241,20 @@ impl World {
         Ok(())
     }
 
-    /// One to three keys; in every other world all of one slot.
+    /// One to three keys, whose slots the first node to join would get; in every other world all of one slot.
     fn choose_keys(&self, node: &Node) -> Result<(), String> {
         let cluster = node.identity().cluster.ok_or("it serves and has no cluster")?;
         let slot = |key: &Key| key.token(TokenSeed::of(cluster)).slot();
         let one_slot = self.random.below(2) == 0;
         let count = self.random.between(1, 3) as usize;
+        let wandering = self.topology().map(|topology| wandering(self.seed, &topology)).unwrap_or_default();
         let mut all: Vec<Key> = Vec::new();
         for key in (0..).filter_map(|n| Key::new(format!("key{n}")).ok()) {
             if all.len() == count {
                 break;
             }
-            if !one_slot || all.first().is_none_or(|first| slot(first) == slot(&key)) {
+            let fits = !one_slot || all.first().is_none_or(|first| slot(first) == slot(&key));
+            if fits && (wandering.is_empty() || wandering.contains(&slot(&key))) {
                 all.push(key);
             }
         }
