@@ -9,24 +9,42 @@ use std::time::Duration;
 
 use a3::node::Node;
 use a3::ports::Entropy;
-use a3::protocol::succession::change::Wish;
-use a3::types::{NodeNum, Topology};
+use a3::protocol::succession::change::{Wish, begin};
+use a3::types::{Announcement, InstanceId, NodeNum, Slot, Topology};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::faults::cut;
 use crate::machine::Seeded;
 use crate::world::{Place, World};
 
 /// How long a member may take to say whether a change has begun.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// How soon after an epoch is on a disk somebody is cut off.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-
 /// Nodes beside the founders, in the worlds that have changes.
 pub(crate) fn outsiders(seed: u64) -> u16 {
     let random = Seeded::new(seed, 8);
     if random.below(4) == 0 { random.between(1, 2) as u16 } else { 0 }
+}
+
+/// How many copies a world that has changes begins with. Few show most of what goes wrong: less stands in for it.
+pub(crate) fn copies(seed: u64) -> Option<u8> {
+    (outsiders(seed) > 0).then(|| *Seeded::new(seed, 22).pick(&[1, 1, 1, 2, 2, 3, 3, 5]))
+}
+
+/// The slots that the first node to join would get, where there is one: what moves there is of interest.
+pub(crate) fn wandering(seed: u64, topology: &Topology) -> BTreeSet<Slot> {
+    let number = topology.members.len() as u16 + 1;
+    let newcomer = Announcement {
+        node: NodeNum(number),
+        instance: InstanceId(Seeded::new(seed, 8).uuid()),
+        zone: zone(seed, number),
+        weight: 1,
+        mesh_address: String::new(),
+        http_address: String::new(),
+        cluster_size: 1,
+        rf: topology.rf,
+    };
+    let after = (outsiders(seed) > 0).then(|| begin(topology, &Wish::Join(newcomer))).and_then(Result::ok);
+    after.iter().flat_map(Topology::moving_slots).collect()
 }
 
 /// Where a node of that number stands in the beginning. In some worlds nobody says.
@@ -106,27 +124,6 @@ pub(crate) async fn changes(world: Arc<World>, until: Instant) {
         sleep(Duration::from_millis(50)).await;
     }
     count_copies(&world, &mut copies);
-}
-
-/// In half of the worlds a member may be cut off just when an epoch begins: it goes on under the one before.
-pub(crate) async fn late_hearers(world: Arc<World>, until: Instant) {
-    let random = Seeded::new(world.seed, 21);
-    if random.below(2) == 0 {
-        return;
-    }
-    let mut known = world.topology().map(|topology| topology.epoch);
-    while Instant::now() < until {
-        sleep(LOOK_EVERY).await;
-        let Some(topology) = world.topology().filter(|topology| Some(topology.epoch) != known) else { continue };
-        known = Some(topology.epoch);
-        let late = random.pick(&topology.members).node;
-        let ends = Instant::now() + Duration::from_millis(*random.pick(&[100, 300, 1_000, 3_000]));
-        if random.below(3) > 0 {
-            let others = world.places.iter().map(|place| place.number).filter(|n| *n != late);
-            let links: BTreeSet<_> = others.flat_map(|other| [(late, other), (other, late)]).collect();
-            cut(&world, &links, ends.min(until)).await;
-        }
-    }
 }
 
 /// Counts a change of the number of copies that has ended, since it was looked for last.

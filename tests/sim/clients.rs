@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::history::{Ask, Operation, Request, Terms, Told, Wish};
+use crate::late;
 use crate::machine::Seeded;
 use crate::world::World;
 
@@ -40,7 +41,7 @@ fn ttl(ms: u64) -> Ttl {
     Ttl::from_ms(ms).expect("some milliseconds")
 }
 
-struct Client {
+pub(crate) struct Client {
     world: Arc<World>,
     number: usize,
     random: Arc<Seeded>,
@@ -53,7 +54,8 @@ struct Client {
 pub(crate) async fn client(world: Arc<World>, number: usize, until: Instant) {
     let random = Seeded::new(world.seed, 10 + number as u64);
     let pause_ms = *random.pick(&[15, 50, 200, 600]);
-    let mut client = Client { world, number, random, count: 0, last: BTreeMap::new() };
+    let pause_ms = late::pause_ms(world.seed).filter(|_| world.changes()).unwrap_or(pause_ms);
+    let mut client = Client::new(&world, number, random);
     while Instant::now() < until {
         client.act().await;
         if client.world.grace.is_some() && client.random.per_mille(40) {
@@ -65,6 +67,26 @@ pub(crate) async fn client(world: Arc<World>, number: usize, until: Instant) {
 }
 
 impl Client {
+    pub(crate) fn new(world: &Arc<World>, number: usize, random: Arc<Seeded>) -> Self {
+        Self { world: world.clone(), number, random, count: 0, last: BTreeMap::new() }
+    }
+
+    /// A plain write or a linearizable one, of the first key.
+    pub(crate) async fn write(&mut self, at: usize) {
+        let ask = self.put();
+        self.ask_strictly(at, ask).await;
+    }
+
+    pub(crate) async fn read(&self, at: usize) {
+        self.ask_strictly(at, Ask::Get).await;
+    }
+
+    async fn ask_strictly(&self, at: usize, ask: Ask) {
+        let Some(key) = self.world.keys().first().cloned() else { return };
+        let level = if self.random.per_mille(self.world.exact) { Level::Linearizable } else { Level::Quorum };
+        operation(&self.world, self.number, at, Request::plain(key, level, ask)).await;
+    }
+
     async fn act(&mut self) {
         let key = self.random.pick(self.world.keys()).clone();
         {

@@ -14,6 +14,7 @@ mod clients;
 mod disk;
 mod faults;
 mod history;
+mod late;
 mod listing;
 mod machine;
 mod network;
@@ -104,7 +105,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     }
     if world.changes() {
         world.life.spawn(changes::changes(world.clone(), until).boxed());
-        world.life.spawn(changes::late_hearers(world.clone(), until).boxed());
+        world.life.spawn(late::hearers(world.clone(), until).boxed());
     }
     if listing::is_in(world.seed) {
         world.life.spawn(listing::client(world.clone(), until).boxed());

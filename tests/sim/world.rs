@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::changes::{outsiders, zone};
+use crate::changes::{copies, outsiders, wandering, zone};
 use crate::clients::Shared;
 use crate::disk::{Disk, SimStore};
 use crate::history::{History, Witness};
@@ -94,6 +94,7 @@ impl World {
         let trace = Trace::new(traced);
         let witness = Arc::new(Witness::default());
         let rf = *random.pick(&[1, 2, 2, 3, 3, 3, 5]);
+        let rf = copies(seed).unwrap_or(rf);
         let nodes = random.between(u64::from(rf.max(2)), 5) as u16;
         let exact = *random.pick(&[0, 1000, 1000, 200, 500, 800]);
         // Drawn apart, so that the other worlds are as they would be without.
@@ -240,18 +241,20 @@ impl World {
         Ok(())
     }
 
-    /// One to three keys; in every other world all of one slot.
+    /// One to three keys, whose slots the first node to join would get; in every other world all of one slot.
     fn choose_keys(&self, node: &Node) -> Result<(), String> {
         let cluster = node.identity().cluster.ok_or("it serves and has no cluster")?;
         let slot = |key: &Key| key.token(TokenSeed::of(cluster)).slot();
         let one_slot = self.random.below(2) == 0;
         let count = self.random.between(1, 3) as usize;
+        let wandering = self.topology().map(|topology| wandering(self.seed, &topology)).unwrap_or_default();
         let mut all: Vec<Key> = Vec::new();
         for key in (0..).filter_map(|n| Key::new(format!("key{n}")).ok()) {
             if all.len() == count {
                 break;
             }
-            if !one_slot || all.first().is_none_or(|first| slot(first) == slot(&key)) {
+            let fits = !one_slot || all.first().is_none_or(|first| slot(first) == slot(&key));
+            if fits && (wandering.is_empty() || wandering.contains(&slot(&key))) {
                 all.push(key);
             }
         }
@@ -267,15 +270,18 @@ impl World {
         self.keys.get().map_or(&[], |keys| &keys.all)
     }
 
-    /// Those that keep the key, and kept it before, by the newest topology on any disk.
-    fn homes(&self, key: &Key) -> Vec<NodeNum> {
+    /// Those that keep the key, and those that kept it before while it moves, by the newest topology on any disk.
+    fn write_sets(&self, key: &Key) -> Vec<Vec<NodeNum>> {
         let Some((topology, slot)) = self.topology().zip(self.keys.get().and_then(|keys| keys.slots.get(key))) else {
             return Vec::new();
         };
-        let before = topology.replicas_before(*slot).unwrap_or_default();
-        let mut homes = topology.home_replicas(*slot).to_vec();
-        homes.extend(before.iter().filter(|node| !topology.home_replicas(*slot).contains(node)));
-        homes
+        let sets = [topology.replicas_before(*slot), Some(topology.home_replicas(*slot))];
+        sets.into_iter().flatten().map(<[NodeNum]>::to_vec).collect()
+    }
+
+    /// Those of all sets.
+    fn homes(&self, key: &Key) -> BTreeSet<NodeNum> {
+        self.write_sets(key).into_iter().flatten().collect()
     }
 
     pub(crate) fn wiped(&self) -> Option<NodeNum> {
@@ -330,7 +336,11 @@ impl World {
 
     /// What the home replicas' disks hold of a key, without one that was wiped and is not whole again.
     pub(crate) fn copies(&self, key: &Key) -> Vec<Option<Version>> {
-        let (homes, wiped) = (self.homes(key), self.wiped());
+        self.copies_of(key, &self.homes(key))
+    }
+
+    fn copies_of(&self, key: &Key, homes: &BTreeSet<NodeNum>) -> Vec<Option<Version>> {
+        let wiped = self.wiped();
         let kept =
             self.places.iter().filter(|p| homes.contains(&p.number) && (Some(p.number) != wiped || p.disk.is_whole()));
         kept.map(|place| self.held(place, key, false)).collect()
@@ -346,11 +356,16 @@ impl World {
         self.homes(key).len()
     }
 
-    /// The greatest version such that a majority of the home replicas' disks hold it or something newer.
+    /// The greatest version such that a majority of the home replicas' disks hold it or something newer: of each set, while
+    /// the key's slot moves.
     pub(crate) fn settled(&self, key: &Key) -> Option<Version> {
-        let mut copies = self.copies(key);
-        copies.sort_unstable_by(|a, b| b.cmp(a));
-        copies.get(majority(self.replicas(key)) - 1).copied().flatten()
+        let sets = self.write_sets(key).into_iter().map(BTreeSet::from_iter);
+        let of_each = sets.map(|set| {
+            let mut copies = self.copies_of(key, &set);
+            copies.sort_unstable_by(|a, b| b.cmp(a));
+            copies.get(majority(set.len()) - 1).copied().flatten()
+        });
+        of_each.min().flatten()
     }
 
     /// The greatest version that a floor of the key's slot names, on any disk.
