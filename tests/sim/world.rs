@@ -396,11 +396,7 @@ impl World {
             // What is stamped too far ahead of a replica's clock is refused until that has caught up.
             place.clock.set_right();
         }
-        for place in self.member_places().into_iter().filter(|place| place.node().is_none()) {
-            self.start(place).await;
-        }
-        self.bring_back_wiped().await?;
-        self.until("every member serves again", || self.all_ready()).await?;
+        self.bring_back().await?;
         self.until("every change of the topology ends, and every member knows", || self.is_settled()).await?;
         // What was under way when the faults ended, hints left behind too.
         sleep(Duration::from_secs(3)).await;
@@ -426,21 +422,18 @@ impl World {
         members.iter().flat_map(|place| slots.iter().map(|slot| place.disk.to_be_purged(*slot))).sum()
     }
 
-    /// A node whose disk was wiped is another instance under an old number. While the members hold the old one to be alive
-    /// it exits, and whoever supervises it starts it again. One that was removed meanwhile may stay away.
-    async fn bring_back_wiped(&self) -> Result<(), String> {
-        let Some(place) = self.places.iter().find(|p| Some(p.number) == self.wiped()) else { return Ok(()) };
-        let removed =
-            || self.topology().is_some_and(|last| last.moving.is_none() && last.member(place.number).is_none());
+    /// Starts members until they serve, as whoever supervises them would: a node whose disk was lost is another instance under
+    /// an old number, and exits while the members hold the old one to be alive.
+    async fn bring_back(&self) -> Result<(), String> {
         let again = async {
-            while !is_ready(place) && !removed() {
-                if place.node().is_none() {
+            while !self.all_ready() {
+                for place in self.member_places().into_iter().filter(|place| place.node().is_none()) {
                     self.start(place).await;
                 }
                 sleep(Duration::from_millis(500)).await;
             }
         };
-        timeout(PATIENCE, again).await.map_err(|_| format!("not within {PATIENCE:?}: {} comes back", place.number))
+        timeout(PATIENCE, again).await.map_err(|_| format!("not within {PATIENCE:?}: every member serves again"))
     }
 
     /// Whether this node's clock was never off by more than is allowed.
