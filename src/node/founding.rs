@@ -312,7 +312,8 @@ impl Founding {
             Err(Stop::NotListed { cluster, .. }) => self.join_members(cluster, place).await,
             accepted => {
                 accepted?;
-                self.commit(topology).await
+                let founded = self.state.lock().accepted.as_ref().is_some_and(|a| a.cluster_id == topology.cluster_id);
+                if founded { self.commit(topology).await } else { self.enter(topology).await }
             }
         }
     }

@@ -43,6 +43,23 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For so many looks a vote may stay open before it is taken for abandoned.
 const OPEN_LOOKS: u32 = 3;
 
+/// How late a look may come. After a longer pause of this node it is not known who was down meanwhile, and the time begins anew.
+const LOOK_LATE: Duration = Duration::from_secs(5);
+
+/// A member that is held down.
+#[derive(Clone, Copy)]
+struct Down {
+    since: Instant,
+    /// When it was seen to be last.
+    looked: Instant,
+}
+
+impl Down {
+    fn is_watched(&self) -> bool {
+        self.looked.elapsed() <= LOOK_LATE
+    }
+}
+
 /// Decides with the other members what comes next.
 pub struct Succession {
     me: NodeNum,
@@ -53,8 +70,8 @@ pub struct Succession {
     journal: Arc<Journal>,
     voting: tokio::sync::Mutex<()>,
     proposing: tokio::sync::Mutex<()>,
-    /// Members that are down, and since when.
-    down: Mutex<BTreeMap<InstanceId, Instant>>,
+    /// Members that are down.
+    down: Mutex<BTreeMap<InstanceId, Down>>,
 }
 
 impl Succession {
@@ -132,7 +149,10 @@ impl Succession {
         let others = ring.topology().members.iter().filter(|m| m.node != self.me);
         *down = others
             .filter(|m| self.directory.liveness(m.node) == Liveness::Down)
-            .map(|m| (m.instance, before.get(&m.instance).copied().unwrap_or(now)))
+            .map(|m| {
+                let since = before.get(&m.instance).filter(|down| down.is_watched()).map_or(now, |down| down.since);
+                (m.instance, Down { since, looked: now })
+            })
             .collect();
     }
 
@@ -144,7 +164,11 @@ impl Succession {
 
     /// How long that instance has been held down here.
     fn down_for(&self, instance: InstanceId) -> Duration {
-        self.down.lock().get(&instance).map_or(Duration::ZERO, Instant::elapsed)
+        self.down
+            .lock()
+            .get(&instance)
+            .filter(|down| down.is_watched())
+            .map_or(Duration::ZERO, |down| down.since.elapsed())
     }
 
     /// Whether that member has been down for so long that nobody waits for it any more where it is to leave.

@@ -31,6 +31,8 @@ use crate::protocol::ring::Ring;
 use crate::protocol::succession::change::{self, Unfit, Wish};
 use crate::types::{CatchUp, NodeNum, Topology};
 
+use progress::Unsaid;
+
 /// How often it is looked whether a change has come to its end.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a member is waited for that is asked how far it is.
@@ -119,7 +121,7 @@ impl Changer {
     }
 
     /// How far each member is that has something to do.
-    async fn ask_all(&self, ring: &Ring) -> Vec<(NodeNum, Result<CatchUp, String>)> {
+    async fn ask_all(&self, ring: &Ring) -> Vec<(NodeNum, Result<CatchUp, Unsaid>)> {
         let asked = progress::takes_part(ring.topology()).into_iter().map(|node| async move {
             let reply = if node == self.me {
                 self.rebuild.answer_catch_up(ring.epoch()).await
@@ -132,19 +134,23 @@ impl Changer {
         join_all(asked).await
     }
 
-    async fn said(&self, node: NodeNum, reply: Result<PeerReply, PeerError>) -> Result<CatchUp, String> {
+    async fn said(&self, node: NodeNum, reply: Result<PeerReply, PeerError>) -> Result<CatchUp, Unsaid> {
+        let lives = |why| Err(Unsaid { why, answers: true });
         match reply {
             Ok(PeerReply::CaughtUp(said)) => Ok(said),
             Ok(PeerReply::WrongEpoch { epoch }) if epoch < self.routing.epoch() => {
                 self.succession.tell(std::iter::once(node)).await;
-                Err(format!("it has epoch {epoch} in force still"))
+                lives(format!("it has epoch {epoch} in force still"))
             }
             Ok(PeerReply::WrongEpoch { epoch }) => {
                 self.succession.fetch_from(node).await;
-                Err(format!("it has epoch {epoch} in force already"))
+                lives(format!("it has epoch {epoch} in force already"))
             }
-            Ok(_) => Err("it answered something else".to_owned()),
-            Err(error) => Err(error.to_string()),
+            Ok(_) => lives("it answered something else".to_owned()),
+            Err(error) => {
+                let silent = matches!(error, PeerError::Unreachable | PeerError::TimedOut | PeerError::Lost);
+                Err(Unsaid { why: error.to_string(), answers: !silent })
+            }
         }
     }
 
@@ -167,7 +173,7 @@ impl Node {
             return Err(ChangeFailure::NotReady);
         }
         let down = match wish {
-            Wish::Leave(node) if node != self.identity.node => self.directory.liveness(node) == Liveness::Down,
+            Wish::Leave(node) if node != self.identity.node => self.directory.liveness(node) != Liveness::Alive,
             _ => false,
         };
         let step = |topology: &Topology| match wish {

@@ -54,7 +54,7 @@ pub struct Conditional {
     queue: Queue,
     /// Those that have their turn.
     under_way: Semaphore,
-    /// This node takes leave: the others pass nothing on to it any more.
+    /// This node takes leave, and leaves deciding to the others.
     retired: AtomicBool,
     meters: Meters,
 }
@@ -136,6 +136,9 @@ impl Conditional {
     /// # Errors
     /// Where this node does not propose now. Nothing was done.
     pub async fn answer(&self, proposal: Proposal, timeout: Duration) -> Result<PeerReply, PeerError> {
+        if self.retired.load(Ordering::Relaxed) {
+            return Err(PeerError::Refused("it takes leave".into()));
+        }
         if let Some(end) = proposal.ended {
             let ahead = |ms| PeerError::Refused(format!("an end {ms} ms ahead of its clock"));
             self.clock.take_for_past(end).map_err(ahead)?;

@@ -14,12 +14,12 @@ use super::{Founding, FoundingError, WITHIN};
 use crate::node::succession::LIVES;
 use crate::ports::{PeerError, PeerReply, PeerRequest};
 use crate::protocol::founding::{Place, Stop, may_serve};
-use crate::types::{ClusterId, Topology};
+use crate::types::{ClusterId, Topology, majority};
 
 /// How long a member has to decide with the others: several rounds of votes.
 const DECIDES_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Who was a member gives up when for so long none that answers has it: those may not have heard yet how it became one.
+/// Who was a member gives up when for so long a majority has no such member: those may not have heard yet how it became one.
 const GONE_FOR: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What the members said.
@@ -30,7 +30,7 @@ enum Said {
     No(String),
     /// Ask again.
     NotYet(String),
-    /// None of them has a member of that number.
+    /// None of those that answer has a member of that number, and they are a majority.
     Gone(Arc<Topology>),
 }
 
@@ -95,16 +95,7 @@ impl Founding {
                     self.state.lock().asks = Some(waits);
                 }
                 Said::Gone(_) => {}
-                Said::Yes(topology) => {
-                    let mut identity = self.store.identity();
-                    identity.cluster = Some(cluster);
-                    identity.rebuilding = true;
-                    let others = topology.members.iter().filter(|m| m.node != self.me.node);
-                    identity.known_addresses = others.map(|m| m.mesh_address.clone()).collect();
-                    self.store.save_identity(identity).await?;
-                    self.routing.set_rebuilding(true);
-                    return self.commit(topology).await;
-                }
+                Said::Yes(topology) => return self.enter(topology).await,
             }
             self.pause().await;
         }
@@ -116,7 +107,7 @@ impl Founding {
         let mut told = String::new();
         loop {
             let why = match self.ask_for_place(cluster, place).await? {
-                Said::Yes(topology) => return self.commit(topology).await,
+                Said::Yes(topology) => return self.enter(topology).await,
                 Said::No(why) | Said::NotYet(why) => why,
                 Said::Gone(topology) => format!("it is no member in epoch {}", topology.epoch),
             };
@@ -135,26 +126,48 @@ impl Founding {
         }
     }
 
+    /// The topology lists this instance, which did not found its cluster and has no topology of it on disk: it may have been let in
+    /// while it was down. Whatever the member of its number kept, it has to fetch; what a node that joins gets, the change itself
+    /// has it catch up on.
+    pub(super) async fn enter(&self, topology: Arc<Topology>) -> Result<(), FoundingError> {
+        if topology.joiner() != Some(self.me.node) {
+            let mut identity = self.store.identity();
+            identity.cluster = Some(topology.cluster_id);
+            identity.rebuilding = true;
+            let others = topology.members.iter().filter(|m| m.node != self.me.node);
+            identity.known_addresses = others.map(|m| m.mesh_address.clone()).collect();
+            self.store.save_identity(identity).await?;
+            self.routing.set_rebuilding(true);
+        }
+        self.commit(topology).await
+    }
+
     /// Asks one member after the other, until one has decided.
     ///
     /// # Errors
-    /// There is no such place any more, or yet.
+    /// There is no such place any more, or yet, by the newest topology that any of them has.
     async fn ask_for_place(&self, cluster: ClusterId, place: Place) -> Result<Said, Stop> {
         let identity = self.store.identity();
         let targets = self.state.lock().gathering.addresses(self.options.seeds.iter().chain(&identity.known_addresses));
         let topology =
             |address: String| async move { (self.ask(&address, PeerRequest::Topology, WITHIN).await, address) };
         let mut asks: FuturesUnordered<_> = targets.into_iter().map(topology).collect();
-        let (mut no, mut not_yet, mut gone) = (None, None, None);
+        let (mut no, mut not_yet, mut gone) = (None, None, Vec::new());
+        let (mut fits, mut unfit) = (None, None);
         while let Some((answer, address)) = asks.next().await {
             let Ok(PeerReply::Topology { topology: Some(topology) }) = answer else { continue };
             if topology.cluster_id != cluster {
                 continue;
             }
-            place.is_in(&topology, &self.me)?;
+            let epoch = Some(topology.epoch);
+            if let Err(stop) = place.is_in(&topology, &self.me) {
+                unfit = unfit.filter(|(newest, _)| *newest > epoch).or(Some((epoch, stop)));
+                continue;
+            }
+            fits = fits.max(epoch);
             // It was a member: asked now, they would take it in as a new one.
             if identity.cluster.is_some() && topology.member(self.me.node).is_none() {
-                gone = Some(topology);
+                gone.push(topology);
                 continue;
             }
             let request = PeerRequest::Replace { newcomer: self.me.clone(), succeeds: identity.succeeds.clone() };
@@ -171,9 +184,18 @@ impl Founding {
                 Err(error) => not_yet = Some(format!("{address}: {error}")),
             }
         }
-        Ok(match (no, not_yet, gone) {
+        if let Some((_, stop)) = unfit.filter(|(epoch, _)| *epoch > fits) {
+            return Err(stop);
+        }
+        let (without, newest) = (gone.len(), gone.into_iter().max_by_key(|topology| topology.epoch));
+        Ok(match (no, not_yet, newest) {
             (Some(why), ..) => Said::No(why),
             (None, Some(why), _) => Said::NotYet(why),
+            // A few may have been down when it became a member.
+            (None, None, Some(topology)) if without < majority(topology.members.len()) => {
+                let (epoch, all) = (topology.epoch, topology.members.len());
+                Said::NotYet(format!("it is no member in epoch {epoch}, say {without} of {all} members"))
+            }
             (None, None, Some(topology)) => Said::Gone(topology),
             (None, None, None) => Said::NotYet("no member answers".into()),
         })

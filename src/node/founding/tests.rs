@@ -417,6 +417,32 @@ async fn a_place_that_the_number_does_not_stand_for_is_refused_and_the_other_com
     assert!(error.to_string().ends_with("a3 join --node-num 5"), "{error}");
 }
 
+/// The members let it in, and it ended before it heard of that: it has nothing of what the one before knew.
+#[tokio::test(start_paused = true)]
+async fn who_finds_itself_listed_and_founded_nothing_is_to_be_rebuilt() {
+    let world = World::new(16, 3);
+    let disks = disks(1..=3);
+    let founders: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+    one_cluster(&founders.iter().collect::<Vec<_>>()).await;
+    assert!(founders.iter().all(|life| !life.routing.is_rebuilding()), "founders have all there is");
+    for founder in founders {
+        founder.crash();
+    }
+    let newcomer = Disk::fresh(3, 33);
+    for disk in &disks[..2] {
+        let mut topology = disk.topology.lock();
+        let topology = topology.as_mut().unwrap();
+        topology.epoch.0 += 1;
+        let listed = topology.members.iter_mut().find(|m| m.node == NodeNum(3)).unwrap();
+        listed.instance = newcomer.identity.lock().instance;
+    }
+    let [first, second] = [&disks[0], &disks[1]].map(|disk| world.start(disk));
+    let third = world.start(&newcomer);
+    one_cluster(&[&first, &second, &third]).await;
+    assert!(third.routing.is_rebuilding() && newcomer.identity.lock().rebuilding);
+    assert!(!first.routing.is_rebuilding());
+}
+
 /// Another cluster's node took over the port of one seed: the members that answer are enough.
 #[tokio::test(start_paused = true)]
 async fn a_stranger_on_one_seed_stops_no_member() {
