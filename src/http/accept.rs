@@ -22,7 +22,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, TRANSFER_ENCODING};
 use axum::http::{HeaderValue, Request, Response, Version};
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use http_body_util::{BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -55,6 +55,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// Where one after the other fails, it is told this often.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// Connections that are taken when the listener closes, at most: what the system keeps for it, and some that come meanwhile.
+const LAST_MAX: usize = 2_048;
 /// How long a connection that was accepted last has for its first request before it counts as idle.
 const LAST_REQUEST_WAIT: Duration = Duration::from_millis(100);
 
@@ -70,11 +72,7 @@ pub async fn serve(listener: TcpListener, router: Router, options: &Options, shu
     server.accept(&listener, shutdown).await;
     server.leaving.store(true, Ordering::Relaxed);
     server.accept(&listener, tokio::time::sleep(options.farewell)).await;
-    // Those that the system accepted meanwhile believe that they are connected.
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-        server.take(stream, peer);
-    }
-    drop(listener);
+    server.take_the_last(listener);
     tokio::time::sleep(LAST_REQUEST_WAIT).await;
     server.stop(options.grace).await;
 }
@@ -142,6 +140,17 @@ impl Server {
             server.connection(stream).await;
             drop(place);
         });
+    }
+
+    /// Takes those that the system accepted meanwhile, who believe that they are connected, and closes the listener. The system
+    /// is asked itself: on a busy node the runtime hears of them late, and they would be reset.
+    fn take_the_last(self: &Arc<Self>, listener: TcpListener) {
+        let Ok(listener) = listener.into_std() else { return };
+        for (stream, peer) in (0..LAST_MAX).map_while(|_| listener.accept().ok()) {
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                self.take(stream, peer);
+            }
+        }
     }
 
     async fn connection(&self, stream: TcpStream) {
