@@ -75,8 +75,8 @@ impl Asks {
                 let request = rare::found_request(header, topology, committed);
                 (answer(client.found(request).await)?.header, Ok(PeerReply::Done))
             }
-            PeerRequest::Replace { newcomer, succeeds } => {
-                let request = rare::replace_request(header, newcomer, &succeeds);
+            PeerRequest::Replace { epoch, newcomer, succeeds } => {
+                let request = rare::replace_request(header, epoch, newcomer, &succeeds);
                 rare::split_replace_reply(answer(client.replace(request).await)?)
             }
             PeerRequest::CatchUp { epoch } => caught_up(client, header, epoch).await?,

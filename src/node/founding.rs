@@ -154,11 +154,16 @@ impl Founding {
         let identity = self.store.identity();
         self.routing.set_rebuilding(identity.rebuilding);
         if let Some(topology) = self.store.topology().await? {
-            self.accept_as_ours(&topology, "the data directory")?;
+            let listed = self.accept_as_ours(&topology, "the data directory");
+            if let Err(stop @ Stop::Foreign { .. }) = listed {
+                return Err(stop.into());
+            }
             let newer = self.meet(&topology).await?;
-            // One that was removed meanwhile does not come back even for a moment.
-            newer.iter().try_for_each(|newer| self.check_listed(newer))?;
-            self.put_in_force(Arc::new(topology)).await?;
+            // The newest decides: one that was removed meanwhile does not come back even for a moment, and one that was let in again does.
+            newer.as_ref().map_or(listed.clone(), |newer| self.check_listed(newer))?;
+            if listed.is_ok() {
+                self.put_in_force(Arc::new(topology)).await?;
+            }
             if let Some(newer) = newer {
                 self.routing.adopt(&*self.store, newer).await?;
             }

@@ -372,12 +372,12 @@ impl PeerHandler for Node {
                 PeerRequest::Vote { epoch, ballot, proposal } => {
                     self.succession.answer_vote(epoch, ballot, proposal).await
                 }
-                PeerRequest::Replace { newcomer, succeeds } => {
+                PeerRequest::Replace { epoch, newcomer, succeeds } => {
                     if (from.node, from.instance) != newcomer.who() {
                         return Err(PeerError::Protocol("on behalf of somebody else".into()));
                     }
                     self.check_joined(Level::Linearizable).map_err(|f| PeerError::Refused(f.kind.to_string()))?;
-                    self.succession.answer_replace(newcomer, succeeds).await
+                    self.succession.answer_replace(epoch, newcomer, succeeds).await
                 }
                 PeerRequest::Founded { topology } if self.is_of_ours(&topology) => {
                     self.succession.adopt(topology).await;

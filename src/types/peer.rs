@@ -36,8 +36,9 @@ pub enum PeerRequest {
     Founded { topology: Arc<Topology> },
     /// A new instance asks for a place: a new one where its number is nobody's, or that of the member of its number. It held the
     /// directory of these instances before, so that none of them can be alive; without one of them the member must have been
-    /// down for a while.
-    Replace { newcomer: Announcement, succeeds: Vec<InstanceId> },
+    /// down for a while. It holds only while the topology is in force that the asked member told of, the one of that epoch: what is
+    /// carried out later could let in again who was removed meanwhile, or take the place of somebody else.
+    Replace { epoch: Epoch, newcomer: Announcement, succeeds: Vec<InstanceId> },
     /// Vote on the epoch after yours: promise that ballot, or accept this proposal under it.
     Vote { epoch: Epoch, ballot: Ballot, proposal: Option<Arc<Topology>> },
     /// Propose this conditional write, and give up after so many milliseconds. Never repeated, and never passed on again.

@@ -39,7 +39,11 @@ async fn each_kind_makes_the_round_to_a_member_and_to_an_address() {
         (PeerRequest::Found { topology: topology.clone() }, PeerReply::Done),
         (PeerRequest::Founded { topology: topology.clone() }, PeerReply::Done),
         (
-            PeerRequest::Replace { newcomer: announcement(4), succeeds: vec![instance(7), instance(8)] },
+            PeerRequest::Replace {
+                epoch: Epoch(4),
+                newcomer: announcement(4),
+                succeeds: vec![instance(7), instance(8)],
+            },
             PeerReply::Replaced { topology: Some(topology.clone()) },
         ),
         (
@@ -55,7 +59,10 @@ async fn each_kind_makes_the_round_to_a_member_and_to_an_address() {
             }),
         ),
         (PeerRequest::CatchUp { epoch: Epoch(4) }, PeerReply::WrongEpoch { epoch: Epoch(5) }),
-        (PeerRequest::Replace { newcomer: announcement(4), succeeds: vec![] }, PeerReply::Replaced { topology: None }),
+        (
+            PeerRequest::Replace { epoch: Epoch(4), newcomer: announcement(4), succeeds: vec![] },
+            PeerReply::Replaced { topology: None },
+        ),
         (
             PeerRequest::Vote { epoch: Epoch(2), ballot, proposal: None },
             PeerReply::Voted(Box::new(Vote { epoch: Epoch(2), promised: ballot, accepted: None })),

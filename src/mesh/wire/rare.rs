@@ -47,17 +47,18 @@ pub(in crate::mesh) fn found_request(
 
 pub(in crate::mesh) fn replace_request(
     header: Option<proto::Header>,
+    epoch: Epoch,
     newcomer: Announcement,
     succeeds: &[InstanceId],
 ) -> proto::ReplaceRequest {
     let succeeds = succeeds.iter().map(|instance| uuid_bytes(instance.0)).collect();
-    proto::ReplaceRequest { header, newcomer: Some(announcement(newcomer)), succeeds }
+    proto::ReplaceRequest { header, newcomer: Some(announcement(newcomer)), succeeds, epoch: epoch.0 }
 }
 
 pub(in crate::mesh) fn read_replace(request: proto::ReplaceRequest) -> Result<PeerRequest, Malformed> {
     let newcomer = read_announcement(request.newcomer.ok_or("an announcement is missing")?)?;
     let succeeds = request.succeeds.iter().map(|bytes| read_uuid(bytes).map(InstanceId)).collect::<Result<_, _>>()?;
-    Ok(PeerRequest::Replace { newcomer, succeeds })
+    Ok(PeerRequest::Replace { epoch: Epoch(request.epoch), newcomer, succeeds })
 }
 
 pub(in crate::mesh) fn vote_request(

@@ -159,7 +159,7 @@ impl Founding {
             if topology.cluster_id != cluster {
                 continue;
             }
-            let epoch = Some(topology.epoch);
+            let (asked, epoch) = (topology.epoch, Some(topology.epoch));
             if let Err(stop) = place.is_in(&topology, &self.me) {
                 unfit = unfit.filter(|(newest, _)| *newest > epoch).or(Some((epoch, stop)));
                 continue;
@@ -170,14 +170,15 @@ impl Founding {
                 gone.push(topology);
                 continue;
             }
-            let request = PeerRequest::Replace { newcomer: self.me.clone(), succeeds: identity.succeeds.clone() };
+            let (newcomer, succeeds) = (self.me.clone(), identity.succeeds.clone());
+            let request = PeerRequest::Replace { epoch: asked, newcomer, succeeds };
             match self.ask(&address, request, DECIDES_WITHIN).await {
                 Ok(PeerReply::Replaced { topology: Some(topology) })
                     if may_serve(&self.me, Some(cluster), &topology, &address).is_ok() =>
                 {
                     return Ok(Said::Yes(topology));
                 }
-                Ok(_) => not_yet = Some(format!("{address} has not decided yet")),
+                Ok(_) => not_yet = Some(format!("{address} has not decided yet, or the topology changed")),
                 Err(error @ (PeerError::Refused(_) | PeerError::Protocol(_))) => {
                     no = Some(format!("{address}: {error}"))
                 }

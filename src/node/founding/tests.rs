@@ -443,6 +443,29 @@ async fn who_finds_itself_listed_and_founded_nothing_is_to_be_rebuilt() {
     assert!(!first.routing.is_rebuilding());
 }
 
+/// A topology without it is what it has on disk. Who let it in again decides, where they can be asked.
+#[tokio::test(start_paused = true)]
+async fn who_was_removed_and_let_in_again_comes_back() {
+    let world = World::new(17, 3);
+    let disks = disks(1..=3);
+    let founders: Vec<Life> = disks.iter().map(|d| world.start(d)).collect();
+    one_cluster(&founders.iter().collect::<Vec<_>>()).await;
+    for founder in founders {
+        founder.crash();
+    }
+    let advance = |disk: &Disk, epochs| disk.topology.lock().as_mut().unwrap().epoch.0 += epochs;
+    advance(&disks[2], 1);
+    disks[2].topology.lock().as_mut().unwrap().members.retain(|m| m.node != NodeNum(3));
+    let error = world.start(&disks[2]).end().await;
+    assert!(matches!(&error, FoundingError::Stop(Stop::Removed { epoch: Epoch(2), .. })), "{error}");
+    disks[..2].iter().for_each(|disk| advance(disk, 2));
+    let [first, second] = [&disks[0], &disks[1]].map(|disk| world.start(disk));
+    one_cluster(&[&first, &second]).await;
+    let third = world.start(&disks[2]);
+    one_cluster(&[&first, &second, &third]).await;
+    assert_eq!(third.routing.epoch(), Epoch(3));
+}
+
 /// Another cluster's node took over the port of one seed: the members that answer are enough.
 #[tokio::test(start_paused = true)]
 async fn a_stranger_on_one_seed_stops_no_member() {

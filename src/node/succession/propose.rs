@@ -20,30 +20,37 @@ const PAUSE_MS: u64 = 300;
 
 impl Succession {
     /// A newcomer asks for a place: that of the member of its number, whose directory it held as those instances; or one of its
-    /// own, where the number is nobody's.
+    /// own, where the number is nobody's. Only as a step from the topology of that epoch, which it knows: after another one it may have
+    /// been let in and removed again, and a member may have come to its number that lives.
     ///
     /// # Errors
     /// `Refused` where the member of its number lives, or it cannot become one now. Nothing was changed.
     pub async fn answer_replace(
         &self,
+        epoch: Epoch,
         newcomer: Announcement,
         succeeds: Vec<InstanceId>,
     ) -> Result<PeerReply, PeerError> {
         let ring = self.routing.ring().ok_or_else(|| PeerError::Refused("it has no topology".into()))?;
+        let then = |topology: &Topology| if topology.epoch == epoch { Ok(()) } else { Err(None) };
         let topology = match ring.topology().member(newcomer.node) {
-            Some(listed) if listed.instance == newcomer.instance => Some(Arc::clone(ring.topology())),
-            Some(listed) if listed.node == self.me => None,
+            Some(listed) if listed.instance == newcomer.instance => Ok(Some(Arc::clone(ring.topology()))),
+            _ if ring.epoch() != epoch => Ok(None),
+            Some(listed) if listed.node == self.me => Ok(None),
             Some(listed) if succeeds.contains(&listed.instance) || self.is_gone(listed).await? => {
-                self.decide(|topology| replaced(topology, &newcomer).ok_or(())).await.ok().flatten()
+                self.decide(|now| then(now).and_then(|()| replaced(now, &newcomer).ok_or(None))).await
             }
-            Some(_) => None,
+            Some(_) => Ok(None),
             None => {
                 let joins = Wish::Join(newcomer.clone());
-                let decided = self.decide(|topology| change::begin(topology, &joins)).await;
-                decided.map_err(|unfit| PeerError::Refused(unfit.to_string()))?
+                self.decide(|now| then(now).and_then(|()| change::begin(now, &joins).map_err(Some))).await
             }
         };
-        Ok(PeerReply::Replaced { topology })
+        match topology {
+            Ok(topology) => Ok(PeerReply::Replaced { topology }),
+            Err(None) => Ok(PeerReply::Replaced { topology: None }),
+            Err(Some(unfit)) => Err(PeerError::Refused(unfit.to_string())),
+        }
     }
 
     /// Whether a member may be taken for dead; not yet, where it is not known for long enough.
@@ -78,7 +85,14 @@ impl Succession {
                 self.tell(tell.into_iter()).await;
                 return Ok(sent);
             }
-            let own = step(topology)?;
+            let own = match step(topology) {
+                Ok(own) => own,
+                Err(why) => {
+                    // What somebody else had proposed may have been brought to its end on the way.
+                    self.tell(tell.into_iter()).await;
+                    return Err(why);
+                }
+            };
             let Some(member) = topology.member(self.me) else { return Ok(None) };
             let Some(hlc) = self.clock.stamp_reserved(above).await else { return Ok(None) };
             // Whoever is no member afterwards is told so, too.

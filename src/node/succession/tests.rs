@@ -78,10 +78,10 @@ async fn a_vote_that_cannot_be_stored_or_is_for_no_next_epoch_is_none() {
 #[tokio::test(start_paused = true)]
 async fn a_place_is_not_given_to_a_stranger_before_its_member_was_down_for_long() {
     let one = member(Arc::new(DiskStore(Disk::fresh(1, 1))));
-    let itself = one.answer_replace(newcomer(2, 2), Vec::new()).await;
+    let itself = one.answer_replace(Epoch(1), newcomer(2, 2), Vec::new()).await;
     assert_eq!(itself, Ok(PeerReply::Replaced { topology: Some(topology(1, 3, 3)) }));
     for (node, succeeds) in [(2, Vec::new()), (1, vec![InstanceId(Uuid::from_u128(1))])] {
-        let told = one.answer_replace(newcomer(node, 99), succeeds).await;
+        let told = one.answer_replace(Epoch(1), newcomer(node, 99), succeeds).await;
         assert_eq!(told, Ok(PeerReply::Replaced { topology: None }), "n{node}: not known to be gone, or the asked one");
     }
 }
@@ -91,6 +91,25 @@ async fn a_number_that_is_nobodys_has_to_wait_while_another_change_is_under_way(
     let one = member(Arc::new(DiskStore(Disk::fresh(1, 1))));
     let joins = change::begin(&topology(1, 3, 3), &Wish::Join(newcomer(8, 98))).unwrap();
     one.adopt(Arc::new(joins)).await;
-    let told = one.answer_replace(newcomer(9, 99), Vec::new()).await;
+    let told = one.answer_replace(Epoch(2), newcomer(9, 99), Vec::new()).await;
     assert_eq!(told, Err(PeerError::Refused("another change of the topology is under way: n8 joins".into())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_was_asked_for_under_another_epoch_is_not_given() {
+    let one = member(Arc::new(DiskStore(Disk::fresh(1, 1))));
+    let joins = change::begin(&topology(1, 3, 3), &Wish::Join(newcomer(8, 98))).unwrap();
+    let back = change::abort(&joins).unwrap();
+    one.adopt(Arc::new(joins)).await;
+    one.adopt(Arc::new(back)).await;
+    for epoch in [1, 2, 4] {
+        for (node, succeeds) in [(8, Vec::new()), (2, vec![InstanceId(Uuid::from_u128(2))])] {
+            let told = one.answer_replace(Epoch(epoch), newcomer(node, 98), succeeds).await;
+            assert_eq!(told, Ok(PeerReply::Replaced { topology: None }), "n{node} under epoch {epoch}");
+        }
+    }
+    let under_it = one.answer_replace(Epoch(3), newcomer(8, 98), Vec::new());
+    tokio::pin!(under_it);
+    assert!(futures_util::poll!(&mut under_it).is_pending());
+    assert!(one.proposing.try_lock().is_err(), "under the one in force it is proposed");
 }
