@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use a3::node::Node;
@@ -14,7 +15,6 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::history::{Ask, Operation, Request, Terms, Told, Wish};
-use crate::late;
 use crate::machine::Seeded;
 use crate::world::World;
 
@@ -32,6 +32,18 @@ pub(crate) struct Shared {
     idempotent: Mutex<BTreeMap<Key, Vec<Request>>>,
     asked: Mutex<BTreeMap<Key, usize>>,
     touches: Mutex<u64>,
+    quiet: AtomicBool,
+}
+
+impl Shared {
+    /// Whether clients ask nothing now, but for the one who wants it so.
+    fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_quiet(&self, quiet: bool) {
+        self.quiet.store(quiet, Ordering::SeqCst);
+    }
 }
 
 /// Longer than a world is at work.
@@ -54,10 +66,11 @@ pub(crate) struct Client {
 pub(crate) async fn client(world: Arc<World>, number: usize, until: Instant) {
     let random = Seeded::new(world.seed, 10 + number as u64);
     let pause_ms = *random.pick(&[15, 50, 200, 600]);
-    let pause_ms = late::pause_ms(world.seed).filter(|_| world.changes()).unwrap_or(pause_ms);
     let mut client = Client::new(&world, number, random);
     while Instant::now() < until {
-        client.act().await;
+        if !world.shared.is_quiet() {
+            client.act().await;
+        }
         if client.world.grace.is_some() && client.random.per_mille(40) {
             // Deleted keys come of age.
             sleep(Duration::from_millis(client.random.between(1_000, 15_000))).await;

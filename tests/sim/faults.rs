@@ -99,8 +99,8 @@ async fn befall(world: Arc<World>, fault: Fault, at: usize, ends: Instant, chanc
                 crash(&world, one, ends.min(Instant::now() + Duration::from_millis(chance % 500))).await;
             }
         }
-        Fault::Cut => cut(&world, &between_groups(&world, chance, false), ends).await,
-        Fault::CutOneWay => cut(&world, &between_groups(&world, chance, true), ends).await,
+        Fault::Cut => cut(&world, &between_groups(&world, chance, false), sleep_until(ends)).await,
+        Fault::CutOneWay => cut(&world, &between_groups(&world, chance, true), sleep_until(ends)).await,
         Fault::Hang => {
             trace.note(format_args!("{me} hangs for {:?}", ends - Instant::now()));
             world.network.hang(me, ends);
@@ -146,6 +146,20 @@ async fn crash(world: &World, places: &[Place], ends: Instant) {
     }
 }
 
+/// Whether two replicas are rivals in that world.
+pub(crate) fn are_rivals(world: &World) -> bool {
+    world.rf >= 3 && !world.changes() && Seeded::new(world.seed, 24).below(8) == 0
+}
+
+/// The first two home replicas of the first key do not reach each other, and both reach the rest: after some seconds, when neither is
+/// connected to the other, both propose for the key.
+pub(crate) async fn rivals(world: Arc<World>, until: Instant) {
+    let set = world.keys().first().and_then(|key| world.write_sets(key).pop());
+    if let Some([one, other, ..]) = set.as_deref() {
+        cut(&world, &BTreeSet::from([(*one, *other), (*other, *one)]), sleep_until(until)).await;
+    }
+}
+
 fn between_groups(world: &World, chance: u64, one_way: bool) -> BTreeSet<(NodeNum, NodeNum)> {
     let numbers: Vec<NodeNum> = world.places.iter().map(|p| p.number).collect();
     let side = |n: NodeNum| chance >> n.0 & 1 == 1;
@@ -154,11 +168,11 @@ fn between_groups(world: &World, chance: u64, one_way: bool) -> BTreeSet<(NodeNu
     pairs.filter(|(a, b)| crosses(*a, *b)).collect()
 }
 
-/// Nothing passes from the one to the other, until then.
-pub(crate) async fn cut(world: &World, links: &BTreeSet<(NodeNum, NodeNum)>, ends: Instant) {
+/// Nothing passes from the one to the other meanwhile.
+pub(crate) async fn cut(world: &World, links: &BTreeSet<(NodeNum, NodeNum)>, meanwhile: impl Future<Output = ()>) {
     world.trace.note(format_args!("cut {links:?}"));
     world.network.cut(links);
-    sleep_until(ends).await;
+    meanwhile.await;
     world.trace.note(format_args!("mended {links:?}"));
     world.network.mend(links);
 }

@@ -4,8 +4,8 @@
 //! One seed is one run: a cluster is founded, clients read and write while nodes crash, hang, are cut off, lose disks and
 //! have their clocks set; then all of it is healed and checked (`checks`). `docs/simulation.md` is its description.
 //!
-//! `SIM_SEEDS=first..last` runs other seeds than the usual ones (the last is not run); `SIM_LINES` is how many events a
-//! failure shows.
+//! `SIM_SEEDS=first..last` runs other seeds than the usual ones (the last is not run); `SIM_LINES` is how many events are
+//! shown of a failure, or of a single seed that holds.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod changes;
@@ -38,6 +38,8 @@ use world::World;
 const SEEDS: Range<u64> = 0..200;
 /// How long clients and faults are at work, virtual seconds.
 const STORM: Range<u64> = 2..7;
+/// The same where two replicas are rivals, which they come to be after some seconds.
+const RIVALS_STORM: Range<u64> = 6..10;
 /// The same where the topology changes meanwhile: a change takes a second or more.
 const CHANGING_STORM: Range<u64> = 6..14;
 /// The same where tombstones are purged meanwhile.
@@ -96,12 +98,16 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     let storm = match () {
         () if world.grace.is_some() => LONG_STORM,
         () if world.changes() => CHANGING_STORM,
+        () if faults::are_rivals(world) => RIVALS_STORM,
         () => STORM,
     };
     let until = Instant::now() + Duration::from_secs(world.random.between(storm.start, storm.end));
     world.life.spawn(faults::faults(world.clone(), until).boxed());
     for number in 0..world.random.between(2, 5) as usize {
         world.life.spawn(clients::client(world.clone(), number, until).boxed());
+    }
+    if faults::are_rivals(world) {
+        world.life.spawn(faults::rivals(world.clone(), until).boxed());
     }
     if world.changes() {
         world.life.spawn(changes::changes(world.clone(), until).boxed());
@@ -185,6 +191,9 @@ fn every_seed_holds() {
         println!("{count:>9} {what}");
     }
     let Some(seed) = failed else {
+        if std::env::var_os("SIM_LINES").is_some() && seeds().count() == 1 {
+            println!("{}", transcript(&run(seeds().start, true).trace, ""));
+        }
         let missing: Vec<&str> = MET.into_iter().filter(|what| !tally.contains_key(*what)).collect();
         assert!(seeds() != SEEDS || missing.is_empty(), "never met: {missing:?}");
         return;

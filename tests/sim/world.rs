@@ -271,7 +271,7 @@ impl World {
     }
 
     /// Those that keep the key, and those that kept it before while it moves, by the newest topology on any disk.
-    fn write_sets(&self, key: &Key) -> Vec<Vec<NodeNum>> {
+    pub(crate) fn write_sets(&self, key: &Key) -> Vec<Vec<NodeNum>> {
         let Some((topology, slot)) = self.topology().zip(self.keys.get().and_then(|keys| keys.slots.get(key))) else {
             return Vec::new();
         };
@@ -280,7 +280,7 @@ impl World {
     }
 
     /// Those of all sets.
-    fn homes(&self, key: &Key) -> BTreeSet<NodeNum> {
+    pub(crate) fn homes(&self, key: &Key) -> BTreeSet<NodeNum> {
         self.write_sets(key).into_iter().flatten().collect()
     }
 
