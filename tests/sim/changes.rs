@@ -104,6 +104,7 @@ pub(crate) async fn changes(world: Arc<World>, until: Instant) {
     let random = Seeded::new(world.seed, 9);
     let pause_ms = *random.pick(&[100, 500, 2_000]);
     let mut copies = world.rf;
+    let first = world.topology().map(|topology| topology.epoch);
     while Instant::now() < until {
         sleep(Duration::from_millis(random.between(1, pause_ms))).await;
         count_copies(&world, &mut copies);
@@ -124,6 +125,9 @@ pub(crate) async fn changes(world: Arc<World>, until: Instant) {
         sleep(Duration::from_millis(50)).await;
     }
     count_copies(&world, &mut copies);
+    if world.topology().map(|topology| topology.epoch) > first {
+        world.history.count("change: a world came to another topology");
+    }
 }
 
 /// Counts a change of the number of copies that has ended, since it was looked for last.
