@@ -165,7 +165,7 @@ impl Founding {
                 self.put_in_force(Arc::new(topology)).await?;
             }
             if let Some(newer) = newer {
-                self.routing.adopt(&*self.store, newer).await?;
+                self.routing.adopt(&*self.store, &*self.peers, newer).await?;
             }
             return Ok(());
         }

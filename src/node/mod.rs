@@ -283,8 +283,8 @@ impl Node {
     pub async fn replaced(&self) -> FoundingError {
         let mut epoch = self.routing.subscribe();
         loop {
-            if let Some(ring) = self.routing.ring()
-                && let Err(stop) = self.founding.check_listed(ring.topology())
+            if let Some(topology) = self.routing.topology()
+                && let Err(stop) = self.founding.check_listed(&topology)
             {
                 return stop.into();
             }

@@ -8,7 +8,7 @@
 //! - A vote is on disk before it is told, and votes are given one at a time.
 //! - The member that is replaced cannot be alive, as far as anybody can know: the newcomer holds its data directory, or it
 //!   has been down for [`DOWN_FOR`] here and a direct call to it fails. One that lives all the same is fenced out: nobody
-//!   counts an answer of another instance than the topology lists, and once it hears of the epoch it stops.
+//!   counts an answer of another instance than the topology lists, and once it hears of the epoch it serves nobody and stops.
 
 mod propose;
 
@@ -96,7 +96,7 @@ impl Succession {
         })
     }
 
-    /// Keeps an eye on the members and their epochs, and tells the mesh of each new instance. Runs for the node's life.
+    /// Keeps an eye on the members and their epochs. Runs for the node's life.
     pub async fn run(self: Arc<Self>) {
         let mut epoch = self.routing.subscribe();
         let mut known = self.routing.ring();
@@ -110,7 +110,7 @@ impl Succession {
                 _ = epoch.changed() => {
                     let ring = self.routing.ring();
                     if let (Some(before), Some(now)) = (&known, &ring) {
-                        self.introduce(before, now);
+                        self.note_members(before, now);
                     }
                     known = ring;
                 }
@@ -123,20 +123,17 @@ impl Succession {
         }
     }
 
-    /// Where the new instances are is known from the topology until gossip knows better.
-    fn introduce(&self, before: &Ring, now: &Ring) {
+    fn note_members(&self, before: &Ring, now: &Ring) {
         self.journal.note(self.me, EventKind::Topology, format!("has epoch {} in force", now.epoch()));
         let new = |m: &&Member| before.topology().member(m.node).is_none() && m.node != self.me;
         for m in now.topology().members.iter().filter(new) {
             self.journal.note(m.node, EventKind::Topology, format!("is a member since epoch {}", now.epoch()));
-            self.ports.peers.introduce(m.node, m.instance, &m.mesh_address);
         }
         for node in succession::gone(before.topology(), now.topology()) {
             if let Some(m) = now.topology().member(node).filter(|m| m.node != self.me) {
                 tracing::info!(epoch = %now.epoch(), instance = %m.instance, "{node} is another instance from now on");
                 let text = format!("is another instance since epoch {}: {}", now.epoch(), m.instance);
                 self.journal.note(node, EventKind::Topology, text);
-                self.ports.peers.introduce(m.node, m.instance, &m.mesh_address);
             }
         }
     }
@@ -192,13 +189,17 @@ impl Succession {
         Some((vote.epoch, looks))
     }
 
-    /// Somebody tells of a higher epoch than this node's.
+    /// Members told of a higher epoch than this node's: one of them has it, though others may be gone by now.
     async fn fetch_newer(&self) {
         let ours = self.routing.epoch();
-        let ahead = |info: &crate::ports::NodeInfo| info.epoch > ours;
-        let ahead = self.directory.all().into_iter().find(|(_, e)| e.info.as_deref().is_some_and(ahead));
-        if let Some((node, _)) = ahead {
+        let told = self.directory.all().into_iter();
+        let ahead = told.filter(|(_, e)| e.info.as_deref().is_some_and(|info| info.epoch > ours));
+        let (live, silent): (Vec<_>, Vec<_>) = ahead.partition(|(_, e)| e.liveness == Liveness::Alive);
+        for (node, _) in live.into_iter().chain(silent) {
             self.fetch_from(node).await;
+            if self.routing.epoch() > ours {
+                return;
+            }
         }
     }
 
@@ -211,7 +212,7 @@ impl Succession {
 
     /// A decided topology: on disk and in force when this ends. One that cannot be stored is fetched again later.
     pub(super) async fn adopt(&self, topology: Arc<Topology>) {
-        if let Err(error) = self.routing.adopt(&*self.ports.store, topology).await {
+        if let Err(error) = self.routing.adopt(&*self.ports.store, &*self.ports.peers, topology).await {
             tracing::warn!(%error, "a newer topology could not be adopted");
         }
     }

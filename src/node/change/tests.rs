@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -15,9 +16,10 @@ use crate::node::parts::Parts;
 use crate::node::reach::Reach;
 use crate::node::replica::{self, Replica};
 use crate::node::world::{Seeded, Tasks};
-use crate::ports::{Peers, ReplicaCall, ReplyTo, Spawn, Store};
+use crate::ports::{NodeInfo, Peers, ReplicaCall, ReplyTo, Spawn, Store};
 use crate::types::{
-    Accepted, Ballot, Content, Epoch, Hlc, InstanceId, Key, OpId, Recent, Record, Register, Version, Writer,
+    Accepted, Ballot, Content, Epoch, Hlc, InfoStamp, InstanceId, Key, NodeState, OpId, Recent, Record, Register,
+    Version, Writer,
 };
 
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -30,6 +32,10 @@ const THREE: NodeNum = NodeNum(3);
 struct Wire {
     drivers: OnceLock<BTreeMap<NodeNum, Driver>>,
     down: Mutex<BTreeSet<NodeNum>>,
+    /// They hear nothing: no request, and no answer to their own.
+    deaf: Mutex<BTreeSet<NodeNum>>,
+    /// Whoever has somebody accept a proposal is deaf from then on.
+    deafens: AtomicBool,
 }
 
 /// One node's end of it.
@@ -52,8 +58,14 @@ impl Peers for End {
             if wire.is_down(from) || wire.is_down(to) {
                 return Err(PeerError::Unreachable);
             }
+            if wire.is_deaf(to) {
+                return Err(PeerError::TimedOut);
+            }
+            if wire.deafens.load(Ordering::Relaxed) && matches!(request, PeerRequest::Vote { proposal: Some(_), .. }) {
+                wire.deaf.lock().insert(from);
+            }
             let Driver { succession, rebuild, routing, .. } = &wire.drivers.get().unwrap()[&to];
-            match request {
+            let answer = match request {
                 PeerRequest::Topology => {
                     Ok(PeerReply::Topology { topology: routing.ring().map(|ring| Arc::clone(ring.topology())) })
                 }
@@ -70,7 +82,8 @@ impl Peers for End {
                     rebuild.answer_compare(epoch, slot, &digests).await
                 }
                 _ => Err(PeerError::Unreachable),
-            }
+            };
+            if wire.is_deaf(from) { Err(PeerError::TimedOut) } else { answer }
         }
         .boxed()
     }
@@ -85,6 +98,10 @@ impl Peers for End {
 impl Wire {
     fn is_down(&self, node: NodeNum) -> bool {
         self.down.lock().contains(&node)
+    }
+
+    fn is_deaf(&self, node: NodeNum) -> bool {
+        self.deaf.lock().contains(&node)
     }
 }
 
@@ -217,4 +234,77 @@ async fn a_dead_member_leaves_by_itself_though_there_are_two_copies_and_nothing_
             assert_eq!(store.register(&key), Some(register(&key)), "{key}");
         }
     }
+}
+
+/// What a member tells of itself.
+fn info(me: NodeNum, epoch: Epoch) -> NodeInfo {
+    let member = topology(1, 3, 2).member(me).unwrap().clone();
+    NodeInfo {
+        stamp: InfoStamp { node: me, instance: member.instance, generation: 1, info: 1 },
+        mesh_address: member.mesh_address,
+        http_address: member.http_address,
+        zone: None,
+        weight: 1,
+        state: NodeState::Serving,
+        program: "0".into(),
+        epoch,
+        keys: 0,
+        bytes: 0,
+        hints: Vec::new(),
+        requests_per_second: 0,
+        p99_us: None,
+    }
+}
+
+/// Who told first of a newer epoch is gone, and another one has it, too.
+#[tokio::test(start_paused = true)]
+async fn a_newer_topology_is_fetched_from_whoever_lives() {
+    let cluster = cluster(3, 2);
+    cluster.kill(ONE);
+    let next = Topology { epoch: Epoch(2), ..(*topology(1, 3, 2)).clone() };
+    cluster.at(TWO).succession.adopt(Arc::new(next)).await;
+    for node in [ONE, TWO] {
+        assert!(cluster.at(THREE).directory.learn(info(node, Epoch(2))));
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(cluster.epoch(THREE), Epoch(2));
+}
+
+/// Its vote is needed, and of the topology in force it has not heard.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_vote_yet_is_told_why() {
+    let cluster = cluster(3, 2);
+    cluster.kill(TWO);
+    let next = Topology { epoch: Epoch(2), ..(*topology(1, 3, 2)).clone() };
+    cluster.at(ONE).succession.adopt(Arc::new(next)).await;
+    assert_eq!(cluster.epoch(THREE), Epoch(1));
+    let weighs = |topology: &Topology| change::begin(topology, &Wish::Weight(ONE, 2));
+    let begun = cluster.at(ONE).succession.decide(weighs).await.unwrap().expect("two of three decide");
+    assert_eq!((begun.epoch, cluster.epoch(THREE)), (Epoch(3), Epoch(3)));
+}
+
+/// It had the others accept it, and did not hear that they had; one of them brought it to its end, and somebody took it back.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_was_taken_back_is_not_begun_again_by_who_asked_for_it_first() {
+    let cluster = cluster(3, 2);
+    cluster.wire.deafens.store(true, Ordering::Relaxed);
+    let leaves = |topology: &Topology| change::begin(topology, &Wish::Leave(THREE));
+    let first = cluster.at(ONE).succession.decide(leaves);
+    let others = async {
+        while cluster.wire.deaf.lock().is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        cluster.wire.deafens.store(false, Ordering::Relaxed);
+        let two = &cluster.at(TWO).succession;
+        let begun = two.decide(leaves).await.unwrap().expect("two of three decide");
+        let back = two.decide(|topology| change::abort(topology).ok_or(Unfit::Nothing)).await.unwrap();
+        let back = back.expect("two of three decide");
+        assert_eq!((begun.epoch, begun.leaver(), back.epoch), (Epoch(2), Some(THREE), Epoch(3)));
+        cluster.wire.deaf.lock().clear();
+        cluster.at(ONE).succession.adopt(back).await;
+    };
+    let (told, ()) = tokio::join!(first, others);
+    assert_eq!(told, Ok(None), "it may have been, and be undone");
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!([ONE, TWO, THREE].map(|node| cluster.epoch(node)), [Epoch(3); 3]);
 }

@@ -102,7 +102,7 @@ impl Coordinator {
         level: Level,
         deadline: Instant,
     ) -> Result<Arc<Ring>, Failure> {
-        match timeout_at(deadline, self.routing.adopt(&*self.store, topology)).await {
+        match timeout_at(deadline, self.routing.adopt(&*self.store, &*self.peers, topology)).await {
             Ok(Ok(())) => self.ring(level),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "a newer topology could not be adopted");

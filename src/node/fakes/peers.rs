@@ -20,6 +20,7 @@ pub(crate) type Behaviour = Box<dyn Fn(ReplicaCall) -> Answer + Send>;
 pub(crate) struct FakePeers {
     peers: Mutex<BTreeMap<NodeNum, Behaviour>>,
     sent: AtomicU64,
+    introduced: Mutex<Vec<(NodeNum, InstanceId)>>,
 }
 
 impl FakePeers {
@@ -33,6 +34,11 @@ impl FakePeers {
 
     pub(crate) fn remove(&self, node: NodeNum) {
         self.peers.lock().remove(&node);
+    }
+
+    /// In the order in which they were.
+    pub(crate) fn introduced(&self) -> Vec<(NodeNum, InstanceId)> {
+        self.introduced.lock().clone()
     }
 
     pub(crate) fn sent(&self) -> u64 {
@@ -51,7 +57,9 @@ impl Peers for FakePeers {
         async { Err(PeerError::Unreachable) }.boxed()
     }
 
-    fn introduce(&self, _: NodeNum, _: InstanceId, _: &str) {}
+    fn introduce(&self, node: NodeNum, instance: InstanceId, _: &str) {
+        self.introduced.lock().push((node, instance));
+    }
 
     fn connected(&self, to: NodeNum) -> bool {
         self.peers.lock().contains_key(&to)

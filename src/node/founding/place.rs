@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Founding, FoundingError, WITHIN};
 use crate::node::succession::LIVES;
-use crate::ports::{PeerError, PeerReply, PeerRequest};
+use crate::ports::{PeerReply, PeerRequest};
 use crate::protocol::founding::{Place, Stop, may_serve};
 use crate::types::{ClusterId, Topology, majority};
 
@@ -26,8 +26,8 @@ const GONE_FOR: std::time::Duration = std::time::Duration::from_secs(10);
 enum Said {
     /// This is the topology that lists it.
     Yes(Arc<Topology>),
-    /// The member of that number lives, or there is none.
-    No(String),
+    /// The member of that number lives.
+    Lives(String),
     /// Ask again.
     NotYet(String),
     /// None of those that answer has a member of that number, and they are a majority.
@@ -47,10 +47,10 @@ impl Founding {
             let why = match said {
                 Said::Yes(topology) => return self.commit(topology).await,
                 // Restored from a backup: it would take the place as soon as the other one is stopped for a minute.
-                Said::No(why) if why.contains(LIVES) && self.store.identity().succeeds.is_empty() => {
+                Said::Lives(why) if self.store.identity().succeeds.is_empty() => {
                     return Err(Stop::Lives { node: self.me.node, why }.into());
                 }
-                Said::No(why) | Said::NotYet(why) => why,
+                Said::Lives(why) | Said::NotYet(why) => why,
                 Said::Gone(topology) => {
                     if gone.get_or_insert_with(Instant::now).elapsed() >= GONE_FOR {
                         self.check_listed(&topology)?;
@@ -82,7 +82,7 @@ impl Founding {
         tracing::warn!("{stop}; it waits for the members to hold that instance down for long enough to replace it");
         loop {
             match self.ask_for_place(cluster, place).await? {
-                Said::No(why) => {
+                Said::Lives(why) => {
                     tracing::error!("{why}");
                     return Err(stop.into());
                 }
@@ -108,11 +108,11 @@ impl Founding {
         loop {
             let why = match self.ask_for_place(cluster, place).await? {
                 Said::Yes(topology) => return self.enter(topology).await,
-                Said::No(why) | Said::NotYet(why) => why,
+                Said::Lives(why) | Said::NotYet(why) => why,
                 Said::Gone(topology) => format!("it is no member in epoch {}", topology.epoch),
             };
             let waits = format!(
-                "asks to become a member of cluster {cluster}, and then fetches its slots from the others; {why}"
+                "asks to become a member of cluster {cluster}: it serves then, and fetches its slots meanwhile; {why}"
             );
             if waits != told {
                 tracing::info!("{} {waits}", self.me.node);
@@ -152,7 +152,7 @@ impl Founding {
         let topology =
             |address: String| async move { (self.ask(&address, PeerRequest::Topology, WITHIN).await, address) };
         let mut asks: FuturesUnordered<_> = targets.into_iter().map(topology).collect();
-        let (mut no, mut not_yet, mut gone) = (None, None, Vec::new());
+        let (mut lives, mut not_yet, mut gone) = (None, None, Vec::new());
         let (mut fits, mut unfit) = (None, None);
         while let Some((answer, address)) = asks.next().await {
             let Ok(PeerReply::Topology { topology: Some(topology) }) = answer else { continue };
@@ -179,9 +179,8 @@ impl Founding {
                     return Ok(Said::Yes(topology));
                 }
                 Ok(_) => not_yet = Some(format!("{address} has not decided yet, or the topology changed")),
-                Err(error @ (PeerError::Refused(_) | PeerError::Protocol(_))) => {
-                    no = Some(format!("{address}: {error}"))
-                }
+                // Any other refusal passes: it is not ready yet, or another change is under way.
+                Err(error) if error.to_string().contains(LIVES) => lives = Some(format!("{address}: {error}")),
                 Err(error) => not_yet = Some(format!("{address}: {error}")),
             }
         }
@@ -189,8 +188,8 @@ impl Founding {
             return Err(stop);
         }
         let (without, newest) = (gone.len(), gone.into_iter().max_by_key(|topology| topology.epoch));
-        Ok(match (no, not_yet, newest) {
-            (Some(why), ..) => Said::No(why),
+        Ok(match (lives, not_yet, newest) {
+            (Some(why), ..) => Said::Lives(why),
             (None, Some(why), _) => Said::NotYet(why),
             // A few may have been down when it became a member.
             (None, None, Some(topology)) if without < majority(topology.members.len()) => {

@@ -1,130 +1,11 @@
 //! Failure stories of the first start, in virtual time over a small network.
 
-use std::collections::BTreeSet;
-
-use futures_util::future::BoxFuture;
-use tokio::task::JoinHandle;
+mod world;
 
 use super::*;
-use crate::node::world::{Disk, DiskStore, Host, Network, NetworkPeers, Seeded};
+use crate::node::world::{Disk, Seeded};
 use crate::types::{Epoch, Identity, NodeNum};
-
-struct Plugged {
-    founding: Arc<Founding>,
-    disk: Arc<Disk>,
-}
-
-impl Host for Plugged {
-    fn identity(&self) -> Identity {
-        self.disk.identity.lock().clone()
-    }
-
-    fn answer(&self, from: Header, request: PeerRequest) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
-        let founding = self.founding.clone();
-        Box::pin(async move { founding.answer(from, request).await })
-    }
-}
-
-/// A running node.
-struct Life {
-    address: String,
-    network: Arc<Network>,
-    founding: Arc<Founding>,
-    routing: Arc<Routing>,
-    run: JoinHandle<Result<(), FoundingError>>,
-}
-
-impl Life {
-    fn crash(self) -> String {
-        self.network.unplug(&self.address);
-        self.run.abort();
-        self.address
-    }
-
-    fn cluster(&self) -> Option<ClusterId> {
-        self.routing.ring().map(|r| r.topology().cluster_id)
-    }
-
-    async fn end(self) -> FoundingError {
-        let ended = tokio::time::timeout(Duration::from_secs(30), self.run).await;
-        self.network.unplug(&self.address);
-        ended.expect("the start must end").unwrap().expect_err("the start must fail")
-    }
-}
-
-fn at(node: u16) -> String {
-    format!("10.0.0.{node}:50050")
-}
-
-struct World {
-    network: Arc<Network>,
-    size: u16,
-    rf: u8,
-    seeds: Vec<String>,
-    place: Place,
-}
-
-impl World {
-    fn new(seed: u64, size: u16) -> Self {
-        let seeds = (1..=size).map(at).collect();
-        Self { network: Network::new(seed), size, rf: 2, seeds, place: Place::Any }
-    }
-
-    fn start(&self, disk: &Arc<Disk>) -> Life {
-        let node = disk.identity.lock().node;
-        self.start_at(disk, &at(node.0))
-    }
-
-    fn start_at(&self, disk: &Arc<Disk>, address: &str) -> Life {
-        let options = FoundingOptions {
-            seeds: self.seeds.clone(),
-            cluster_size: self.size,
-            rf: self.rf,
-            zone: None,
-            weight: 1,
-            mesh_address: address.to_owned(),
-            http_address: "10.0.0.1:8000".to_owned(),
-        };
-        let routing = Arc::new(Routing::default());
-        let peers = NetworkPeers::new(&self.network, address, disk);
-        let store = Arc::new(DiskStore(disk.clone()));
-        let instance = disk.identity.lock().instance.0.as_u128() as u64;
-        let founding = Founding::new(options, peers, store, routing.clone(), Seeded::new(instance));
-        self.network.plug(address, Arc::new(Plugged { founding: founding.clone(), disk: disk.clone() }));
-        let run = {
-            let founding = founding.clone();
-            let place = self.place;
-            spawn(async move { founding.run(place).await })
-        };
-        Life { address: address.to_owned(), network: self.network.clone(), founding, routing, run }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a test's own tasks belong to no node")]
-fn spawn(
-    task: impl Future<Output = Result<(), FoundingError>> + Send + 'static,
-) -> JoinHandle<Result<(), FoundingError>> {
-    tokio::spawn(task)
-}
-
-fn disks(nodes: std::ops::RangeInclusive<u16>) -> Vec<Arc<Disk>> {
-    nodes.map(|n| Disk::fresh(n, u128::from(n))).collect()
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within 30 s");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn one_cluster(lives: &[&Life]) -> ClusterId {
-    until("all are members", || lives.iter().all(|l| l.cluster().is_some())).await;
-    let clusters: BTreeSet<_> = lives.iter().filter_map(|l| l.cluster()).collect();
-    assert_eq!(clusters.len(), 1, "one cluster: {clusters:?}");
-    *clusters.first().unwrap()
-}
+use world::{Life, World, at, disks, one_cluster, until};
 
 #[tokio::test(start_paused = true)]
 async fn three_nodes_race_and_found_one_cluster() {
@@ -411,6 +292,9 @@ async fn a_place_that_the_number_does_not_stand_for_is_refused_and_the_other_com
     let waits = || third.founding.waiting();
     until("it waits for its place", || waits().starts_with("waits for the place of another instance of n3")).await;
     assert!(waits().contains("fetches its slots") && waits().ends_with("timed out"), "{}", waits());
+    // Members that are not ready refuse, and that passes.
+    world.network.cut_requests(|_, _, _| false);
+    until("it is refused, and waits", || waits().contains("not a question about")).await;
     third.crash();
     let error = world.start(&Disk::fresh(5, 5)).end().await;
     assert!(matches!(&error, FoundingError::Stop(Stop::NumberFree { node: NodeNum(5), .. })), "{error}");

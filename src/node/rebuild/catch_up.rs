@@ -66,10 +66,10 @@ impl Rebuild {
         if slots > 0 {
             tracing::info!(slots, epoch = %ring.epoch(), "{me} catches up on slots that move");
         }
-        if self.fetch(ring, pending).await? {
-            self.fetching.lock().over = true;
-            self.meters.slots.set(0.0);
-        }
+        let fetched = self.fetch(ring, pending).await;
+        // Also where the change was taken back: what was left then, nobody fetches any more.
+        self.meters.slots.set(0.0);
+        self.fetching.lock().over = fetched?;
         Ok(())
     }
 
@@ -84,7 +84,7 @@ impl Rebuild {
                 return Ok(());
             }
         }
-        let gone = self.ports.store.drop_slots(others).await?;
+        let gone = self.routing.give_up(&*self.ports.store, ring.epoch(), others).await?;
         if gone > 0 {
             tracing::info!(gone, epoch = %ring.epoch(), "{} gave up records and registers of slots that others keep now", self.me);
         }

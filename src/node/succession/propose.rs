@@ -66,7 +66,8 @@ impl Succession {
     }
 
     /// Has a step decided that follows from the topology in force, whichever that is by then: in force here, and told to all,
-    /// when this ends. `None`: not in a few ballots; it may be all the same.
+    /// when this ends. `None`: not in a few ballots; it may be all the same, or have been and be undone by now, so that it is not
+    /// proposed from a later topology than the first that somebody was to accept it under.
     ///
     /// # Errors
     /// Why there is no such step from the topology in force.
@@ -75,15 +76,19 @@ impl Succession {
         step: impl Fn(&Topology) -> Result<Topology, E>,
     ) -> Result<Option<Arc<Topology>>, E> {
         let _one = self.proposing.lock().await;
-        let (mut above, mut sent) = (Hlc::ZERO, None);
+        let (mut above, mut wanted) = (Hlc::ZERO, None);
+        let mut proposed: Option<Epoch> = None;
         let mut tell: BTreeSet<NodeNum> = BTreeSet::new();
         for _ in 0..BALLOTS_MAX {
             let Some(ring) = self.routing.ring() else { return Ok(None) };
             let topology = ring.topology();
-            if sent.as_deref() == Some(&**topology) {
+            if wanted.as_deref() == Some(&**topology) {
                 tell.extend(topology.members.iter().map(|m| m.node));
                 self.tell(tell.into_iter()).await;
-                return Ok(sent);
+                return Ok(wanted);
+            }
+            if proposed.is_some_and(|epoch| topology.epoch > epoch) {
+                break;
             }
             let own = match step(topology) {
                 Ok(own) => own,
@@ -97,8 +102,8 @@ impl Succession {
             let Some(hlc) = self.clock.stamp_reserved(above).await else { return Ok(None) };
             // Whoever is no member afterwards is told so, too.
             tell.extend(topology.members.iter().map(|m| m.node));
-            sent = Some(Arc::new(own.clone()));
-            match self.ballot(topology, Ballot { hlc, writer: member.writer }, Some(own)).await {
+            wanted = Some(Arc::new(own.clone()));
+            match self.ballot(topology, Ballot { hlc, writer: member.writer }, Some(own), &mut proposed).await {
                 Ok(Some(decided)) => self.enact(decided, &tell).await,
                 Ok(None) => {}
                 Err(outbid) => {
@@ -107,6 +112,7 @@ impl Succession {
                 }
             }
         }
+        self.tell(tell.into_iter()).await;
         Ok(None)
     }
 
@@ -117,7 +123,7 @@ impl Succession {
         let topology = ring.topology();
         let Some(member) = topology.member(self.me) else { return };
         let Some(hlc) = self.clock.stamp_reserved(Hlc::ZERO).await else { return };
-        if let Ok(Some(decided)) = self.ballot(topology, Ballot { hlc, writer: member.writer }, None).await {
+        if let Ok(Some(decided)) = self.ballot(topology, Ballot { hlc, writer: member.writer }, None, &mut None).await {
             let all = topology.members.iter().chain(&decided.members).map(|m| m.node).collect();
             self.enact(decided, &all).await;
             self.tell(all.into_iter()).await;
@@ -134,7 +140,7 @@ impl Succession {
     }
 
     /// One ballot: what was decided, which may be another proposal that was under way; `None` where there was none and this node has
-    /// nothing to propose.
+    /// nothing to propose. `proposed`: the epoch of its own, once somebody may have accepted that.
     ///
     /// # Errors
     /// Not in this ballot; the highest reading that was met, if one was.
@@ -143,13 +149,18 @@ impl Succession {
         topology: &Topology,
         ballot: Ballot,
         own: Option<Topology>,
+        proposed: &mut Option<Epoch>,
     ) -> Result<Option<Arc<Topology>>, Option<Hlc>> {
         let outbid = |round: &Round| round.outbid().map(|ballot| ballot.hlc);
         let promised = self.round(topology, ballot, None).await;
         if !promised.is_met() {
             return Err(outbid(&promised));
         }
+        let wanted = own.clone();
         let Some(proposal) = promised.proposal(own).map(Arc::new) else { return Ok(None) };
+        if wanted.as_ref() == Some(&*proposal) {
+            proposed.get_or_insert(proposal.epoch);
+        }
         let accepted = self.round(topology, ballot, Some(&proposal)).await;
         if accepted.is_met() { Ok(Some(proposal)) } else { Err(outbid(&accepted)) }
     }
@@ -166,13 +177,16 @@ impl Succession {
             (m.node, answer)
         });
         let mut round = Round::new(topology, ballot);
+        let mut refused = Vec::new();
         for (node, answer) in join_all(votes).await {
-            if let Ok(PeerReply::Voted(vote)) = answer
-                && vote.epoch == epoch
-            {
-                round.on_vote(node, *vote);
+            match answer {
+                Ok(PeerReply::Voted(vote)) if vote.epoch == epoch => round.on_vote(node, *vote),
+                Err(PeerError::Refused(_)) => refused.push(node),
+                _ => {}
             }
         }
+        // Who has not heard of the topology in force cannot vote on the next one.
+        self.tell(refused.into_iter()).await;
         round
     }
 }

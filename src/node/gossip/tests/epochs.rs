@@ -49,7 +49,8 @@ async fn a_hundred_members_learn_of_a_newcomer_from_the_one_that_knows() {
     drop(absent);
 
     // Nobody tells the others, as when the one that decided falls silent at once.
-    nodes[49].routing.adopt(&DiskStore(nodes[49].disk.clone()), grown.clone()).await.unwrap();
+    let fifty = &nodes[49];
+    fifty.routing.adopt(&DiskStore(fifty.disk.clone()), &*fifty.peers, grown.clone()).await.unwrap();
     nodes.push(start(&world, 100, &grown));
     let informed = |nodes: &[Node]| nodes.iter().all(|n| n.routing.epoch() == grown.epoch);
     within(second(5), "the epoch", || informed(&nodes)).await;
