@@ -70,6 +70,14 @@ check-compose *args:
 check-faults *args:
     scripts/check-faults {{args}}
 
+# Nodes that stop in order, are upgraded, backed up and restored under load
+check-lifecycle *args:
+    scripts/check-lifecycle {{args}}
+
+# The Debian package: built, installed, started by systemd's files, removed
+check-package *args:
+    scripts/check-package {{args}}
+
 # The same work against three nodes of etcd and three of ours
 bench-vs-etcd *args:
     scripts/bench-vs-etcd {{args}}

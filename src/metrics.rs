@@ -142,8 +142,8 @@ metrics_table! {
     EPOCH = "a3_topology_epoch", Kind::Gauge, "Epoch of the topology this node holds; 0 before it has one.", PLAIN;
     SLOTS = "a3_ring_slots", Kind::Gauge, "Slots by their home replicas that are reachable: all (`full`), a majority (`quorum`), fewer but enough nodes to stand in (`stood_in`), not enough for a quorum of any kind, or none (`lost`).", SLOT_HEALTH;
     SLOTS_OWNED = "a3_ring_slots_owned", Kind::Gauge, "Slots this node is a home replica of.", PLAIN;
-    TRANSFER_SLOTS = "a3_transfer_slots_pending", Kind::Gauge, "Slots that this node, come back as a new instance, has yet to fetch before it answers for any; else 0.", PLAIN;
-    TRANSFER_KEYS = "a3_transfer_keys_total", Kind::Counter, "Keys in the pages of slots that were handed to a member that was rebuilt, or fetched by this node, by direction.", DIRECTIONS;
+    TRANSFER_SLOTS = "a3_transfer_slots_pending", Kind::Gauge, "Slots that this node has yet to fetch: come back as a new instance, before it answers for any, or as its part of a change of the topology; else 0.", PLAIN;
+    TRANSFER_KEYS = "a3_transfer_keys_total", Kind::Counter, "Keys in the pages of slots that were handed to another member, or fetched by this node, to rebuild one or in a change of the topology, by direction.", DIRECTIONS;
     WATCHES = "a3_watches", Kind::Gauge, "Watches and long polls of clients at this node.", WATCH_KINDS;
     WATCH_CHANGES = "a3_watch_changes_total", Kind::Counter, "Changes that this node's watches told, long polls too.", PLAIN;
     WATCH_GONE = "a3_watch_gone_total", Kind::Counter, "Watches that could not go on, or not begin from their cursor: what had changed was remembered no more, or the topology changed.", PLAIN;

@@ -14,6 +14,7 @@ use super::put::receipt;
 /// Delete a key; deleting an absent one is fine.
 #[derive(Debug, Args)]
 pub(super) struct Delete {
+    /// Any bytes, 1 to 1024 of them.
     key: OsString,
     #[command(flatten)]
     wishes: Wishes,

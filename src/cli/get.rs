@@ -14,6 +14,7 @@ use super::output::{self, Output};
 /// replica's copy.
 #[derive(Debug, Args)]
 pub(super) struct Get {
+    /// Any bytes, 1 to 1024 of them.
     key: OsString,
     #[command(flatten)]
     wishes: Wishes,

@@ -18,8 +18,9 @@ use crate::storage;
 
 /// Run a node that becomes a member of a cluster that there is already.
 ///
-/// As `a3 serve`, but it never founds a cluster: SEEDS must lead to one, of which NODE_NUM is no member yet. The members take it in, it fetches its slots from them,
-/// and serves. Started again it is the member that it is; `a3 serve` does, too.
+/// As `a3 serve`, but it never founds a cluster: SEEDS must lead to one, of which NODE_NUM is no member yet. Once the members have
+/// taken it in it serves, and fetches its slots from them meanwhile; `a3 change` says how far it is. Started again, by `a3 serve` too, it
+/// is the member that it is.
 #[derive(Debug, Args)]
 pub(super) struct Join {
     #[command(flatten)]
@@ -66,7 +67,7 @@ impl Replace {
 fn into_cluster(config: Config, command: &str, place: Place) -> Result<Config, Fault> {
     if config.seeds.is_empty() {
         let needs = "SEEDS must be set to the mesh addresses of members";
-        return Err(Fault::Configuration(format!("{command}: {needs}, e.g. --seeds 10.0.0.1:50051")));
+        return Err(Fault::Configuration(format!("{command}: {needs}, e.g. --seeds 10.0.0.1:50051,10.0.0.2:50052")));
     }
     // Beside seeds one instance is not enough to found a cluster.
     Ok(Config { cluster_size: 1, place, ..config })

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use super::client::{Asked, Client, Host, block_on, within};
 use super::facts::{self, Facts};
 use super::output::{self, Output};
-use super::views::{Cluster, Convergence, Health, Member, Operations, Tombstones, fetch};
-use super::{Fault, health};
+use super::views::{Change, Cluster, Convergence, Health, Member, Operations, Tombstones, fetch};
+use super::{Fault, health, membership};
 use crate::config::units::about_bytes;
 
 /// How long the node may take for each answer, also where it asks the others (copies, tombstones). Of these, what takes
@@ -41,6 +41,7 @@ struct Told {
     convergence: Option<Convergence>,
     tombstones: Option<Tombstones>,
     operations: Option<Operations>,
+    change: Option<Change>,
     /// Of each member, in their order.
     facts: Vec<Facts>,
 }
@@ -60,6 +61,7 @@ struct Raw {
     convergence: Option<Value>,
     tombstones: Option<Value>,
     operations: Option<Value>,
+    change: Option<Value>,
 }
 
 impl Status {
@@ -71,7 +73,7 @@ impl Status {
                 members.map(|(member, facts)| json!({ "id": member.id, "facts": facts })).collect();
             output::json(&json!({
                 "cluster": raw.cluster, "health": raw.health, "convergence": raw.convergence,
-                "tombstones": raw.tombstones, "operations": raw.operations, "members": members,
+                "tombstones": raw.tombstones, "operations": raw.operations, "change": raw.change, "members": members,
             }))?;
         } else {
             output::line(&shown(&told))?;
@@ -93,10 +95,12 @@ async fn ask(client: &Client, host: &Host) -> Result<(Raw, Told), Fault> {
     };
     let health = soon("/cluster/health").await?;
     let known: Cluster = read(Some(&cluster)).unwrap_or_default();
-    let (convergence, tombstones, operations, facts) = tokio::join!(
+    let (convergence, tombstones, operations, change, facts) = tokio::join!(
         async { soon("/cluster/convergence").await.ok() },
         async { soon("/tombstones").await.ok() },
         async { soon("/operations").await.ok() },
+        // Where none is under way it is not found.
+        async { soon("/cluster/change").await.ok() },
         join_all(known.members.iter().map(|member| facts::of(client, &member.http_address)))
     );
     let told = Told {
@@ -104,10 +108,11 @@ async fn ask(client: &Client, host: &Host) -> Result<(Raw, Told), Fault> {
         convergence: read(convergence.as_ref()),
         tombstones: read(tombstones.as_ref()),
         operations: read(operations.as_ref()),
+        change: read(change.as_ref()),
         cluster: known,
         facts,
     };
-    Ok((Raw { cluster, health, convergence, tombstones, operations }, told))
+    Ok((Raw { cluster, health, convergence, tombstones, operations, change }, told))
 }
 
 fn read<T: DeserializeOwned>(value: Option<&Value>) -> Option<T> {
@@ -154,11 +159,13 @@ fn tombstones(told: &Told) -> String {
     }
 }
 
-/// A line for each operation that runs at the node that was asked.
+/// A line for the change of the topology that is under way, and for each operation that runs at the node that was asked.
 fn running(told: &Told) -> String {
+    let change = told.change.as_ref().map_or_else(String::new, |change| format!("\n{}", membership::summary(change)));
     let operations = told.operations.iter().flat_map(|o| &o.operations).filter(|o| o.state == "running");
     let done = |total: Option<u64>| total.map_or_else(String::new, |total| format!(" of {total}"));
-    operations.map(|o| format!("\n{} runs: {}{} done", o.kind, o.done, done(o.total))).collect()
+    let operations = operations.map(|o| format!("\n{} runs: {}{} done", o.kind, o.done, done(o.total)));
+    change + &operations.collect::<String>()
 }
 
 /// A line for each member that met damaged rows since its start.
@@ -311,6 +318,7 @@ mod tests {
             convergence: None,
             tombstones: None,
             operations: None,
+            change: None,
             facts,
         }
     }
@@ -367,6 +375,9 @@ mod tests {
         assert_eq!(copies(&told), "copies: differs (n1-n3 differs)");
         assert_eq!(tombstones(&told), "tombstones: 3, waiting for n2 (unreachable)");
         assert_eq!(running(&told), "\nrepair runs: 3 of 16 done");
+        told.change = read(Some(&json!({"text": "n4 joins", "since": 2, "slots": 128, "done": 60, "total": 128})));
+        let change = "\nn4 joins: under way since epoch 2, 128 slots move, 60 of 128 caught up on";
+        assert_eq!(running(&told), format!("{change}\nrepair runs: 3 of 16 done"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::put::receipt;
 /// Let the value of a key live for so long from now on, or for good.
 #[derive(Debug, Args)]
 pub(super) struct Touch {
+    /// Any bytes, 1 to 1024 of them.
     key: OsString,
     /// A time such as 60s, 15m, 12h or 30d, or none: it has no end any more.
     #[arg(value_name = "DURATION", value_parser = new_end)]

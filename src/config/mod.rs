@@ -15,6 +15,8 @@ pub mod units;
 mod validate;
 
 #[cfg(test)]
+mod doc;
+#[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, SocketAddr};

@@ -114,7 +114,7 @@ settings! {
     MESH_INSECURE: Kind::Switch, Default::Text("false"), "Allows a mesh without TLS off loopback.";
     SEEDS: Kind::Addresses, Default::Text(""), "Mesh addresses of any members, host:port, separated by commas.";
     REPLICATION_FACTOR: Kind::Number { min: 1, max: REPLICATION_FACTOR_MAX as u64 }, Default::Text("2"),
-        "Copies of each key; decided when the cluster is founded.";
+        "Copies of each key when the cluster is founded (a3 replication-factor changes it).";
     CLUSTER_SIZE: Kind::Number { min: 1, max: MEMBERS_MAX as u64 }, Default::Text("1"),
         "How many nodes found the cluster together.";
     DATA_DIR: Kind::Path, Default::Derived("data/node{NODE_NUM}"), "Where the database and the identity are kept.";
@@ -141,9 +141,9 @@ settings! {
     CORS_ORIGINS: Kind::Origins, Default::Text(""),
         "Origins whose pages may use REST from a browser, https://app.example, separated by commas.";
     ZONE: Kind::Text { bytes_max: ZONE_BYTES_MAX }, Default::Text(""),
-        "Where this node stands; the copies of a key are spread over zones.";
+        "Where this node stands when it founds or joins a cluster (a3 zone changes it); copies are spread over zones.";
     WEIGHT: Kind::Number { min: 0, max: WEIGHT_MAX as u64 }, Default::Text("1"),
-        "This node's share of the slots, relative to the others.";
+        "This node's share of the slots when it founds or joins a cluster (a3 weight changes it).";
     LOG_FILTER: Kind::LogFilter, Default::Text("info"),
         "What is logged, as level or target=level, separated by commas.";
     LOG_FORMAT: Kind::Choice(&["auto", "text", "json"]), Default::Text("auto"),

@@ -142,6 +142,19 @@ fn off_loopback_a_node_needs_an_address_and_leave() {
 }
 
 #[test]
+fn who_asks_another_machine_for_its_cluster_can_be_called_from_there() {
+    let (number, elsewhere) = (("NODE_NUM", "4"), ("SEEDS", "127.0.0.1:50051,10.0.0.1:50051"));
+    let refused = refusal(&environment(&[number, elsewhere]));
+    assert!(refused.contains("another machine (10.0.0.1:50051), but ADVERTISE_ADDR is 127.0.0.1"), "{refused}");
+    assert!(refusal(&environment(&[number, ("SEEDS", "[fd00::1]:1")])).contains("([fd00::1]:1)"));
+    let advertised = ("ADVERTISE_ADDR", "10.0.0.4");
+    let open = [number, elsewhere, ("BIND_ADDR", "0.0.0.0"), ("MESH_INSECURE", "true"), advertised];
+    load(&environment(&open)).unwrap();
+    load(&environment(&[number, ("SEEDS", "[::1]:50051,localhost:50052")])).unwrap();
+    load(&environment(&[number, ("SEEDS", "n1:50051")])).unwrap();
+}
+
+#[test]
 fn bad_values_are_named_with_their_source_all_at_once() {
     let mut sources = file("\n\nweight = 5000\ndurability = \"soon\"\n");
     sources.environment =

@@ -1,6 +1,6 @@
 //! From texts to a [`Config`]: each setting on its own first, then the rules between settings.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -132,6 +132,13 @@ impl Reader<'_> {
                 .push(format!("ADVERTISE_ADDR would be {}, which nobody can call: {advice}", config.advertise));
         }
         if config.bind.is_loopback() {
+            if let Some(seed) = config.seeds.iter().find(|seed| is_elsewhere(seed))
+                && is_loopback(&config.advertise)
+            {
+                let own = format!("ADVERTISE_ADDR is {}, which no other machine can call", config.advertise);
+                let advice = "set BIND_ADDR=0.0.0.0 and ADVERTISE_ADDR to this machine's address";
+                self.problems.push(format!("SEEDS leads to another machine ({seed}), but {own}: {advice}"));
+            }
             return;
         }
         let bind = config.bind;
@@ -285,6 +292,11 @@ fn is_address(text: &str) -> bool {
         .and_then(|h| h.strip_suffix(']'))
         .map_or_else(|| is_host(host) && !host.contains(':'), |inside| inside.parse::<std::net::Ipv6Addr>().is_ok());
     host && port.parse::<u16>().is_ok_and(|p| p > 0) && text.len() <= ADDRESS_BYTES_MAX
+}
+
+/// Whether a seed is an IP address of the network, not of this machine alone. Where a name leads, nobody knows yet.
+fn is_elsewhere(seed: &str) -> bool {
+    seed.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback())
 }
 
 fn is_loopback(host: &str) -> bool {

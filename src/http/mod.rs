@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - The key is the raw path, decoded once ([`key`]); nothing is ever folded.
-//! - What a client asks for and this version cannot do is refused with 501, never ignored.
+//! - What a client asks for and this version cannot do is refused, never ignored.
 //! - Everything has a limit and a deadline: the head, the body, connections, requests under way.
 //!
 //! Reading order: this file, [`edge`], [`kv`], [`conditions`], [`answer`], [`problem`], then [`accept`] and [`guard`]

@@ -12,6 +12,7 @@
 
 mod member;
 mod place;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -352,10 +353,7 @@ impl Founding {
         others().for_each(|m| self.peers.introduce(m.node, m.instance, &m.mesh_address));
         let members = founding::list(topology.members.iter().map(|m| &m.node));
         tracing::info!(cluster = %topology.cluster_id, epoch = %topology.epoch, "{} is a member of {members}", self.me.node);
-        if topology.rf != self.options.rf {
-            let (rf, asked) = (topology.rf, self.options.rf);
-            tracing::warn!("REPLICATION_FACTOR={asked} has no effect: the cluster was founded with {rf}");
-        }
+        settings::without_effect(&self.me, &topology).iter().for_each(|line| tracing::warn!("{line}"));
         self.routing.install(topology);
         Ok(())
     }

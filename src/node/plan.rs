@@ -1,6 +1,6 @@
 //! What a change of the topology would do, told before anything is done.
 //!
-//! The plan is that of `protocol::succession::change::begin`, which would be proposed, and `protocol::transfer` says what it
+//! The plan is the topology that would be proposed (`protocol::succession::change`), and `protocol::transfer` says what it
 //! moves. Only the bytes are this node's to guess: of a slot that it keeps it knows how many records there are, and of the
 //! others what members told of themselves.
 
@@ -9,7 +9,7 @@ use super::change::ChangeFailure;
 use super::views::PlanView;
 use crate::ports::StoreTotals;
 use crate::protocol::spread::Spread;
-use crate::protocol::succession::change::{self, Unfit, Wish};
+use crate::protocol::succession::change::{Unfit, Wish};
 use crate::protocol::transfer::Transfer;
 use crate::types::{NodeNum, Slot, Topology};
 
@@ -21,7 +21,7 @@ impl Node {
     pub fn plan(&self, wish: &Wish) -> Result<PlanView, ChangeFailure> {
         let ring = self.routing.ring().ok_or(ChangeFailure::NotReady)?;
         let before = ring.topology();
-        let after = change::begin(before, wish)?;
+        let after = self.next(before, wish)?;
         // What has begun is under way.
         let change = after.moving.as_ref().map(|moving| moving.change.clone()).ok_or(Unfit::Nothing)?;
         let transfer = Transfer::between(before, &after);

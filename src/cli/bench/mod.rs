@@ -33,8 +33,10 @@ pub(super) struct Bench {
         default_value = "http://127.0.0.1:8001"
     )]
     hosts: Vec<Host>,
+    /// What each request does.
     #[arg(long, value_enum, default_value_t)]
     op: Operation,
+    /// Connections at once; each has one request under way.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
     /// How long it is measured.
@@ -43,6 +45,7 @@ pub(super) struct Bench {
     /// How many seconds of requests go before, uncounted.
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     warmup: f64,
+    /// How long each value is.
     #[arg(long, default_value_t = 100)]
     value_bytes: usize,
     /// Keys are drawn among this many, evenly; with --op cas each connection has at most 16 of its own.
@@ -61,6 +64,7 @@ pub(super) struct Bench {
     /// Requests per second over all connections, instead of as many as they are answered.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
+    /// Threads that the connections are spread over.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
     /// Speak to etcd's JSON gateway.

@@ -18,7 +18,7 @@ use super::super::client::Client;
 use super::super::health::ready;
 use super::super::{Fault, output};
 use super::control::{Reply, Request, Row, is_found};
-use super::plan::{Addition, Node, Plan, quoted};
+use super::plan::{Node, Plan, Remembered, quoted};
 use crate::system::StopSignals;
 use crate::types::limits::MEMBERS_MAX;
 
@@ -48,8 +48,8 @@ struct Running {
 /// A node, whether it runs or not.
 struct Member {
     node: Node,
-    /// Unless it is one of those that found the cluster.
-    addition: Option<Addition>,
+    /// For the next start of all.
+    remembered: Remembered,
     running: Option<Running>,
     /// How its last process ended.
     ended: String,
@@ -62,17 +62,26 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts every node; those started before a failure are killed.
+    /// Starts every node but those that are remembered as stopped, and all where that would be none; those started before a
+    /// failure are killed.
     pub(super) fn start(program: PathBuf, plan: Plan) -> Result<Self, Fault> {
-        let member = |node, addition| Member { node, addition, running: None, ended: "stopped".to_owned() };
-        let mut members: Vec<Member> = plan.nodes()?.into_iter().map(|node| member(node, None)).collect();
-        for addition in plan.additions()? {
+        let remembered = plan.remembered()?;
+        let mut members = Vec::new();
+        for node in plan.nodes()? {
+            let before = remembered.iter().find(|r| r.node == node.number).cloned();
+            let fresh = Remembered { node: node.number, ..Remembered::default() };
+            members.push(Member::new(node, before.unwrap_or(fresh)));
+        }
+        for added in remembered.into_iter().filter(|r| r.node > plan.founders) {
             let beside: Vec<Node> = members.iter().map(|m| m.node.clone()).collect();
-            members.push(member(plan.addition(&addition, &beside)?, Some(addition)));
+            members.push(Member::new(plan.addition(&added, &beside)?, added));
+        }
+        if members.iter().all(|m| m.remembered.stopped) {
+            members.iter_mut().for_each(|m| m.remembered.stopped = false);
         }
         let mut cluster = Self { program, plan, members };
         for at in 0..cluster.members.len() {
-            if !cluster.members[at].addition.as_ref().is_some_and(|addition| addition.stopped) {
+            if !cluster.members[at].remembered.stopped {
                 cluster.launch(at)?;
             }
         }
@@ -93,6 +102,11 @@ impl Cluster {
     /// Every node that runs, with its process id.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&Node, u32)> {
         self.members.iter().filter_map(|m| Some((&m.node, m.running.as_ref()?.pid)))
+    }
+
+    /// Every node that does not.
+    pub(super) fn stopped(&self) -> impl Iterator<Item = &Node> {
+        self.members.iter().filter(|m| m.running.is_none()).map(|m| &m.node)
     }
 
     /// Waits until every node is ready.
@@ -136,12 +150,13 @@ impl Cluster {
                 let again = self.command_line(&format!("start {number}"));
                 format!("{name} (pid {pid}) {how}; to start it again:\n  {again}")
             })?;
-            // One that gave up, or was stopped, would be in the way of the next start of all.
-            if let Some(addition) = &mut self.members[at].addition
-                && (gone.told_to_stop || status.code().is_some_and(|code| code != 0))
-            {
-                addition.stopped = true;
-                self.save_additions()?;
+            // One that gave up, as who left the cluster does, would be in the way of the next start of all. One that was added and
+            // stopped stays so.
+            let gave_up = status.code().is_some_and(|code| code != 0);
+            let stays = if gone.told_to_stop { *number > self.plan.founders } else { gave_up };
+            if stays {
+                self.members[at].remembered.stopped = true;
+                self.remember()?;
             }
         }
         Ok(())
@@ -155,9 +170,10 @@ impl Cluster {
         format!("{} dev {command}{which}", word(&self.program))
     }
 
-    fn save_additions(&self) -> Result<(), Fault> {
-        let additions: Vec<&Addition> = self.members.iter().filter_map(|m| m.addition.as_ref()).collect();
-        self.plan.save_additions(&additions)
+    fn remember(&self) -> Result<(), Fault> {
+        let all = self.members.iter().map(|m| &m.remembered);
+        let told: Vec<&Remembered> = all.filter(|r| r.node > self.plan.founders || r.stopped).collect();
+        self.plan.remember(&told)
     }
 
     /// Stops every node: asks, waits, and after [`STOP`] or another signal kills.
@@ -213,17 +229,16 @@ impl Cluster {
         let first = beside.iter().map(|node| node.number + 1).max().unwrap_or(1);
         let mut taken = Fault::Failed(format!("a cluster has {MEMBERS_MAX} members at most"));
         for number in (first..first + NUMBERS).filter(|number| usize::from(*number) <= MEMBERS_MAX) {
-            let addition = Addition { node: number, zone: zone.clone(), weight, stopped: false };
-            let node = self.plan.addition(&addition, &beside)?;
+            let added = Remembered { node: number, zone: zone.clone(), weight, stopped: false };
+            let node = self.plan.addition(&added, &beside)?;
             if let Err((port, e)) = node.check_ports() {
                 taken = Fault::Failed(format!("port {port} for {}: {e}", node.name));
                 continue;
             }
-            let ended = "stopped".to_owned();
-            self.members.push(Member { node, addition: Some(addition), running: None, ended });
+            self.members.push(Member::new(node, added));
             let at = self.members.len() - 1;
             let pid = self.launch(at).inspect_err(|_| drop(self.members.pop()))?;
-            self.save_additions()?;
+            self.remember()?;
             output::line(&format!("n{number} (pid {pid}) was added"))?;
             return Ok(at);
         }
@@ -236,10 +251,8 @@ impl Cluster {
             return Err(Fault::Failed(format!("n{node} runs already (pid {pid})")));
         }
         let pid = self.launch(at)?;
-        if let Some(addition) = &mut self.members[at].addition {
-            addition.stopped = false;
-            self.save_additions()?;
-        }
+        self.members[at].remembered.stopped = false;
+        self.remember()?;
         output::line(&format!("n{node} (pid {pid}) was started again"))?;
         Ok(at)
     }
@@ -264,6 +277,10 @@ impl Running {
 }
 
 impl Member {
+    fn new(node: Node, remembered: Remembered) -> Self {
+        Self { node, remembered, running: None, ended: "stopped".to_owned() }
+    }
+
     /// The process that ended, and how, the first time that this is seen.
     fn try_wait(&mut self) -> Result<Option<(Running, ExitStatus)>, Fault> {
         let Some(running) = &mut self.running else { return Ok(None) };

@@ -30,6 +30,7 @@ pub(super) enum Command {
     },
     /// Stop a node; it stays a member, and the others stand in for it.
     Stop {
+        /// Its number: 2 for n2.
         #[arg(value_name = "NUMBER", value_parser = number())]
         node: u16,
         /// As by kill -9, instead of asking it.
@@ -40,6 +41,7 @@ pub(super) enum Command {
     },
     /// Start a node that does not run.
     Start {
+        /// Its number: 2 for n2.
         #[arg(value_name = "NUMBER", value_parser = number())]
         node: u16,
         #[command(flatten)]

@@ -15,14 +15,16 @@ use comfy_table::ContentArrangement;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::{Fault, client, output};
+use super::client::{self, Client};
+use super::views::{self, fetch};
+use super::{Fault, output};
 use crate::ports::Entropy as _;
 use crate::system::{StopSignals, SystemEntropy};
 use crate::types::limits::{MEMBERS_MAX, REPLICATION_FACTOR_MAX};
 use cluster::{Cluster, LOOK};
 use commands::Command;
 use control::Control;
-use plan::Plan;
+use plan::{Node, Plan};
 
 /// Start a cluster on this machine and stop it with Ctrl-C.
 #[derive(Debug, Args)]
@@ -30,6 +32,7 @@ use plan::Plan;
 pub(super) struct Dev {
     #[command(subcommand)]
     command: Option<Command>,
+    /// How many nodes found the cluster.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=MEMBERS_MAX as i64))]
     nodes: u16,
     /// Copies of each key.
@@ -109,9 +112,10 @@ impl Dev {
         }
         let count = starting.nodes().count();
         let nodes = if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
-        let copies = if self.rf == 1 { "copy" } else { "copies" };
+        let rf = copies(starting).await?;
+        let copies = if rf == 1 { "copy" } else { "copies" };
         let seconds = began.elapsed().as_secs_f64();
-        output::line(&format!("a3.store: {nodes}, {} {copies} of each key, ready in {seconds:.1} s\n", self.rf))?;
+        output::line(&format!("a3.store: {nodes}, {rf} {copies} of each key, ready in {seconds:.1} s\n"))?;
         output::line(&welcome(starting, dir, temporary))?;
         tokio::select! {
             biased;
@@ -120,6 +124,12 @@ impl Dev {
             fault = obey(cluster, control) => fault,
         }
     }
+}
+
+/// How many copies the cluster keeps: in a directory that was used before it need not be what is asked for now.
+async fn copies(cluster: &Cluster) -> Result<u64, Fault> {
+    let (node, _) = cluster.nodes().next().ok_or_else(|| Fault::Failed("no node runs".into()))?;
+    Ok(fetch::<views::Cluster>(&Client::new(), &node.http(), "/cluster").await?.rf)
 }
 
 /// Tells of every node that ends. Runs until it is dropped.
@@ -169,9 +179,13 @@ fn welcome(cluster: &Cluster, dir: &Path, temporary: bool) -> String {
     let (first, second) = (url(0), url(1));
     let last_pid = cluster.nodes().last().map_or_else(String::new, |(_, pid)| pid.to_string());
     let (add, ls) = (cluster.command_line("add"), cluster.command_line("ls"));
+    let again = |node: &Node| {
+        format!("{} does not run; {} starts it\n", node.name, cluster.command_line(&format!("start {}", node.number)))
+    };
+    let stopped: String = cluster.stopped().map(again).collect();
     let (dir, end) = (dir.display(), if temporary { "removes" } else { "keeps" });
     format!(
-        "{}\n\n\
+        "{}\n{stopped}\n\
          console     {first}/\n\
          Swagger UI  {first}/swagger-ui/\n\
          metrics     {first}/metrics\n\

@@ -13,8 +13,8 @@ use super::super::client::Host;
 const LOOPBACK: &str = "127.0.0.1";
 /// From a node's REST port to its mesh port, so that one number moves both.
 const MESH_ABOVE_REST: u16 = 50_051 - 8001;
-/// Where it is remembered which nodes were added.
-const ADDITIONS: &str = "additions.json";
+/// Where it is remembered which nodes were added, and which are not started with the others.
+const REMEMBERED: &str = "nodes.json";
 
 /// A node to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +50,9 @@ impl Node {
     }
 }
 
-/// A node that was added to a running cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Addition {
+/// What is remembered of a node that was added to a running cluster, or that is not started with the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Remembered {
     pub(super) node: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) zone: Option<String>,
@@ -121,12 +121,12 @@ impl Plan {
     ///
     /// # Errors
     /// When there are no ports for it.
-    pub(super) fn addition(&self, addition: &Addition, beside: &[Node]) -> Result<Node, Fault> {
-        let seeds: Vec<String> = beside.iter().filter(|n| n.number != addition.node).map(Node::mesh).collect();
-        let mut node = self.node(addition.node, &seeds)?;
+    pub(super) fn addition(&self, added: &Remembered, beside: &[Node]) -> Result<Node, Fault> {
+        let seeds: Vec<String> = beside.iter().filter(|n| n.number != added.node).map(Node::mesh).collect();
+        let mut node = self.node(added.node, &seeds)?;
         let mut flag = |name: &str, value: &str| node.arguments.extend([format!("--{name}").into(), value.into()]);
-        addition.zone.iter().for_each(|zone| flag("zone", zone));
-        addition.weight.iter().for_each(|weight| flag("weight", &weight.to_string()));
+        added.zone.iter().for_each(|zone| flag("zone", zone));
+        added.weight.iter().for_each(|weight| flag("weight", &weight.to_string()));
         Ok(node)
     }
 
@@ -148,28 +148,25 @@ impl Plan {
         Ok(Node { number, name, http_port, mesh_port, data_dir, log, arguments })
     }
 
-    /// The nodes that were added when a cluster ran here before.
+    /// What is remembered of the cluster that ran here before.
     ///
     /// # Errors
-    /// When they cannot be told.
-    pub(super) fn additions(&self) -> Result<Vec<Addition>, Fault> {
-        let path = self.dir.join(ADDITIONS);
+    /// When it cannot be read.
+    pub(super) fn remembered(&self) -> Result<Vec<Remembered>, Fault> {
+        let path = self.dir.join(REMEMBERED);
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(Fault::Failed(format!("{}: {e}", path.display()))),
         };
-        let all: Result<Vec<Addition>, _> = serde_json::from_slice(&text);
-        let mut all = all.map_err(|e| Fault::Failed(format!("{}: {e}", path.display())))?;
-        all.retain(|addition| addition.node > self.founders);
-        Ok(all)
+        serde_json::from_slice(&text).map_err(|e| Fault::Failed(format!("{}: {e}", path.display())))
     }
 
     /// # Errors
-    /// When they cannot be written.
-    pub(super) fn save_additions(&self, additions: &[&Addition]) -> Result<(), Fault> {
-        let path = self.dir.join(ADDITIONS);
-        let text = serde_json::to_vec_pretty(additions).map_err(|e| Fault::Failed(e.to_string()))?;
+    /// When it cannot be written.
+    pub(super) fn remember(&self, nodes: &[&Remembered]) -> Result<(), Fault> {
+        let path = self.dir.join(REMEMBERED);
+        let text = serde_json::to_vec_pretty(nodes).map_err(|e| Fault::Failed(e.to_string()))?;
         std::fs::write(&path, text).map_err(|e| Fault::Failed(format!("{}: {e}", path.display())))
     }
 }
@@ -209,14 +206,14 @@ mod tests {
         let nodes = plan.nodes().unwrap();
         assert!(!words(&nodes[0]).contains("seeds"));
         assert_eq!(nodes[0].mesh(), "127.0.0.1:9101");
-        let addition = Addition { node: 2, zone: Some("b".into()), weight: Some(3), stopped: false };
-        let added = plan.addition(&addition, &nodes).unwrap();
+        let second = Remembered { node: 2, zone: Some("b".into()), weight: Some(3), stopped: false };
+        let added = plan.addition(&second, &nodes).unwrap();
         assert_eq!(
             words(&added),
             "serve --node-num 2 --http-port 9002 --grpc-port 9102 --replication-factor 1 --cluster-size 1 \
              --seeds 127.0.0.1:9101 --data-dir d/node2 --zone b --weight 3"
         );
-        let beyond = plan.addition(&Addition { node: 101, ..addition }, &nodes);
+        let beyond = plan.addition(&Remembered { node: 101, ..second }, &nodes);
         assert!(matches!(beyond, Err(Fault::Usage(_))), "its REST port would be n1's mesh port");
     }
 
@@ -232,14 +229,12 @@ mod tests {
     fn what_was_added_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let plan = Plan::new(3, 2, 8001, None, dir.path()).unwrap();
-        assert_eq!(plan.additions().unwrap(), []);
-        let added = |node| Addition { node, zone: None, weight: Some(2), stopped: node == 5 };
-        plan.save_additions(&[&added(4), &added(5)]).unwrap();
-        assert_eq!(plan.additions().unwrap(), [added(4), added(5)]);
-        let larger = Plan::new(4, 2, 8001, None, dir.path()).unwrap();
-        assert_eq!(larger.additions().unwrap(), [added(5)], "n4 is one of the others now");
-        std::fs::write(dir.path().join(ADDITIONS), "{").unwrap();
-        assert!(matches!(plan.additions(), Err(Fault::Failed(_))));
+        assert_eq!(plan.remembered().unwrap(), []);
+        let added = |node| Remembered { node, zone: None, weight: Some(2), stopped: node == 5 };
+        plan.remember(&[&added(4), &added(5)]).unwrap();
+        assert_eq!(plan.remembered().unwrap(), [added(4), added(5)]);
+        std::fs::write(dir.path().join(REMEMBERED), "{").unwrap();
+        assert!(matches!(plan.remembered(), Err(Fault::Failed(_))));
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl Line {
 }
 
 /// A change in a line.
-fn summary(told: &Told) -> String {
+pub(in crate::cli) fn summary(told: &Told) -> String {
     let Told { text, since, epoch, slots, done, total, not_heard, .. } = told;
     match told.ended.as_deref() {
         Some("taken back") => return format!("{text}: taken back"),

@@ -16,7 +16,8 @@ use super::Fault;
 use super::client::{Asked, Client, Host, block_on};
 use super::output::{self, Output};
 use super::views::{Plan as Planned, read};
-pub(super) use change::Change;
+use crate::types::limits::{REPLICATION_FACTOR_MAX, WEIGHT_MAX};
+pub(super) use change::{Change, summary};
 pub(super) use plan::Plan;
 pub(super) use wanted::NodeName;
 use wanted::Wanted;
@@ -35,7 +36,8 @@ pub(super) struct Leave {
 pub(super) struct Weight {
     /// Which member, e.g. n1.
     node: NodeName,
-    /// Its share, relative to the others'; 0: it keeps nothing and stays a member.
+    /// Its share, relative to the others', 0 to 1000; 0: it keeps nothing and stays a member.
+    #[arg(value_parser = clap::value_parser!(u32).range(..=i64::from(WEIGHT_MAX)))]
     weight: u32,
     #[command(flatten)]
     how: How,
@@ -46,7 +48,7 @@ pub(super) struct Weight {
 pub(super) struct Zone {
     /// Which member, e.g. n1.
     node: NodeName,
-    /// The zone's name.
+    /// The zone's name, 1 to 64 bytes.
     #[arg(required_unless_present = "none")]
     zone: Option<String>,
     /// It stands in no zone.
@@ -59,7 +61,8 @@ pub(super) struct Zone {
 /// Keep another number of copies of each key.
 #[derive(Debug, Args)]
 pub(super) struct ReplicationFactor {
-    /// How many; as many members must keep slots.
+    /// How many, 1 to 16; as many members must keep slots.
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=REPLICATION_FACTOR_MAX as i64))]
     copies: u8,
     #[command(flatten)]
     how: How,

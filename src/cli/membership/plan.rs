@@ -9,6 +9,7 @@ use crate::cli::client::{Asked, Client, block_on};
 use crate::cli::output::{self, Output};
 use crate::cli::views::{Plan as Planned, PlanMember, read};
 use crate::config::units::about_bytes;
+use crate::types::limits::{REPLICATION_FACTOR_MAX, WEIGHT_MAX};
 
 /// Show what a change of the topology would move. Nothing is changed.
 #[derive(Debug, Args)]
@@ -28,19 +29,30 @@ enum What {
         /// Its number, e.g. n4.
         node: NodeName,
         /// Its share of the slots, relative to the others'.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=i64::from(WEIGHT_MAX)))]
         weight: u32,
         /// Where it stands.
         #[arg(long)]
         zone: Option<String>,
     },
     /// A member leaves.
-    Leave { node: NodeName },
+    Leave {
+        /// Who leaves, e.g. n2.
+        node: NodeName,
+    },
     /// A member gets another share of the slots.
-    Weight { node: NodeName, weight: u32 },
+    Weight {
+        /// Which member, e.g. n1.
+        node: NodeName,
+        /// Its share, relative to the others', 0 to 1000.
+        #[arg(value_parser = clap::value_parser!(u32).range(..=i64::from(WEIGHT_MAX)))]
+        weight: u32,
+    },
     /// A member stands in another zone.
     Zone {
+        /// Which member, e.g. n1.
         node: NodeName,
+        /// The zone's name, 1 to 64 bytes.
         #[arg(required_unless_present = "none")]
         zone: Option<String>,
         /// In no zone.
@@ -49,7 +61,11 @@ enum What {
     },
     /// Another number of copies of each key.
     #[command(visible_alias = "replication-factor")]
-    Rf { copies: u8 },
+    Rf {
+        /// How many, 1 to 16.
+        #[arg(value_parser = clap::value_parser!(u8).range(1..=REPLICATION_FACTOR_MAX as i64))]
+        copies: u8,
+    },
 }
 
 impl Plan {

@@ -5,12 +5,14 @@ use axum::response::Sse;
 use axum::response::sse::Event;
 use axum::routing;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 
 struct Served {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
+    /// Told by each request for `/slow` or `/never` that it is under way.
+    begun: Arc<Notify>,
     server: JoinSet<()>,
 }
 
@@ -20,9 +22,21 @@ const BIG: usize = 64 * 1024 * 1024;
 /// Serves these over real sockets: `/` answers at once, `/slow` after 300 ms, `/never` never, `/big` with
 /// [`BIG`] bytes, and `/events` with ten events in a second.
 async fn served(options: Options) -> Served {
-    let slow = || async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        "slow"
+    let begun = Arc::new(Notify::new());
+    let slow = {
+        let begun = Arc::clone(&begun);
+        async move || {
+            begun.notify_one();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            "slow"
+        }
+    };
+    let never = {
+        let begun = Arc::clone(&begun);
+        async move || {
+            begun.notify_one();
+            std::future::pending::<&'static str>().await
+        }
     };
     let events = || async {
         let ticks = tokio::time::interval(Duration::from_millis(100));
@@ -37,7 +51,7 @@ async fn served(options: Options) -> Served {
         .route("/events", routing::get(events))
         .route("/refuse", routing::put(|| async { axum::http::StatusCode::PAYLOAD_TOO_LARGE }))
         .route("/slow", routing::get(slow))
-        .route("/never", routing::get(std::future::pending::<&'static str>))
+        .route("/never", routing::get(never))
         .route("/big", routing::get(|| async { vec![0u8; BIG] }));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -49,7 +63,7 @@ async fn served(options: Options) -> Served {
         };
         serve(listener, router, &options, stopped).await;
     });
-    Served { address, stop, server }
+    Served { address, stop, begun, server }
 }
 
 fn short() -> Options {
@@ -197,7 +211,7 @@ async fn stopping_finishes_requests_closes_idle_connections_and_takes_no_more() 
     let mut idle = open(&served, GET).await;
     assert!(soon(idle.read(&mut [0; 512])).await.unwrap() > 0);
     let mut busy = open(&served, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    soon(served.begun.notified()).await;
     served.stop.send(()).unwrap();
     assert_eq!(rest(&mut idle).await, "");
     assert!(rest(&mut busy).await.ends_with("slow"));
@@ -234,7 +248,7 @@ async fn a_busy_client_of_a_stopping_server_is_told_and_loses_nothing() {
 async fn stopping_cuts_what_outlasts_the_grace() {
     let mut served = served(Options { grace: Duration::from_millis(50), ..short() }).await;
     let mut busy = open(&served, b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    soon(served.begun.notified()).await;
     served.stop.send(()).unwrap();
     soon(served.server.join_next()).await.unwrap().unwrap();
     assert_eq!(rest(&mut busy).await, "");

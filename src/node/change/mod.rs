@@ -172,17 +172,24 @@ impl Node {
         if !self.own.has_joined() {
             return Err(ChangeFailure::NotReady);
         }
-        let down = match wish {
-            Wish::Leave(node) if node != self.identity.node => self.directory.liveness(node) != Liveness::Alive,
-            _ => false,
-        };
-        let step = |topology: &Topology| match wish {
-            Wish::Leave(node) if down => change::begin_without(topology, node),
-            _ => change::begin(topology, &wish),
-        };
-        let decided = self.succession.decide(step).await?;
+        let decided = self.succession.decide(|topology| self.next(topology, &wish)).await?;
         let topology = decided.ok_or(ChangeFailure::Undecided)?;
         progress::view(&topology, Vec::new(), |_| false).ok_or(ChangeFailure::None)
+    }
+
+    /// The topology that begins that change, by what this node knows of who lives.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn next(&self, topology: &Topology, wish: &Wish) -> Result<Topology, Unfit> {
+        match wish {
+            Wish::Leave(node) if self.is_down(*node) => change::begin_without(topology, *node),
+            _ => change::begin(topology, wish),
+        }
+    }
+
+    fn is_down(&self, node: NodeNum) -> bool {
+        node != self.identity.node && self.directory.liveness(node) != Liveness::Alive
     }
 
     /// Takes the change under way back: slots are kept by whom they were kept before it.
