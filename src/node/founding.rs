@@ -363,7 +363,7 @@ impl Founding {
     /// # Errors
     /// `Refused` with the reason; nothing was stored. `Protocol` for a request that is none of these.
     pub async fn answer(&self, from: Header, request: PeerRequest) -> Result<PeerReply, PeerError> {
-        let topology = self.routing.ring().map(|ring| ring.topology().clone());
+        let topology = self.routing.topology();
         match request {
             PeerRequest::Topology => Ok(PeerReply::Topology { topology }),
             PeerRequest::Announce(other) => self.answer_announce(from, other, topology),

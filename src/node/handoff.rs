@@ -101,8 +101,9 @@ impl Handoff {
         loop {
             self.look(&mut schedule, &mut running, &mut swept);
             let regular = Instant::now() + LOOK_EVERY;
-            let look_at =
-                schedule.next_ms().map_or(regular, |ms| regular.min(self.started + Duration::from_millis(ms)));
+            // Without a ring nothing is started, however long it is due.
+            let next_ms = schedule.next_ms().filter(|_| self.parts.routing.ring().is_some());
+            let look_at = next_ms.map_or(regular, |ms| regular.min(self.started + Duration::from_millis(ms)));
             tokio::select! {
                 biased;
                 Some((target, epoch, ended)) = running.next(), if !running.is_empty() => {

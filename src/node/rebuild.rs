@@ -142,7 +142,12 @@ impl Rebuild {
 
     /// Every slot once; `false` where the epoch changed meanwhile.
     async fn fetch_all(&self) -> Result<bool, StoreError> {
-        let Some(ring) = self.routing.ring() else { return Ok(false) };
+        let mut epoch = self.routing.subscribe();
+        let Some(ring) = self.routing.ring() else {
+            // Another instance has the place by now: nothing is fetched any more, and the node is about to stop.
+            let _ = epoch.changed().await;
+            return Ok(false);
+        };
         let sources = |slot: Slot| Sources::to_rebuild(ring.placement(slot), self.me);
         self.fetch(&ring, Slot::all().map(|slot| Pending::new(slot, sources(slot))).collect()).await
     }

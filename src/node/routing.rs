@@ -18,9 +18,6 @@ use crate::ports::{PeerError, PeerReply, Peers, Store, StoreError};
 use crate::protocol::ring::Ring;
 use crate::types::{Epoch, NodeNum, Slot, SlotSet, Topology};
 
-/// Slots that are given up without looking at the epoch again.
-const GIVEN_UP_AT_ONCE: usize = 16;
-
 /// The newest topology that this node has.
 #[derive(Debug)]
 struct Newest {
@@ -142,14 +139,14 @@ impl Routing {
     /// # Errors
     /// When the store failed. It may be done again.
     pub async fn give_up(&self, store: &dyn Store, epoch: Epoch, slots: SlotSet) -> Result<u64, StoreError> {
-        let (mut gone, slots) = (0, slots.iter().collect::<Vec<Slot>>());
-        for some in slots.chunks(GIVEN_UP_AT_ONCE) {
-            // No later topology, which may give them back, comes into force meanwhile.
+        let mut gone = 0;
+        for slot in slots.iter() {
+            // No later topology, which may give the slot back, comes into force meanwhile; it waits for one slot and not for all.
             let _one = self.adopting.lock().await;
             if self.epoch() != epoch {
                 break;
             }
-            gone += store.drop_slots(some.iter().copied().collect()).await?;
+            gone += store.drop_slots(SlotSet::from_iter([slot])).await?;
         }
         Ok(gone)
     }

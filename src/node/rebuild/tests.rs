@@ -214,3 +214,17 @@ async fn what_its_sources_have_purged_does_not_come_back_at_it() {
     let ReplicaReply::Promised(promise) = ask(prepare(Ballot { hlc: Hlc(10), writer: Writer(1) })) else { panic!() };
     assert_eq!(promise.floor.version, version(8), "what is created goes above it: no version is told twice");
 }
+
+/// It heard of that from a source. Whoever looks whether it must stop gets its turn.
+#[tokio::test(start_paused = true)]
+async fn who_is_replaced_while_it_is_rebuilt_fetches_no_more_and_holds_nobody_up() {
+    let world = world();
+    let mut replaced = (*topology(2, 3, 3)).clone();
+    replaced.members[0].instance = InstanceId(uuid::Uuid::from_u128(99));
+    let store = DiskStore(Arc::clone(&world.disk));
+    world.routing.adopt(&store, &*world.sources, Arc::new(replaced)).await.unwrap();
+    let run = world.rebuild.run();
+    tokio::pin!(run);
+    assert!(futures_util::poll!(&mut run).is_pending());
+    assert_eq!((world.sources.asked(2), world.sources.asked(3)), (0, 0));
+}

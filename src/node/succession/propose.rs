@@ -87,8 +87,11 @@ impl Succession {
                 self.tell(tell.into_iter()).await;
                 return Ok(wanted);
             }
-            if proposed.is_some_and(|epoch| topology.epoch > epoch) {
-                break;
+            match proposed {
+                Some(epoch) if epoch < topology.epoch => break,
+                // Another one was decided: its own never will be.
+                Some(epoch) if epoch == topology.epoch => proposed = None,
+                _ => {}
             }
             let own = match step(topology) {
                 Ok(own) => own,
