@@ -197,7 +197,8 @@ fn wrong(told: &Told) -> Vec<String> {
 
 fn about(cluster: &Cluster) -> String {
     let Cluster { node, cluster_id, epoch, rf, .. } = cluster;
-    format!("cluster {cluster_id}, epoch {epoch}, {rf} copies of each key; asked {node}")
+    let copies = if *rf == 1 { "copy" } else { "copies" };
+    format!("cluster {cluster_id}, epoch {epoch}, {rf} {copies} of each key; asked {node}")
 }
 
 /// The cluster's health in a line.
