@@ -28,7 +28,7 @@
 use std::collections::BTreeMap;
 
 use super::ring::Ring;
-use crate::types::{Ballot, Epoch, Floor, Hlc, NodeNum, Record, Register, Slot, SlotFloor, SlotSet, Version};
+use crate::types::{Ballot, Epoch, Floor, Hlc, NodeNum, Record, Register, Slot, SlotFloor, Version};
 
 /// A floor is sealed at least so far in the past, beside what clocks may differ by, in milliseconds: longer than any
 /// request may take.
@@ -43,14 +43,10 @@ pub fn seal_age_ms(grace_ms: u64, skew_max_ms: u64) -> u64 {
     SEAL_AGE_MS.saturating_add(skew_max_ms.saturating_mul(2)).min(grace_ms)
 }
 
-/// The slots whose floors that node raises: those it is the lowest-numbered home replica of. None while the topology changes: a
-/// home replica that is still catching up has not seen all that a floor would end.
-pub fn raised_by(ring: &Ring, node: NodeNum) -> SlotSet {
-    if ring.topology().moving.is_some() {
-        return SlotSet::NONE;
-    }
-    let lowest = |slot: &Slot| ring.placement(*slot).home_replicas().iter().min() == Some(&node);
-    Slot::all().filter(lowest).collect()
+/// Whether that node raises the slot's floor: as its lowest-numbered home replica. Nobody does while the topology changes: a home
+/// replica that is still catching up has not seen all that a floor would end.
+pub fn raises(ring: &Ring, node: NodeNum, slot: Slot) -> bool {
+    ring.topology().moving.is_none() && ring.placement(slot).home_replicas().iter().min() == Some(&node)
 }
 
 /// Whether a tombstone may be dropped under a floor that is complete, with its register; `Err`: not yet, as the register

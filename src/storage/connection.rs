@@ -57,6 +57,8 @@ pub(super) fn open(path: &Path, role: Role) -> Result<Connection, MigrationError
     conn.set_prepared_statement_cache_capacity(32);
     conn.pragma_update(None, "cache_size", if let Role::Writer(_) = role { -WRITER_CACHE_KIB } else { -CACHE_KIB })?;
     conn.pragma_update(None, "trusted_schema", false)?;
+    // Else a statement with `LIMIT ?` is prepared anew each time it is run, so that the planner sees the number.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     match role {
         Role::Writer(durability) => {
             // Page size first: it can be chosen only before the file has its first page.

@@ -205,7 +205,14 @@ impl SlotSet {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Slot> + '_ {
-        Slot::all().filter(|slot| self.contains(*slot))
+        self.0.iter().zip(0..).flat_map(|(word, at)| {
+            let mut left = *word;
+            std::iter::from_fn(move || {
+                let least = (left != 0).then(|| Slot(at * 64 + left.trailing_zeros() as u8));
+                left &= left.wrapping_sub(1);
+                least
+            })
+        })
     }
 
     /// 32 bytes, the least slot in the lowest bit of the first.
@@ -341,6 +348,15 @@ mod tests {
         assert_eq!(Span::of_leaf(leaves[0]).parts().count(), 0);
         assert_eq!((Span::ALL.slot(), Span::chunk(3).slot()), (None, None));
         assert_eq!((Span::new(5, 0), Span::new(1, 16)), (None, None));
+    }
+
+    #[test]
+    fn a_set_of_slots_tells_them_in_order() {
+        assert_eq!(SlotSet::NONE.iter().count(), 0);
+        assert_eq!(Slot::all().collect::<SlotSet>().iter().collect::<Vec<_>>(), Slot::all().collect::<Vec<_>>());
+        let some = [0, 1, 63, 64, 127, 200, 255].map(Slot);
+        let set: SlotSet = some.into_iter().rev().collect();
+        assert_eq!((set.iter().collect::<Vec<_>>(), set.count()), (some.to_vec(), some.len()));
     }
 
     #[test]

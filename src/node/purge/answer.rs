@@ -90,8 +90,7 @@ impl Purge {
         if !slots.iter().all(|slot| ring.placement(slot).is_home(self.parts.me)) {
             return Err("it is no home replica of a slot");
         }
-        let raised = purge::raised_by(ring, from);
-        if !slots.iter().all(|slot| raised.contains(slot)) {
+        if !slots.iter().all(|slot| purge::raises(ring, from, slot)) {
             return Err("another node raises the floor of a slot");
         }
         let latest = |floor: &Floor| floor.written.max(floor.version.hlc).max(floor.ballot.hlc);

@@ -115,7 +115,7 @@ impl Purge {
 
     /// What the home replicas have, and which floors are to be raised. Those that are not equal are completed.
     async fn survey(&self, ring: &Ring, times: (Hlc, Hlc), waiting: &mut Waiting) -> Floors {
-        let mine: Vec<Slot> = purge::raised_by(ring, self.parts.me).iter().collect();
+        let mine: Vec<Slot> = Slot::all().filter(|slot| purge::raises(ring, self.parts.me, *slot)).collect();
         let (mut silent, mut replies) = (Waiting::new(), Vec::new());
         for group in mine.chunks(SLOTS_AT_ONCE) {
             // Where one is silent the others are asked all the same: people are told what there is.
