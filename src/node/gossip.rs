@@ -274,7 +274,8 @@ impl Gossip {
         let before = self.directory.set(id.node, id.instance, id.address.clone(), liveness);
         let moved = before.as_ref().and_then(|e| e.mesh_address.as_deref()) != Some(&*id.address);
         if moved && liveness != Liveness::Down {
-            self.ports.peers.introduce(id.node, id.instance, &id.address);
+            // Another one may have got its place since it was looked at.
+            self.routing.introduce(&*self.ports.peers, (id.node, id.instance), &id.address);
         }
         if moved {
             self.moved.store(true, Ordering::Relaxed);

@@ -6,17 +6,18 @@
 //!   and promises that were given in its absence are not in it. What it gives up is dropped only while the topology is in force
 //!   in which others keep it ([`Routing::give_up`]): what it acknowledged under a later one stays.
 //! - An instance whose place another one has acts for nobody: the topology says its number, and means the other. It has no ring.
-//! - Whatever is sent under a topology goes to the instances that this one lists: they are introduced before it is in force.
+//! - Whatever is sent under a topology goes to the instances that this one lists: they are introduced before it is in force, and
+//!   nobody introduces afterwards what only an older one lists ([`Routing::introduce`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::ports::{PeerError, PeerReply, Peers, Store, StoreError};
 use crate::protocol::ring::Ring;
-use crate::types::{Epoch, NodeNum, Slot, SlotSet, Topology};
+use crate::types::{Epoch, InstanceId, NodeNum, Slot, SlotSet, Topology};
 
 /// The newest topology that this node has.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Routing {
     epoch: watch::Sender<Epoch>,
     /// One topology is adopted at a time: what it drops must not be what is written under it.
     adopting: tokio::sync::Mutex<()>,
+    /// Held from the look at the topology in force to the introduction of what it lists.
+    introducing: Mutex<()>,
 }
 
 impl Default for Routing {
@@ -44,6 +47,7 @@ impl Default for Routing {
             rebuilding: AtomicBool::new(false),
             epoch: watch::Sender::new(Epoch::default()),
             adopting: tokio::sync::Mutex::default(),
+            introducing: Mutex::default(),
         }
     }
 }
@@ -125,12 +129,22 @@ impl Routing {
                 store.drop_slots(gained(&topology, identity.node)).await?;
             }
             store.save_topology(Arc::clone(&topology)).await?;
-            introduce(peers, identity.node, before.as_deref(), &topology);
             let listed = topology.member(identity.node).map(|member| member.instance);
             let fenced_out = listed.is_some_and(|instance| instance != identity.instance);
+            let _one = self.introducing.lock();
+            introduce(peers, identity.node, before.as_deref(), &topology);
             self.put_in_force(topology, fenced_out);
         }
         Ok(())
+    }
+
+    /// Tells the mesh where that instance is, if the topology in force lists it.
+    pub fn introduce(&self, peers: &dyn Peers, (node, instance): (NodeNum, InstanceId), mesh_address: &str) {
+        let _one = self.introducing.lock();
+        let member = self.ring().and_then(|ring| ring.topology().member(node).map(|member| member.instance));
+        if member == Some(instance) {
+            peers.introduce(node, instance, mesh_address);
+        }
     }
 
     /// Drops these slots, which others keep by the topology of that epoch, as long as it is the one in force; how many records and
@@ -258,6 +272,25 @@ mod tests {
         let third = Topology { epoch: Epoch(3), ..next };
         routing.adopt(&*store, &*peers, Arc::new(third)).await.unwrap();
         assert_eq!(peers.introduced().len(), 1, "it is known");
+    }
+
+    #[tokio::test]
+    async fn nobody_introduces_what_another_one_has_the_place_of() {
+        let (routing, store, peers) = (Arc::new(Routing::default()), FakeStore::new(), FakePeers::new());
+        routing.install(topology(1, 3, 2));
+        let before = routing.ring().unwrap().topology().member(TWO).unwrap().instance;
+        let told = |instance| routing.introduce(&*peers, (TWO, instance), "h:1");
+        told(before);
+        let (next, after) = replaced(TWO);
+        told(after);
+        assert_eq!(peers.introduced(), [(TWO, before)], "as the topology in force says");
+        let (looks, waits) = (routing.clone(), Arc::new(Mutex::new(false)));
+        let seen = waits.clone();
+        peers.set_meanwhile(move || *seen.lock() = looks.introducing.is_locked());
+        routing.adopt(&*store, &*peers, Arc::new(next)).await.unwrap();
+        told(before);
+        assert_eq!(peers.introduced(), [(TWO, before), (TWO, after)]);
+        assert!(*waits.lock(), "who looks at the older one meanwhile introduces it before, or looks again");
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ pub(crate) struct FakePeers {
     peers: Mutex<BTreeMap<NodeNum, Behaviour>>,
     sent: AtomicU64,
     introduced: Mutex<Vec<(NodeNum, InstanceId)>>,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl FakePeers {
@@ -41,6 +42,11 @@ impl FakePeers {
         self.introduced.lock().clone()
     }
 
+    /// What happens while the next one is introduced.
+    pub(crate) fn set_meanwhile(&self, happens: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock() = Some(Box::new(happens));
+    }
+
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
     }
@@ -58,6 +64,9 @@ impl Peers for FakePeers {
     }
 
     fn introduce(&self, node: NodeNum, instance: InstanceId, _: &str) {
+        if let Some(happens) = self.meanwhile.lock().take() {
+            happens();
+        }
         self.introduced.lock().push((node, instance));
     }
 
