@@ -58,3 +58,37 @@ pub const CHANGES_PAGE_MAX: usize = 500;
 pub const CHANGES_BYTES_MAX: usize = 64 * 1024;
 /// How long an answer to `Changes` may be waited for, in milliseconds.
 pub const CHANGES_WAIT_MS_MAX: u32 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those that a client or an operator meets.
+    #[test]
+    fn the_page_of_limits_has_these_figures() {
+        let page = include_str!("../../docs/limits.md");
+        for row in [
+            format!("| key | 1 to {} bytes |", thousands(KEY_BYTES_MAX)),
+            format!("| content type | 1 to {CONTENT_TYPE_BYTES_MAX} visible"),
+            format!("1 MiB, at most {} MiB |", VALUE_BYTES_CEILING >> 20),
+            format!(
+                "1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters; of each key the last {REMEMBERED_MAX} answers"
+            ),
+            format!("`If-None-Match` | {CONDITION_TAGS_MAX} |"),
+            format!("{} items, {} keys looked at", thousands(LISTING_ITEMS_MAX), thousands(LISTING_ROWS_MAX)),
+            format!("1 to {}; 1 to {DELIMITER_BYTES_MAX} bytes |", thousands(LISTING_ITEMS_MAX)),
+            format!("| {}, or {} MiB of names |", thousands(NAMES_MAX), NAMES_BYTES_MAX >> 20),
+            format!("| members | {MEMBERS_MAX} |"),
+            format!("| copies of a key | 1 to {REPLICATION_FACTOR_MAX} |"),
+            format!("| weight of a member | 0 to {} |", thousands(WEIGHT_MAX as usize)),
+            format!("| zone's name | 1 to {ZONE_BYTES_MAX} bytes |"),
+        ] {
+            assert!(page.contains(&row), "{row}");
+        }
+    }
+
+    fn thousands(number: usize) -> String {
+        let (above, below) = (number / 1000, number % 1000);
+        if above == 0 { below.to_string() } else { format!("{above},{below:03}") }
+    }
+}
