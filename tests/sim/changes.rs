@@ -71,8 +71,7 @@ impl World {
 
     /// The places of members.
     pub(crate) fn member_places(&self) -> Vec<&Place> {
-        let members = self.members();
-        self.places.iter().filter(|place| members.contains(&place.number)).collect()
+        self.places.iter().filter(|place| self.is_member(place)).collect()
     }
 
     /// The places of nodes that are down, and no members.
@@ -92,7 +91,7 @@ impl World {
         let Some(last) = self.topology().filter(|topology| topology.moving.is_none()) else { return false };
         let knows = |place: &Place| match place.node() {
             Some((node, _)) => node.ring().is_some_and(|ring| ring.topology.epoch == last.epoch),
-            None => last.member(place.number).is_none(),
+            None => !self.is_member(place),
         };
         let open = self.member_places().iter().any(|place| place.disk.may_go_on(last.epoch));
         !open && self.places.iter().all(knows)

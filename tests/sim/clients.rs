@@ -37,7 +37,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Whether clients ask nothing now, but for the one who wants it so.
-    fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         self.quiet.load(Ordering::SeqCst)
     }
 
@@ -135,8 +135,12 @@ impl Client {
         }
     }
 
-    /// Any node, but rather one that serves.
+    /// Any node, but rather one that serves. While two of one number live, one of those in every other case.
     fn whom(&self) -> usize {
+        let two = self.world.both();
+        if !two.is_empty() && self.random.below(2) == 0 {
+            return *self.random.pick(&two);
+        }
         let serves = |at: &usize| self.world.places[*at].node().is_some_and(|(node, _)| node.readiness().ready);
         let any = || self.random.below(self.world.places.len() as u64) as usize;
         (0..3).map(|_| any()).find(serves).unwrap_or_else(any)
@@ -232,12 +236,11 @@ impl Client {
 /// One request, from asking to being told.
 pub(crate) async fn operation(world: &World, client: usize, at: usize, request: Request) -> Told {
     let place = &world.places[at];
-    let number = place.number;
     let Some((node, life)) = place.node() else { return Told::Died };
     let began = world.tick();
     let (wall_ms, served) = (place.clock.wall_ms(), node.readiness().ready);
     let number_of_life = place.lives();
-    world.trace.note(format_args!("client {client} asks {number}: {request}"));
+    world.trace.note(format_args!("client {client} asks {}: {request}", place.socket));
     let (tell, told) = oneshot::channel();
     let work = perform(node, request.clone());
     life.spawn(async move { drop(tell.send(work.await)) }.boxed());
@@ -263,7 +266,7 @@ pub(crate) async fn operation(world: &World, client: usize, at: usize, request: 
     let (life, wall_ms) = (number_of_life, [wall_ms, place.clock.wall_ms()]);
     let operation = Operation {
         client,
-        node: number,
+        at: place.socket,
         life,
         wall_ms,
         served,

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use a3::ports::{Entropy, Spawn};
-use a3::types::NodeNum;
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::machine::Seeded;
+use crate::network::Socket;
 use crate::world::{Place, World};
 
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,10 @@ pub(crate) async fn faults(world: Arc<World>, until: Instant) {
         if Instant::now() >= until {
             return;
         }
+        if world.predecessor.is_some() && world.shared.is_quiet() {
+            // Who was down himself does not know who was down for a minute.
+            continue;
+        }
         let lasts = Duration::from_millis(*random.pick(&[30, 100, 300, 1_000, 3_000]))
             .mul_f64(random.between(50, 150) as f64 / 100.0);
         let ends = (Instant::now() + lasts).min(until);
@@ -85,7 +89,7 @@ pub(crate) async fn faults(world: Arc<World>, until: Instant) {
 
 async fn befall(world: Arc<World>, fault: Fault, at: usize, ends: Instant, chance: u64) {
     let place = &world.places[at];
-    let (me, trace) = (place.number, &world.trace);
+    let (me, trace) = (place.socket, &world.trace);
     let one = std::slice::from_ref(place);
     match fault {
         Fault::Crash => crash(&world, one, ends).await,
@@ -148,7 +152,7 @@ async fn crash(world: &World, places: &[Place], ends: Instant) {
 
 /// Whether two replicas are rivals in that world.
 pub(crate) fn are_rivals(world: &World) -> bool {
-    world.rf >= 3 && !world.changes() && Seeded::new(world.seed, 24).below(8) == 0
+    world.rf >= 3 && !world.changes() && world.predecessor.is_none() && Seeded::new(world.seed, 24).below(8) == 0
 }
 
 /// The first two home replicas of the first key do not reach each other, and both reach the rest: after some seconds, when neither is
@@ -156,20 +160,21 @@ pub(crate) fn are_rivals(world: &World) -> bool {
 pub(crate) async fn rivals(world: Arc<World>, until: Instant) {
     let set = world.keys().first().and_then(|key| world.write_sets(key).pop());
     if let Some([one, other, ..]) = set.as_deref() {
-        cut(&world, &BTreeSet::from([(*one, *other), (*other, *one)]), sleep_until(until)).await;
+        let (one, other) = (Socket::of(*one), Socket::of(*other));
+        cut(&world, &BTreeSet::from([(one, other), (other, one)]), sleep_until(until)).await;
     }
 }
 
-fn between_groups(world: &World, chance: u64, one_way: bool) -> BTreeSet<(NodeNum, NodeNum)> {
-    let numbers: Vec<NodeNum> = world.places.iter().map(|p| p.number).collect();
-    let side = |n: NodeNum| chance >> n.0 & 1 == 1;
-    let crosses = |a: NodeNum, b: NodeNum| side(a) && !side(b) || !one_way && !side(a) && side(b);
-    let pairs = numbers.iter().flat_map(|a| numbers.iter().map(move |b| (*a, *b)));
-    pairs.filter(|(a, b)| crosses(*a, *b)).collect()
+fn between_groups(world: &World, chance: u64, one_way: bool) -> BTreeSet<(Socket, Socket)> {
+    let side = |at: usize| chance >> (at + 1) & 1 == 1;
+    let crosses = |a: usize, b: usize| side(a) && !side(b) || !one_way && !side(a) && side(b);
+    let all = 0..world.places.len();
+    let pairs = all.clone().flat_map(|a| all.clone().map(move |b| (a, b)));
+    pairs.filter(|(a, b)| crosses(*a, *b)).map(|(a, b)| (world.places[a].socket, world.places[b].socket)).collect()
 }
 
 /// Nothing passes from the one to the other meanwhile.
-pub(crate) async fn cut(world: &World, links: &BTreeSet<(NodeNum, NodeNum)>, meanwhile: impl Future<Output = ()>) {
+pub(crate) async fn cut(world: &World, links: &BTreeSet<(Socket, Socket)>, meanwhile: impl Future<Output = ()>) {
     world.trace.note(format_args!("cut {links:?}"));
     world.network.cut(links);
     meanwhile.await;

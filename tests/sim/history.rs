@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use a3::node::request::{Failure, FailureKind, Found, Outcome, Receipt};
-use a3::types::{Accepted, Condition, Content, Hlc, Key, Level, NodeNum, Record, Tags, Ttl, Version};
+use a3::types::{Accepted, Condition, Content, Hlc, Key, Level, Record, Tags, Ttl, Version};
 use parking_lot::Mutex;
+
+use crate::network::Socket;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -183,7 +185,7 @@ impl Told {
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) client: usize,
-    pub(crate) node: NodeNum,
+    pub(crate) at: Socket,
     /// The node's life, and its wall clock, milliseconds: when it was asked, and when it had told.
     pub(crate) life: u64,
     pub(crate) wall_ms: [u64; 2],
@@ -252,8 +254,8 @@ impl Operation {
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { client, node, request, began, ended, told, .. } = self;
-        write!(f, "client {client} at {node}: {request} [{began}..{ended}] -> ")?;
+        let Self { client, at, request, began, ended, told, .. } = self;
+        write!(f, "client {client} at {at}: {request} [{began}..{ended}] -> ")?;
         match told {
             Told::Wrote(r) => {
                 let Receipt { version, strict, created, acked, hinted, .. } = r;

@@ -130,9 +130,9 @@ impl Late {
 
 /// Nothing passes between these and the others meanwhile.
 async fn cut_off(world: &World, late: &BTreeSet<usize>, meanwhile: impl Future<Output = ()>) {
-    let number = |at: &usize| world.places[*at].number;
+    let socket = |at: &usize| world.places[*at].socket;
     let others = (0..world.places.len()).filter(|at| !late.contains(at));
-    let pairs = others.flat_map(|other| late.iter().map(move |late| (number(late), number(&other))));
+    let pairs = others.flat_map(|other| late.iter().map(move |late| (socket(late), socket(&other))));
     let links: BTreeSet<_> = pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect();
     cut(world, &links, meanwhile).await;
 }

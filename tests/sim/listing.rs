@@ -50,13 +50,13 @@ async fn list(world: &World, at: usize, limit: usize) {
     let place = &world.places[at];
     let Some((node, life)) = place.node() else { return };
     let began = world.tick();
-    world.trace.note(format_args!("a client lists at {}, {limit} keys a page", place.number));
+    world.trace.note(format_args!("a client lists at {}, {limit} keys a page", place.socket));
     let (tell, told) = oneshot::channel();
     let work = pages(node, limit);
     life.spawn(async move { drop(tell.send(work.await)) }.boxed());
     let told = timeout(TIMEOUT * PAGES as u32 + Duration::from_millis(500), told).await;
     let Ok(told) = told else {
-        return world.broken.lock().push(format!("a list at {} never ended", place.number));
+        return world.broken.lock().push(format!("a list at {} never ended", place.socket));
     };
     let word = match told.map_err(drop).map(|told| told.map_err(|failure| failure.kind)) {
         // An answer that a dying node sent is not seen.
@@ -65,7 +65,7 @@ async fn list(world: &World, at: usize, limit: usize) {
         Ok(Err(_)) => "not listed",
         Ok(Ok((told, strict))) => {
             let list = List { began, strict, told };
-            world.trace.note(format_args!("{} listed: {list:?}", place.number));
+            world.trace.note(format_args!("{} listed: {list:?}", place.socket));
             world.lists.lock().push(list);
             if strict { "listed" } else { "listed, not strict" }
         }

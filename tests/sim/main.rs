@@ -4,8 +4,9 @@
 //! One seed is one run: a cluster is founded, clients read and write while nodes crash, hang, are cut off, lose disks and
 //! have their clocks set; then all of it is healed and checked (`checks`). `docs/simulation.md` is its description.
 //!
-//! `SIM_SEEDS=first..last` runs other seeds than the usual ones (the last is not run), `SIM_CHANGING=1` only those in which the
-//! topology changes; `SIM_LINES` is how many events are shown of a failure, or of a single seed that holds.
+//! `SIM_SEEDS=first..last` runs other seeds than the usual ones (the last is not run). `SIM_ONLY=changes` runs only those in which
+//! the topology changes, `SIM_ONLY=succession` those in which a member that lives is given a successor. `SIM_LINES` is how many
+//! events are shown of a failure, or of a single seed that holds.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod changes;
@@ -18,6 +19,7 @@ mod late;
 mod listing;
 mod machine;
 mod network;
+mod successor;
 mod watch;
 mod world;
 
@@ -46,13 +48,15 @@ const STORM: Range<u64> = 2..7;
 const RIVALS_STORM: Range<u64> = 6..10;
 /// The same where the topology changes meanwhile: a change takes a second or more.
 const CHANGING_STORM: Range<u64> = 6..14;
+/// The same where a member gets a successor: which comes after a minute.
+const SUCCESSION_STORM: Range<u64> = 86..90;
 /// The same where tombstones are purged meanwhile.
 const LONG_STORM: Range<u64> = 20..60;
 /// Lines of the trace that a failure shows, unless `SIM_LINES` says how many.
 const SHOWN: usize = 160;
 
 /// What the usual seeds must have come upon, or they show little.
-const MET: [&str; 26] = [
+const MET: [&str; 28] = [
     "touch: written",
     "touch: condition failed",
     "linearizable read: read, ended",
@@ -79,6 +83,8 @@ const MET: [&str; 26] = [
     "change: moves to a zone",
     "change: copies, 5 to 3",
     "change: copies, 3 to 1",
+    "succession: another instance had the place of one that lived",
+    "succession: both were asked",
 ];
 
 struct Run {
@@ -101,6 +107,7 @@ fn run(seed: u64, traced: bool) -> Run {
 async fn live(world: &Arc<World>) -> Result<(), String> {
     world.found().await?;
     let storm = match () {
+        () if world.predecessor.is_some() => SUCCESSION_STORM,
         () if world.grace.is_some() => LONG_STORM,
         () if world.changes() => CHANGING_STORM,
         () if faults::are_rivals(world) => RIVALS_STORM,
@@ -114,6 +121,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     if faults::are_rivals(world) {
         world.life.spawn(faults::rivals(world.clone(), until).boxed());
     }
+    world.life.spawn(successor::succeed(world.clone(), until).boxed());
     if world.changes() {
         world.life.spawn(changes::changes(world.clone(), until).boxed());
         world.life.spawn(late::hearers(world.clone(), until).boxed());
@@ -141,6 +149,16 @@ fn seeds() -> Range<u64> {
     parsed.unwrap_or_else(|| panic!("SIM_SEEDS={wanted} is not like 0..200"))
 }
 
+/// Which of them are run: by `SIM_ONLY`, or all.
+fn only() -> fn(u64) -> bool {
+    match std::env::var("SIM_ONLY").as_deref() {
+        Ok("changes") => |seed| changes::outsiders(seed) > 0,
+        Ok("succession") => |seed| World::new(seed, false).predecessor.is_some(),
+        Ok(other) => panic!("SIM_ONLY={other} is neither changes nor succession"),
+        Err(_) => |_| true,
+    }
+}
+
 /// The last events that concern the key a verdict names, or all.
 fn transcript(trace: &[String], why: &str) -> String {
     let shown = std::env::var("SIM_LINES").ok().and_then(|lines| lines.parse().ok()).unwrap_or(SHOWN);
@@ -154,13 +172,13 @@ fn transcript(trace: &[String], why: &str) -> String {
 /// Runs them on two threads, until one fails: the least that did, and what happened on the way.
 fn run_all(seeds: Range<u64>) -> (Option<u64>, Tally) {
     let (next, failed, total) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX), Mutex::new(Tally::new()));
-    let changing = std::env::var_os("SIM_CHANGING").is_some();
+    let only = only();
     let work = || loop {
         let seed = next.fetch_add(1, Ordering::SeqCst);
         if seed >= seeds.end || seed > failed.load(Ordering::SeqCst) {
             return;
         }
-        if changing && changes::outsiders(seed) == 0 {
+        if !only(seed) {
             continue;
         }
         let Run { verdict, tally, .. } = run(seed, false);

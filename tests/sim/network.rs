@@ -47,6 +47,20 @@ pub(crate) struct Weather {
     pub(crate) haunting: u64,
 }
 
+impl Weather {
+    /// `purging`: where tombstones are purged, old messages come up again.
+    pub(crate) fn drawn(random: &Seeded, purging: Option<&Seeded>) -> Self {
+        let rough = random.per_mille(700);
+        Self {
+            lost: if rough { *random.pick(&[0, 5, 30]) } else { 0 },
+            doubled: *random.pick(&[0, 20, 100]),
+            late: *random.pick(&[0, 20, 100]),
+            late_ms: *random.pick(&[50, 300, 2_000]),
+            haunting: purging.map_or(0, |purging| *purging.pick(&[0, 20, 200])),
+        }
+    }
+}
+
 /// One node's place on the network.
 struct Host {
     handler: Arc<dyn PeerHandler>,
@@ -55,13 +69,13 @@ struct Host {
 
 #[derive(Default)]
 struct State {
-    hosts: BTreeMap<NodeNum, Host>,
+    hosts: BTreeMap<Socket, Host>,
     /// Since when a node is off the network, or until when a new one is not connected to.
-    gone: BTreeMap<NodeNum, Instant>,
+    gone: BTreeMap<Socket, Instant>,
     /// Links that carry nothing in this direction, how many faults cut each, and since when.
-    cuts: BTreeMap<(NodeNum, NodeNum), (u32, Instant)>,
+    cuts: BTreeMap<(Socket, Socket), (u32, Instant)>,
     /// Nodes whose messages are held back, and until when.
-    hung: BTreeMap<NodeNum, Instant>,
+    hung: BTreeMap<Socket, Instant>,
     weather: Weather,
 }
 
@@ -73,12 +87,50 @@ pub(crate) struct Network {
     wire: Arc<Life>,
 }
 
-pub(crate) fn address(node: NodeNum) -> String {
-    format!("10.0.0.{}:50050", node.0)
+/// Where a machine is plugged in. The founders and who joins have that of their number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Socket(u16);
+
+impl Socket {
+    /// Of the second machine that is given a number.
+    const SECOND: u16 = 100;
+
+    pub(crate) fn of(node: NodeNum) -> Self {
+        Self(node.0)
+    }
+
+    pub(crate) fn second_of(node: NodeNum) -> Self {
+        Self(Self::SECOND + node.0)
+    }
+
+    pub(crate) fn host(self) -> String {
+        format!("10.0.0.{}", self.0)
+    }
+
+    pub(crate) fn mesh_address(self) -> String {
+        format!("{}:50050", self.host())
+    }
+
+    fn at(mesh_address: &str) -> Option<Self> {
+        mesh_address.strip_prefix("10.0.0.")?.strip_suffix(":50050")?.parse().ok().map(Self)
+    }
 }
 
-fn node_at(address: &str) -> Option<NodeNum> {
-    address.strip_prefix("10.0.0.")?.strip_suffix(":50050")?.parse().ok().map(NodeNum)
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.checked_sub(Self::SECOND) {
+            Some(number) => write!(f, "n{number}-second"),
+            None => write!(f, "n{}", self.0),
+        }
+    }
+}
+
+/// The two ends of a message's way, and which instance is asked.
+#[derive(Clone, Copy)]
+struct Way {
+    from: Socket,
+    to: Socket,
+    instance: Option<InstanceId>,
 }
 
 impl Network {
@@ -86,30 +138,30 @@ impl Network {
         Arc::new(Self { state: Mutex::default(), random, trace, wire: Life::new() })
     }
 
-    pub(crate) fn plug(&self, node: NodeNum, handler: Arc<dyn PeerHandler>, life: Arc<Life>) {
+    pub(crate) fn plug(&self, at: Socket, handler: Arc<dyn PeerHandler>, life: Arc<Life>) {
         let mut state = self.state.lock();
-        state.gone.remove(&node);
-        state.hosts.insert(node, Host { handler, life });
+        state.gone.remove(&at);
+        state.hosts.insert(at, Host { handler, life });
     }
 
-    pub(crate) fn unplug(&self, node: NodeNum) {
+    pub(crate) fn unplug(&self, at: Socket) {
         let mut state = self.state.lock();
-        state.hosts.remove(&node);
-        state.gone.insert(node, Instant::now());
+        state.hosts.remove(&at);
+        state.gone.insert(at, Instant::now());
     }
 
     pub(crate) fn set_weather(&self, weather: Weather) {
         self.state.lock().weather = weather;
     }
 
-    pub(crate) fn cut(&self, links: &BTreeSet<(NodeNum, NodeNum)>) {
+    pub(crate) fn cut(&self, links: &BTreeSet<(Socket, Socket)>) {
         let mut state = self.state.lock();
         for link in links {
             state.cuts.entry(*link).or_insert((0, Instant::now())).0 += 1;
         }
     }
 
-    pub(crate) fn mend(&self, links: &BTreeSet<(NodeNum, NodeNum)>) {
+    pub(crate) fn mend(&self, links: &BTreeSet<(Socket, Socket)>) {
         let mut state = self.state.lock();
         for link in links {
             if let Some((faults, _)) = state.cuts.get_mut(link) {
@@ -119,8 +171,8 @@ impl Network {
         state.cuts.retain(|_, (faults, _)| *faults > 0);
     }
 
-    pub(crate) fn hang(&self, node: NodeNum, until: Instant) {
-        self.state.lock().hung.insert(node, until);
+    pub(crate) fn hang(&self, at: Socket, until: Instant) {
+        self.state.lock().hung.insert(at, until);
     }
 
     /// Ends what is on its way, and forgets the nodes.
@@ -129,14 +181,14 @@ impl Network {
         self.state.lock().hosts.clear();
     }
 
-    fn host(&self, node: NodeNum) -> Option<(Arc<dyn PeerHandler>, Arc<Life>)> {
+    fn host(&self, at: Socket) -> Option<(Arc<dyn PeerHandler>, Arc<Life>)> {
         let state = self.state.lock();
-        let host = state.hosts.get(&node).filter(|host| host.life.is_alive())?;
+        let host = state.hosts.get(&at).filter(|host| host.life.is_alive())?;
         Some((host.handler.clone(), host.life.clone()))
     }
 
     /// Ends when the message arrives; false where it never does.
-    async fn travel(&self, from: NodeNum, to: NodeNum) -> bool {
+    async fn travel(&self, from: Socket, to: Socket) -> bool {
         let (delay, lost) = {
             let state = self.state.lock();
             let late = self.random.per_mille(state.weather.late);
@@ -148,7 +200,7 @@ impl Network {
         loop {
             let held = {
                 let state = self.state.lock();
-                let until = |n: NodeNum| state.hung.get(&n).copied();
+                let until = |at: Socket| state.hung.get(&at).copied();
                 until(from).max(until(to)).filter(|until| *until > Instant::now())
             };
             match held {
@@ -159,54 +211,54 @@ impl Network {
     }
 
     /// Takes a request of the hot path there, and its answer back. `None`: something was lost on the way.
-    async fn carry(self: &Arc<Self>, from: Header, to: (NodeNum, InstanceId), call: ReplicaCall) -> Option<Answer> {
+    async fn carry(self: &Arc<Self>, from: Header, way: Way, call: ReplicaCall) -> Option<Answer> {
         let doubled = self.random.per_mille(self.state.lock().weather.doubled);
         let refused = Arc::new(AtomicBool::new(false));
         if doubled {
             let (network, call, refused) = (self.clone(), call.clone(), refused.clone());
             let again = async move {
                 // The mesh itself sends a request once. So one that was refused is not done later, by a copy of it.
-                if network.arrives(from, to, &call).await && !refused.load(Ordering::SeqCst) {
-                    drop(network.answered(from, to, call).await);
+                if network.arrives(way, &call).await && !refused.load(Ordering::SeqCst) {
+                    drop(network.answered(from, way, call).await);
                 }
             };
             self.wire.spawn(again.boxed());
         }
         let haunting = self.state.lock().weather.haunting;
         let haunts = (haunting > 0 && self.random.per_mille(haunting)).then(|| call.clone());
-        let answer = self.once(from, to, call).await;
+        let answer = self.once(from, way, call).await;
         refused.store(was_refused(answer.as_ref()), Ordering::SeqCst);
         if let Some(call) = haunts.filter(|_| matches!(answer, Some(Ok(_))) && !was_refused(answer.as_ref())) {
             let (network, after) = (self.clone(), self.random.between(HAUNTS_AFTER_MS.start, HAUNTS_AFTER_MS.end));
             let again = async move {
                 sleep(Duration::from_millis(after)).await;
-                network.trace.note(format_args!("once more: {:?} from {} to {}", call.request.key(), from.node, to.0));
-                drop(network.once(from, to, call).await);
+                network.trace.note(format_args!("once more: {:?} from {} to {}", call.request.key(), way.from, way.to));
+                drop(network.once(from, way, call).await);
             };
             self.wire.spawn(again.boxed());
         }
         answer
     }
 
-    async fn once(self: &Arc<Self>, from: Header, to: (NodeNum, InstanceId), call: ReplicaCall) -> Option<Answer> {
-        if self.arrives(from, to, &call).await { self.answered(from, to, call).await } else { None }
+    async fn once(self: &Arc<Self>, from: Header, way: Way, call: ReplicaCall) -> Option<Answer> {
+        if self.arrives(way, &call).await { self.answered(from, way, call).await } else { None }
     }
 
     /// The way there.
-    async fn arrives(&self, from: Header, to: (NodeNum, InstanceId), call: &ReplicaCall) -> bool {
-        let arrives = self.travel(from.node, to.0).await;
+    async fn arrives(&self, way: Way, call: &ReplicaCall) -> bool {
+        let arrives = self.travel(way.from, way.to).await;
         if !arrives {
             let key = call.request.key();
-            self.trace.note(format_args!("lost: a request of {key:?} from {} to {}", from.node, to.0));
+            self.trace.note(format_args!("lost: a request of {key:?} from {} to {}", way.from, way.to));
         }
         arrives
     }
 
     /// What is done there, and the way back.
-    async fn answered(self: &Arc<Self>, from: Header, to: (NodeNum, InstanceId), call: ReplicaCall) -> Option<Answer> {
+    async fn answered(self: &Arc<Self>, from: Header, way: Way, call: ReplicaCall) -> Option<Answer> {
         let key = call.request.key().clone();
-        let Some((handler, life)) = self.host(to.0) else { return Some(Err(PeerError::Lost)) };
-        if let Err(error) = handler.admit(&from, Some(to.1)) {
+        let Some((handler, life)) = self.host(way.to) else { return Some(Err(PeerError::Lost)) };
+        if let Err(error) = handler.admit(&from, way.instance) {
             return Some(Err(error));
         }
         let (inbox, answer) = OneAnswer::new();
@@ -217,26 +269,25 @@ impl Network {
             return Some(Err(PeerError::Lost));
         }
         let header = handler.header();
-        if !self.travel(to.0, from.node).await {
-            self.trace.note(format_args!("lost: an answer about {key:?} from {} to {}", to.0, from.node));
+        if !self.travel(way.to, way.from).await {
+            self.trace.note(format_args!("lost: an answer about {key:?} from {} to {}", way.to, way.from));
             return None;
         }
-        let (caller, _) = self.host(from.node)?;
+        let (caller, _) = self.host(way.from)?;
         Some(caller.admit(&header, Some(from.instance)).and(answer))
     }
 
     async fn carry_rare(
         self: Arc<Self>,
         from: Header,
-        to: NodeNum,
-        instance: Option<InstanceId>,
+        way: Way,
         request: PeerRequest,
     ) -> Option<Result<PeerReply, PeerError>> {
-        if !self.travel(from.node, to).await {
+        if !self.travel(way.from, way.to).await {
             return None;
         }
-        let Some((handler, life)) = self.host(to) else { return Some(Err(PeerError::Unreachable)) };
-        let reply = match handler.admit(&from, instance) {
+        let Some((handler, life)) = self.host(way.to) else { return Some(Err(PeerError::Unreachable)) };
+        let reply = match handler.admit(&from, way.instance) {
             Ok(()) => {
                 let (tell, reply) = oneshot::channel();
                 let handler = handler.clone();
@@ -250,10 +301,10 @@ impl Network {
             Err(error) => Err(error),
         };
         let header = handler.header();
-        if !self.travel(to, from.node).await {
+        if !self.travel(way.to, way.from).await {
             return None;
         }
-        let (caller, _) = self.host(from.node)?;
+        let (caller, _) = self.host(way.from)?;
         Some(caller.admit(&header, Some(from.instance)).and(reply))
     }
 }
@@ -283,19 +334,26 @@ impl Inbox for OneAnswer {
 
 /// The network as one life of a node sees it.
 pub(crate) struct SimPeers {
-    pub(crate) network: Arc<Network>,
-    pub(crate) me: NodeNum,
-    pub(crate) life: Arc<Life>,
-    introduced: Mutex<BTreeMap<NodeNum, InstanceId>>,
+    network: Arc<Network>,
+    me: NodeNum,
+    at: Socket,
+    life: Arc<Life>,
+    introduced: Mutex<BTreeMap<NodeNum, (InstanceId, Socket)>>,
 }
 
 impl SimPeers {
-    pub(crate) fn new(network: &Arc<Network>, me: NodeNum, life: &Arc<Life>) -> Arc<Self> {
-        Arc::new(Self { network: network.clone(), me, life: life.clone(), introduced: Mutex::default() })
+    pub(crate) fn new(network: &Arc<Network>, (me, at): (NodeNum, Socket), life: &Arc<Life>) -> Arc<Self> {
+        Arc::new(Self { network: network.clone(), me, at, life: life.clone(), introduced: Mutex::default() })
+    }
+
+    /// The way to whom it was introduced to under that number.
+    fn way(&self, to: NodeNum) -> Option<Way> {
+        let introduced = self.introduced.lock();
+        introduced.get(&to).map(|(instance, at)| Way { from: self.at, to: *at, instance: Some(*instance) })
     }
 
     fn header(&self) -> Option<Header> {
-        self.network.host(self.me).map(|(handler, _)| handler.header())
+        self.network.host(self.at).map(|(handler, _)| handler.header())
     }
 }
 
@@ -305,21 +363,20 @@ impl Peers for SimPeers {
             return;
         }
         if to == self.me {
-            match self.network.host(to) {
+            match self.network.host(self.at) {
                 Some((handler, _)) => handler.deliver(to, Deliveries::from_iter([Delivery { call, reply_to }])),
                 None => reply_to.send(Err(PeerError::Unreachable)),
             }
             return;
         }
-        let instance = self.introduced.lock().get(&to).copied();
-        let (Some(instance), Some(from), true) = (instance, self.header(), self.connected(to)) else {
+        let (Some(way), Some(from), true) = (self.way(to), self.header(), self.connected(to)) else {
             return reply_to.send(Err(PeerError::Unreachable));
         };
         let network = self.network.clone();
         let deadline = call.deadline.unwrap_or_else(|| Instant::now() + REQUEST_TIMEOUT);
         let task = async move {
-            let mut way = Box::pin(network.carry(from, (to, instance), call));
-            match timeout_at(deadline, &mut way).await {
+            let mut carried = Box::pin(network.carry(from, way, call));
+            match timeout_at(deadline, &mut carried).await {
                 Ok(Some(answer)) => reply_to.send(answer),
                 Ok(None) => {
                     sleep_until(deadline).await;
@@ -327,7 +384,7 @@ impl Peers for SimPeers {
                 }
                 Err(_) => {
                     reply_to.send(Err(PeerError::TimedOut));
-                    way.await;
+                    carried.await;
                 }
             }
         };
@@ -340,21 +397,21 @@ impl Peers for SimPeers {
         request: PeerRequest,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<PeerReply, PeerError>> {
-        let target = match &to {
-            Destination::Address(address) => node_at(address).map(|node| (node, None)),
-            Destination::Member(node) => self.introduced.lock().get(node).map(|i| (*node, Some(*i))),
+        let way = match &to {
+            Destination::Address(address) => Socket::at(address).map(|to| Way { from: self.at, to, instance: None }),
+            Destination::Member(node) => self.way(*node),
         };
-        let (Some((to, instance)), Some(from)) = (target, self.header()) else {
+        let (Some(way), Some(from)) = (way, self.header()) else {
             return async { Err(PeerError::Unreachable) }.boxed();
         };
         if !matches!(request, PeerRequest::Gossip(_) | PeerRequest::NodeInfo { .. } | PeerRequest::Changes { .. }) {
-            self.network.trace.note(format_args!("{} asks {to} for {}", self.me, Named(&request)));
+            self.network.trace.note(format_args!("{} asks {} for {}", way.from, way.to, Named(&request)));
         }
         let (network, (tell, reply)) = (self.network.clone(), oneshot::channel());
-        let way = network.clone().carry_rare(from, to, instance, request);
+        let carried = network.clone().carry_rare(from, way, request);
         network.wire.spawn(
             async move {
-                if let Some(reply) = way.await {
+                if let Some(reply) = carried.await {
                     drop(tell.send(reply));
                 } else {
                     sleep_until(deadline).await;
@@ -370,19 +427,22 @@ impl Peers for SimPeers {
         .boxed()
     }
 
-    fn introduce(&self, node: NodeNum, instance: InstanceId, _: &str) {
-        self.introduced.lock().insert(node, instance);
+    fn introduce(&self, node: NodeNum, instance: InstanceId, mesh_address: &str) {
+        if let Some(at) = Socket::at(mesh_address) {
+            self.introduced.lock().insert(node, (instance, at));
+        }
     }
 
     fn connected(&self, to: NodeNum) -> bool {
         if to == self.me {
             return true;
         }
+        let Some(Way { from, to, .. }) = self.way(to) else { return false };
         let state = self.network.state.lock();
         let noticed = Duration::from_millis(50);
         let up = state.gone.get(&to).is_none_or(|since| since.elapsed() < noticed);
         let dead = |link| state.cuts.get(&link).is_some_and(|(_, since)| since.elapsed() > KEEP_ALIVE);
-        up && !dead((self.me, to)) && !dead((to, self.me)) && self.introduced.lock().contains_key(&to)
+        up && !dead((from, to)) && !dead((to, from))
     }
 }
 

@@ -45,12 +45,12 @@ pub(crate) async fn client(world: Arc<World>) {
             let word = match begun {
                 _ if !life.is_alive() => "died",
                 Ok(watching) => {
-                    world.trace.note(format_args!("a watch begins at {}, from {cursor:?}", place.number));
+                    world.trace.note(format_args!("a watch begins at {}, from {cursor:?}", place.socket));
                     follow(&world, watching, &life, &random).await
                 }
                 Err(NoWatch::Gone(gone)) => has_gone(&world, gone),
                 Err(NoWatch::Failed { kind, slots, failed }) => {
-                    let (many, at) = (slots.count(), place.number);
+                    let (many, at) = (slots.count(), place.socket);
                     world
                         .trace
                         .note(format_args!("no watch at {at}, {kind}: {many} slots, {failed:?}, from {cursor:?}"));

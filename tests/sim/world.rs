@@ -17,7 +17,8 @@ use crate::disk::{Disk, SimStore};
 use crate::history::{History, Witness};
 use crate::listing::List;
 use crate::machine::{Life, Seeded, SimClock, Trace};
-use crate::network::{Network, SimPeers, Weather, address};
+use crate::network::{Network, SimPeers, Socket, Weather};
+use crate::successor::predecessor;
 use crate::watch::Seen;
 
 /// A start, and the healing at the end, must be done within this (virtual) time.
@@ -26,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// One node's place: what stays through its lives, and the life it has.
 pub(crate) struct Place {
     pub(crate) number: NodeNum,
+    pub(crate) socket: Socket,
     pub(crate) disk: Arc<Disk>,
     pub(crate) clock: Arc<SimClock>,
     life: Mutex<Option<(Arc<Node>, Arc<Life>)>>,
@@ -69,6 +71,8 @@ pub(crate) struct World {
     /// The founders first, then those who are no members in the beginning.
     pub(crate) places: Vec<Place>,
     founders: usize,
+    /// The founder that is given a successor, where one is: the last place is that one's.
+    pub(crate) predecessor: Option<NodeNum>,
     pub(crate) network: Arc<Network>,
     pub(crate) random: Arc<Seeded>,
     pub(crate) trace: Arc<Trace>,
@@ -77,8 +81,11 @@ pub(crate) struct World {
     /// What is asked about, and where it lives: known once there is a cluster.
     keys: OnceLock<Keys>,
     pub(crate) shared: Shared,
-    /// The node whose disk was wiped. It comes back as another instance, once it has its slots from the others.
+    /// The node whose disk was wiped, or which got a successor: another instance, once it has its slots from the others.
     wiped: Mutex<Option<NodeNum>>,
+    /// Since when that is so, and since when its successor has all of its slots, where it has one: places in the order of events.
+    pub(crate) lost_at: Mutex<Option<u64>>,
+    pub(crate) whole_since: Mutex<Option<u64>>,
     /// Up to which version each node has acknowledged each key to somebody who was told so.
     promised: Mutex<BTreeMap<(NodeNum, Key), Version>>,
     /// What was found wrong on the way.
@@ -107,25 +114,19 @@ impl World {
         let sql = random.below(10) == 0;
         let interval = Duration::from_secs(*random.pick(&[2, 30]));
         let ending = *random.pick(&[0, 0, 200, 600]);
-        let place = |n: u16| {
+        let place = |number: NodeNum, socket: Socket, lives: u64| {
             let off_ms = random.between(0, 2 * skew_ms) as i64 - skew_ms as i64;
-            Place {
-                number: NodeNum(n),
-                disk: Disk::new(
-                    NodeNum(n),
-                    sql,
-                    sync_ms,
-                    Seeded::new(seed, 100 + u64::from(n)),
-                    witness.clone(),
-                    trace.clone(),
-                ),
-                clock: SimClock::new(off_ms),
-                life: Mutex::default(),
-                lives: Mutex::default(),
-            }
+            let random = Seeded::new(seed, 100 + lives + u64::from(number.0));
+            let disk = Disk::new((number, socket), sql, sync_ms, random, witness.clone(), trace.clone());
+            let (life, lives) = (Mutex::default(), Mutex::new(lives));
+            Place { number, socket, disk, clock: SimClock::new(off_ms), life, lives }
         };
-        let places: Vec<Place> = (1..=nodes + outsiders(seed)).map(place).collect();
-        let weather = draw_weather(&random, grace.map(|_| &*purging));
+        let numbers = (1..=nodes + outsiders(seed)).map(NodeNum);
+        let mut places: Vec<Place> = numbers.map(|number| place(number, Socket::of(number), 0)).collect();
+        let weather = Weather::drawn(&random, grace.map(|_| &*purging));
+        let predecessor = predecessor(seed, nodes).filter(|_| rf >= 3 && outsiders(seed) == 0);
+        // Its lives are told apart from those of the other one of its number.
+        places.extend(predecessor.map(|number| place(number, Socket::second_of(number), 1_000)));
         let network = Network::new(Seeded::new(seed, 1), trace.clone());
         trace.note(format_args!(
             "{} nodes, {nodes} of them founders, rf {rf}, {exact} of 1000 exact, {ending} of 1000 values end, clocks within {skew_ms} ms of {clock_skew_max:?}, syncs within {sync_ms} ms, \
@@ -144,6 +145,7 @@ impl World {
             interval,
             places,
             founders: usize::from(nodes),
+            predecessor,
             network,
             random,
             trace,
@@ -152,6 +154,8 @@ impl World {
             keys: OnceLock::new(),
             shared: Shared::default(),
             wiped: Mutex::default(),
+            lost_at: Mutex::default(),
+            whole_since: Mutex::default(),
             promised: Mutex::default(),
             broken: Mutex::default(),
             life: Life::new(),
@@ -167,17 +171,21 @@ impl World {
             *lives += 1;
             *lives
         };
-        self.trace.note(format_args!("{} starts", place.number));
+        self.trace.note(format_args!("{} starts", place.socket));
         self.check_promises(place);
         let options = Options {
-            seeds: self.places.iter().map(|p| address(p.number)).collect(),
+            seeds: self.places.iter().map(|p| p.socket.mesh_address()).collect(),
             // Who comes later must not found another one with others that come later.
-            cluster_size: if self.changes() && self.keys.get().is_some() { 1 } else { self.founders as u16 },
+            cluster_size: if self.keys.get().is_some() && (self.changes() || self.predecessor.is_some()) {
+                1
+            } else {
+                self.founders as u16
+            },
             rf: self.rf,
             zone: zone(self.seed, place.number.0),
             weight: 1,
-            mesh_address: address(place.number),
-            http_address: format!("10.0.0.{}:8000", place.number.0),
+            mesh_address: place.socket.mesh_address(),
+            http_address: format!("{}:8000", place.socket.host()),
             gossip_interval: Duration::from_secs(1),
             clock_skew_max: self.clock_skew_max,
             value_bytes_max: 1024,
@@ -186,7 +194,7 @@ impl World {
             gc_grace: self.grace.unwrap_or(Duration::from_secs(86_400)),
         };
         let ports = Ports {
-            peers: SimPeers::new(&self.network, place.number, &life),
+            peers: SimPeers::new(&self.network, (place.number, place.socket), &life),
             store: SimStore::open(place.disk.clone(), place.clock.clone(), life.clone()),
             clock: place.clock.clone(),
             entropy: Seeded::new(self.seed, u64::from(place.number.0) << 32 | lives),
@@ -194,26 +202,30 @@ impl World {
         };
         let node = Node::start(options, ports).await.expect("the simulated store always opens");
         let handler: Arc<dyn PeerHandler> = node.clone();
-        self.network.plug(place.number, handler, life.clone());
-        let (joining, trace, number) = (node.clone(), self.trace.clone(), place.number);
+        self.network.plug(place.socket, handler, life.clone());
+        let (joining, trace, at) = (node.clone(), self.trace.clone(), place.socket);
         let (end, network) = (life.clone(), self.network.clone());
         let join = async move {
             match joining.join().await {
-                Ok(()) => trace.note(format_args!("{number} serves")),
+                Ok(()) => trace.note(format_args!("{at} serves")),
                 Err(error) => {
-                    trace.note(format_args!("{number} cannot start, and exits: {error}"));
+                    trace.note(format_args!("{at} cannot start, and exits: {error}"));
                     end.end();
-                    network.unplug(number);
+                    network.unplug(at);
                 }
             }
         };
-        let (fenced, trace, number) = (node.clone(), self.trace.clone(), place.number);
-        let (end, network) = (life.clone(), self.network.clone());
+        let (fenced, trace, at) = (node.clone(), self.trace.clone(), place.socket);
+        let (end, network, lingers) = (life.clone(), self.network.clone(), self.lingers(place));
         let replaced = async move {
             let error = fenced.replaced().await;
-            trace.note(format_args!("{number} has been replaced, and exits: {error}"));
+            trace.note(format_args!("{at} has been replaced, and exits: {error}"));
+            if let Some(lasts) = lingers {
+                fenced.leave().await;
+                sleep(lasts).await;
+            }
             end.end();
-            network.unplug(number);
+            network.unplug(at);
         };
         *place.life.lock() = Some((node, life.clone()));
         life.spawn(join.boxed());
@@ -223,9 +235,9 @@ impl World {
     /// The node dies, between two of its steps.
     pub(crate) fn crash(&self, place: &Place) {
         if let Some((_, life)) = place.life.lock().take() {
-            self.trace.note(format_args!("{} crashes", place.number));
+            self.trace.note(format_args!("{} crashes", place.socket));
             life.end();
-            self.network.unplug(place.number);
+            self.network.unplug(place.socket);
         }
     }
 
@@ -293,8 +305,14 @@ impl World {
     pub(crate) fn wipe(&self, place: &Place, identity_too: bool, restored: Option<u64>) {
         self.trace.note(format_args!("the disk of {} is wiped, its identity too: {identity_too}", place.number));
         place.disk.wipe(identity_too, restored);
-        *self.wiped.lock() = Some(place.number);
-        self.promised.lock().retain(|(node, _), _| *node != place.number);
+        self.owe_one_copy_less(place.number);
+    }
+
+    /// What that node promised is owed no more.
+    pub(crate) fn owe_one_copy_less(&self, of: NodeNum) {
+        *self.wiped.lock() = Some(of);
+        *self.lost_at.lock() = Some(self.tick());
+        self.promised.lock().retain(|(node, _), _| *node != of);
     }
 
     /// While the number of copies changes the lesser one counts.
@@ -303,7 +321,7 @@ impl World {
             return false;
         };
         let copies = topology.moving.as_ref().map_or(topology.rf, |moving| moving.rf.min(topology.rf));
-        copies >= 3 && self.wiped().is_none()
+        copies >= 3 && self.wiped().is_none() && self.predecessor.is_none()
     }
 
     /// A client was told that these nodes have it on disk.
@@ -341,8 +359,8 @@ impl World {
 
     fn copies_of(&self, key: &Key, homes: &BTreeSet<NodeNum>) -> Vec<Option<Version>> {
         let wiped = self.wiped();
-        let kept =
-            self.places.iter().filter(|p| homes.contains(&p.number) && (Some(p.number) != wiped || p.disk.is_whole()));
+        let is_home = |p: &&Place| homes.contains(&p.number) && self.is_member(p);
+        let kept = self.places.iter().filter(is_home).filter(|p| Some(p.number) != wiped || p.disk.is_whole());
         kept.map(|place| self.held(place, key, false)).collect()
     }
 
@@ -382,9 +400,11 @@ impl World {
         now
     }
 
-    /// How many disks hold that version of a key or something newer, as a copy or a hint.
+    /// How many disks hold that version of a key or something newer, as a copy or a hint. One that another one has the place of
+    /// counts for nothing.
     pub(crate) fn disks_with(&self, key: &Key, version: Version) -> usize {
-        self.places.iter().filter(|place| self.held(place, key, true) >= Some(version)).count()
+        let counts = |place: &&Place| self.predecessor != Some(place.number) || self.is_member(place);
+        self.places.iter().filter(counts).filter(|place| self.held(place, key, true) >= Some(version)).count()
     }
 
     /// All faults end, all nodes come up, and hints are delivered.
@@ -397,7 +417,9 @@ impl World {
             place.clock.set_right();
         }
         self.bring_back().await?;
-        self.until("every change of the topology ends, and every member knows", || self.is_settled()).await?;
+        // Who was about to be replaced may have been, and its successor fetches its slots.
+        let settled = || self.is_settled() && self.all_ready();
+        self.until("every change of the topology ends, every member knows, and serves", settled).await?;
         // What was under way when the faults ended, hints left behind too.
         sleep(Duration::from_secs(3)).await;
         self.until("every hint is delivered", || self.hints() == 0).await?;
@@ -473,16 +495,4 @@ impl World {
 
 fn is_ready(place: &Place) -> bool {
     place.node().is_some_and(|(node, _)| node.readiness().ready)
-}
-
-/// `purging`: where tombstones are purged, old messages come up again.
-fn draw_weather(random: &Seeded, purging: Option<&Seeded>) -> Weather {
-    let rough = random.per_mille(700);
-    Weather {
-        lost: if rough { *random.pick(&[0, 5, 30]) } else { 0 },
-        doubled: *random.pick(&[0, 20, 100]),
-        late: *random.pick(&[0, 20, 100]),
-        late_ms: *random.pick(&[50, 300, 2_000]),
-        haunting: purging.map_or(0, |purging| *purging.pick(&[0, 20, 200])),
-    }
 }

@@ -43,7 +43,7 @@ fn told_ends_are_of_values(world: &World, history: &[Operation]) -> Verdict {
             return Err(format!("told to have ended, and never had an end: {o}"));
         }
         let (needed, disks) = (majority(world.replicas(o.key())), o.disks);
-        if !world.changes() && o.strict_read().is_some() && disks + usize::from(world.wiped().is_some()) < needed {
+        if !world.changes() && o.strict_read().is_some() && disks + world.forgiven(o) < needed {
             return Err(format!("told to have ended, and {disks} disks had its tombstone, not {needed}: {o}"));
         }
     }
@@ -63,7 +63,7 @@ fn a_node_does_not_tell_what_it_told_to_have_ended(history: &[Operation]) -> Ver
     for (at, first) in history.iter().enumerate() {
         let Some(end) = ended(first) else { continue };
         let value = value_of(end);
-        let same = |o: &&Operation| (o.node, o.life, o.key()) == (first.node, first.life, first.key());
+        let same = |o: &&Operation| (o.at, o.life, o.key()) == (first.at, first.life, first.key());
         let again = history[at..].iter().filter(same).find(|o| o.began > first.ended && read(o) == Some(value));
         if let Some(again) = again {
             return Err(format!("a node told what it had told to have ended:\n  {first}\n  {again}"));

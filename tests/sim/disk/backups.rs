@@ -10,7 +10,8 @@ impl Disk {
     /// backup may be restored: records of some time ago, and nothing else.
     pub(crate) fn wipe(&self, identity_too: bool, restored: Option<u64>) {
         let mut content = self.content.lock();
-        let old = std::mem::replace(&mut *content, Content::blank(self.node, self.sql, &self.random)).identity;
+        let node = content.identity.node;
+        let old = std::mem::replace(&mut *content, Content::blank(node, self.sql, &self.random)).identity;
         if !identity_too && old.cluster.is_some() {
             let identity = &mut content.identity;
             (identity.cluster, identity.known_addresses) = (old.cluster, old.known_addresses);
@@ -20,7 +21,7 @@ impl Disk {
             let backups = self.backups.lock();
             let chosen = restored.filter(|_| !backups.is_empty()).map(|which| which % backups.len() as u64);
             if let Some(backup) = chosen.and_then(|which| backups.get(which as usize)) {
-                self.trace.note(format_args!("{} restores a backup of {} records", self.node, backup.len()));
+                self.trace.note(format_args!("{} restores a backup of {} records", self.at, backup.len()));
                 content.rows.absorb(backup);
             }
         }

@@ -1,11 +1,16 @@
 //! What the checks see of a disk, without its node.
 
 use a3::ports::{ReadPart, ReplicaReply};
-use a3::types::{Epoch, Key, Leaf, Slot, Sum, Version};
+use a3::types::{Epoch, InstanceId, Key, Leaf, Slot, Sum, Version};
 
 use super::Disk;
 
 impl Disk {
+    /// Whose it is.
+    pub(crate) fn instance(&self) -> InstanceId {
+        self.content.lock().identity.instance
+    }
+
     /// Whether its node may answer for what is on it.
     pub(crate) fn is_whole(&self) -> bool {
         let content = self.content.lock();

@@ -30,6 +30,7 @@ use tokio::time::sleep;
 
 use crate::history::{Witness, text_of};
 use crate::machine::{Life, Seeded, SimClock, Trace};
+use crate::network::Socket;
 
 use rows::{MapRows, Rows};
 use sql::SqlRows;
@@ -64,7 +65,8 @@ impl Content {
 
 /// A node's disk.
 pub(crate) struct Disk {
-    node: NodeNum,
+    /// Its machine's, by which the trace names it.
+    at: Socket,
     sql: bool,
     content: Mutex<Content>,
     full: AtomicBool,
@@ -84,7 +86,7 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn new(
-        node: NodeNum,
+        (node, at): (NodeNum, Socket),
         sql: bool,
         sync_ms: u64,
         random: Arc<Seeded>,
@@ -92,9 +94,8 @@ impl Disk {
         trace: Arc<Trace>,
     ) -> Arc<Self> {
         let content = Mutex::new(Content::blank(node, sql, &random));
-        let (full, synced) = (AtomicBool::new(false), Notify::new());
-        let (watched, batches, backups) = Default::default();
-        Arc::new(Self { node, sql, content, full, synced, sync_ms, random, witness, trace, watched, batches, backups })
+        let (full, synced, watched, batches, backups) = Default::default();
+        Arc::new(Self { at, sql, content, full, synced, sync_ms, random, witness, trace, watched, batches, backups })
     }
 
     /// Committed here.
@@ -119,7 +120,7 @@ impl Disk {
     /// The end of a sync.
     fn apply(&self, wall_ms: u64, batch: &[(Token, ReplicaRequest)]) -> Vec<ReplicaReply> {
         if self.is_full() {
-            self.trace.note(format_args!("{} is full", self.node));
+            self.trace.note(format_args!("{} is full", self.at));
             return vec![ReplicaReply::Refused(Refusal::DiskFull); batch.len()];
         }
         self.back_up();
@@ -129,7 +130,7 @@ impl Disk {
     }
 
     fn note(&self, request: &ReplicaRequest, reply: &ReplicaReply) {
-        let (me, trace) = (self.node, &self.trace);
+        let (me, trace) = (self.at, &self.trace);
         match (request, reply) {
             (ReplicaRequest::Write { key, record }, ReplicaReply::Stored { .. }) => {
                 self.witness.stored(key, record);
@@ -441,7 +442,7 @@ impl Store for SimStore {
     }
 
     fn absorb(&self, entries: Vec<(Token, SlotEntry)>) -> BoxFuture<'static, Result<(), StoreError>> {
-        let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.node);
+        let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.at);
         let changes = self.changes();
         self.change(move |content| {
             for (_, (key, record, register)) in &entries {
@@ -455,7 +456,7 @@ impl Store for SimStore {
     }
 
     fn drop_covered(&self, floor: Floor, keys: Vec<(Token, Key)>) -> BoxFuture<'static, Result<u64, StoreError>> {
-        let (trace, me) = (self.disk.trace.clone(), self.disk.node);
+        let (trace, me) = (self.disk.trace.clone(), self.disk.at);
         self.change(move |content| {
             trace.note(format_args!("{me} drops what {floor:?} covers of {keys:?}"));
             content.rows.drop_covered(&floor, &keys)
@@ -480,7 +481,7 @@ impl Store for SimStore {
 
     fn end_due(&self, now: Hlc, limit: usize) -> BoxFuture<'static, Result<Vec<(Key, Record)>, StoreError>> {
         let Some(seed) = self.disk.content.lock().any_due(now) else { return async { Ok(Vec::new()) }.boxed() };
-        let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.node);
+        let (witness, trace, me) = (self.disk.witness.clone(), self.disk.trace.clone(), self.disk.at);
         let changes = self.changes();
         self.change(move |content| {
             let ended = content.rows.end_due(seed, now, limit);

@@ -24,7 +24,7 @@ impl SimStore {
                     let gone: Vec<(Slot, u64)> =
                         half.into_iter().map(|slot| (slot, content.rows.drop_slot(seed, slot))).collect();
                     for (slot, gone) in gone.iter().filter(|(_, gone)| *gone > 0) {
-                        disk.trace.note(format_args!("{} drops {gone} of slot {slot}", disk.node));
+                        disk.trace.note(format_args!("{} drops {gone} of slot {slot}", disk.at));
                     }
                     gone.iter().map(|(_, gone)| gone).sum()
                 };
@@ -61,7 +61,7 @@ impl Purging for SimStore {
             let Some(seed) = content.seed() else { return Vec::new() };
             let sealed: Vec<Sealed> = slots.iter().map(|slot| content.rows.unsettled(seed, slot)).collect();
             let open: Vec<&Sealed> = sealed.iter().filter(|s| !s.unsettled.is_empty()).collect();
-            disk.trace.note(format_args!("{} seals up to {up_to:?}: to be settled {open:?}", disk.node));
+            disk.trace.note(format_args!("{} seals up to {up_to:?}: to be settled {open:?}", disk.at));
             sealed
         })
     }
@@ -70,7 +70,7 @@ impl Purging for SimStore {
         let (disk, slots) = (self.disk.clone(), self.disk.watched.lock().clone());
         self.ordered(move |content| {
             for (slot, floor) in floors.iter().filter(|(slot, _)| slots.contains(slot)) {
-                disk.trace.note(format_args!("{} raises the floor of {slot} to {floor:?}", disk.node));
+                disk.trace.note(format_args!("{} raises the floor of {slot} to {floor:?}", disk.at));
             }
             let kept = |(slot, floor)| (slot, SlotFloor { floor, ..SlotFloor::default() });
             content.rows.raise(&floors.into_iter().map(kept).collect::<Vec<_>>());
@@ -90,7 +90,7 @@ impl Purging for SimStore {
                     before.into_iter().filter(|(k, ..)| !after.iter().any(|(key, ..)| key == k))
                 {
                     let version = record.as_ref().map(|r| r.version);
-                    disk.trace.note(format_args!("{} purges {key:?} {version:?}, {register:?}", disk.node));
+                    disk.trace.note(format_args!("{} purges {key:?} {version:?}, {register:?}", disk.at));
                     disk.witness.purged(&key, record.as_ref(), register.is_some());
                 }
             }
