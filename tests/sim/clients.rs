@@ -137,8 +137,8 @@ impl Client {
 
     /// Any node, but rather one that serves. While two of one number live, one of those in every other case.
     fn whom(&self) -> usize {
-        let two = self.world.both();
-        if !two.is_empty() && self.random.below(2) == 0 {
+        let two = self.world.rivals_for_a_place();
+        if two.len() == 2 && self.random.below(2) == 0 {
             return *self.random.pick(&two);
         }
         let serves = |at: &usize| self.world.places[*at].node().is_some_and(|(node, _)| node.readiness().ready);

@@ -46,13 +46,10 @@ impl World {
         member.is_some_and(|m| self.predecessor != Some(place.number) || m.instance == place.disk.instance())
     }
 
-    /// The places of the two that live under one number; none where there is one.
-    pub(crate) fn both(&self) -> Vec<usize> {
-        let lives = |at: &usize| {
-            let place = &self.places[*at];
-            self.predecessor == Some(place.number) && place.node().is_some()
-        };
-        Some((0..self.places.len()).filter(lives).collect()).filter(|two: &Vec<_>| two.len() == 2).unwrap_or_default()
+    /// The places of the number that gets a successor where somebody lives: two, while both do.
+    pub(crate) fn rivals_for_a_place(&self) -> Vec<usize> {
+        let lives = |place: &Place| self.predecessor == Some(place.number) && place.node().is_some();
+        (0..self.places.len()).filter(|at| lives(&self.places[*at])).collect()
     }
 
     /// How many copies of what was acknowledged so nobody owes: of what was told before the disk was lost, or begun when its
@@ -107,7 +104,7 @@ async fn both(world: &Arc<World>, old: &Place, random: Arc<Seeded>) {
     let ends = Instant::now() + TOGETHER;
     let mut pairs = 0;
     while Instant::now() < ends && pairs < PAIRS_MAX && !world.is_member(old) {
-        sleep(Duration::from_millis(random.between(10, 100))).await;
+        sleep(Duration::from_millis(random.between(10, 200))).await;
         if old.node().is_none() {
             // It has gone, or crashed and comes back.
             continue;
@@ -140,8 +137,8 @@ async fn replaced(world: &World, new: &Place, random: &Seeded, until: Instant) {
         world.history.count("succession: another instance had the place of one that lived");
     }
     // Mostly both are whole then: a copy that is still fetched counts for nothing.
-    let waits_until =
-        Instant::now() + Duration::from_millis(*random.pick(&[0, 1_000, WHOLE_WITHIN_MS, WHOLE_WITHIN_MS]));
+    let waits = Duration::from_millis(*random.pick(&[0, 1_000, WHOLE_WITHIN_MS, WHOLE_WITHIN_MS]));
+    let waits_until = until.min(Instant::now() + waits);
     while !new.disk.is_whole() && Instant::now() < waits_until {
         sleep(LOOK_EVERY).await;
     }
